@@ -1,0 +1,106 @@
+"""The frozen causal text tower: token ids or ready embeddings in, one embedding a prompt out.
+
+Because attention is causal, nothing behind EOS can reach EOS: sequences are cut there, and the last block is
+evaluated at the EOS rows alone. Both are exact. Prompts that begin alike can be packed into one sequence (a token
+tree), so that what they share is computed once (`forward_packed`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zsad.clip.blocks import Block, gather_rows
+from zsad.clip.config import TextConfig
+from zsad.errors import ConfigError
+
+
+class TextTower(nn.Module):
+    """CLIP's text encoder.
+
+    Args:
+        config: the tower's shape.
+        embed_dim: width D of the joint space.
+    """
+
+    def __init__(self, config: TextConfig, embed_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.position_embedding = nn.Parameter(torch.randn(config.context_length, width) * 0.01)
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.mlp_width, config.activation) for _ in range(config.layers)
+        )
+        self.ln_final = nn.LayerNorm(width)
+        self.proj = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings (P, S, D_t) of ids (P, S), without positions."""
+        embedded: Tensor = self.token_embedding(ids)
+        return embedded
+
+    def encode(self, ids: Tensor, *, eos: int) -> Tensor:
+        """Embeddings (P, D) of token ids (P, S), each sequence ending at its first `eos` id."""
+        return self(self.embed(ids), eos=(ids == eos).int().argmax(dim=-1))
+
+    def forward(self, embeddings: Tensor, *, eos: Tensor, deep_tokens: Tensor | None = None) -> Tensor:
+        """Embeddings (P, D) in the joint space, not normalised, of ready token embeddings.
+
+        Args:
+            embeddings: (P, S, D_t) without positions; anything behind a sequence's EOS is ignored.
+            eos: (P,) index of each sequence's EOS.
+            deep_tokens: (J, M, D_t): at the input of block j + 1 (j = 1 .. J) positions 1 .. M are replaced by
+                `deep_tokens[j - 1]` (AnomalyCLIP's compound prompts).
+
+        Raises:
+            ConfigError: a sequence longer than the context, or more deep tokens than blocks.
+        """
+        length = int(eos.max()) + 1
+        self._check_length(length)
+        x = embeddings[:, :length] + self.position_embedding[:length].to(embeddings.dtype)
+        reach = torch.arange(length, device=x.device) <= eos[:, None]
+        return self._run(x, eos[:, None], row_mask=reach[:, None, None], mask=None, deep=deep_tokens)[:, 0]
+
+    def forward_packed(self, embeddings: Tensor, *, positions: Tensor, mask: Tensor, eos: Tensor) -> Tensor:
+        """Embeddings (B, Q, D) of Q prompts that are packed into one sequence each.
+
+        Args:
+            embeddings: (B, S, D_t) token embeddings without positions, the shared prefix once.
+            positions: (S,) the position each token has in its own prompt.
+            mask: (S, S) boolean, true where a token may look: at the tokens before it in its own prompt, and itself.
+            eos: (Q,) the packed index of each prompt's EOS.
+        """
+        self._check_length(int(positions.max()) + 1)
+        x = embeddings + self.position_embedding[positions].to(embeddings.dtype)
+        rows = eos.expand(len(x), -1)
+        return self._run(x, rows, row_mask=mask[eos][None, None], mask=mask[None, None], deep=None)
+
+    def _run(
+        self, x: Tensor, rows: Tensor, *, row_mask: Tensor, mask: Tensor | None, deep: Tensor | None
+    ) -> Tensor:
+        """All blocks over x (P, S, D_t), the last one at `rows` (P, Q) only, then norm and projection."""
+        depth = 0 if deep is None else len(deep)
+        if depth >= len(self.blocks):
+            raise ConfigError(
+                f"{depth} sets of deep text tokens need more than the {len(self.blocks)} blocks of this text tower"
+            )
+        for index, block in enumerate(self.blocks):
+            if deep is not None and 1 <= index <= depth:
+                tokens = deep[index - 1].to(x.dtype).expand(len(x), -1, -1)
+                x = torch.cat([x[:, :1], tokens, x[:, 1 + tokens.shape[1] :]], dim=1)
+            if index == len(self.blocks) - 1 and isinstance(block, Block):
+                x = block.forward_rows(x, rows, mask=row_mask)
+            else:
+                x = block(x, mask=mask, causal=mask is None)
+        if not len(self.blocks):
+            x = gather_rows(x, rows)
+        return self.ln_final(x) @ self.proj
+
+    def _check_length(self, length: int) -> None:
+        if length > self.config.context_length:
+            raise ConfigError(
+                f"a prompt of {length} tokens does not fit the text tower's context of {self.config.context_length}; "
+                f"shorten the prompt or use fewer learnable tokens"
+            )

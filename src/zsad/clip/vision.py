@@ -1,0 +1,188 @@
+"""The frozen image tower: any CLIP ViT, tapped after any blocks in one pass, at any rectangle.
+
+Blocks are counted from 1, as papers do: tap 24 of a ViT-L is what its last block puts out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zsad.clip.blocks import Block
+from zsad.clip.config import VisionConfig
+from zsad.clip.stem import MobileStem
+from zsad.errors import ConfigError
+
+Interpolation = Literal["bilinear", "bicubic"]
+Hook = Callable[[Tensor], Tensor]
+
+
+@dataclass(slots=True)
+class VisionOutput:
+    """What one pass of the image tower gives.
+
+    Attributes:
+        taps: for each tapped block the residual stream behind it, (B, 1 + N, D_x), class token first. With the
+            value-value branch, the branch's tokens at the same blocks.
+        cls: the class token (B, D_x) of the ordinary path behind the last block, before `ln_post`.
+        grid: rows and columns (h, w) of the patch tokens, N = h * w.
+    """
+
+    taps: tuple[Tensor, ...]
+    cls: Tensor
+    grid: tuple[int, int]
+
+
+class VisionTower(nn.Module):
+    """CLIP's image encoder.
+
+    Args:
+        config: the tower's shape.
+        embed_dim: width D of the joint space.
+    """
+
+    def __init__(self, config: VisionConfig, embed_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        width, side = config.width, config.native_grid
+        if config.stem is None:
+            self.patch_embedding: nn.Module = nn.Conv2d(
+                3, width, kernel_size=config.patch_size, stride=config.patch_size, bias=False
+            )
+        else:
+            self.patch_embedding = MobileStem(config.stem, width)
+        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.position_embedding = nn.Parameter(torch.randn(1 + side * side, width) * width**-0.5)
+        self.ln_pre = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.mlp_width, config.activation) for _ in range(config.layers)
+        )
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)
+        self._positions: tuple[tuple[object, ...], Tensor] | None = None
+
+    def positions(
+        self, grid: tuple[int, int], *, interpolation: Interpolation = "bicubic", antialias: bool = False
+    ) -> Tensor:
+        """Position embeddings (1 + h * w, D_x) for any grid, interpolated from the native square.
+
+        Note that `antialias` also changes PyTorch's cubic coefficient, so it matters when enlarging, too.
+        """
+        weight = self.position_embedding
+        side = self.config.native_grid
+        if grid == (side, side):
+            return weight
+        key = (grid, interpolation, antialias, weight.data_ptr(), weight._version, weight.dtype)
+        cacheable = not (torch.is_grad_enabled() and weight.requires_grad)
+        if cacheable and self._positions is not None and self._positions[0] == key:
+            return self._positions[1]
+        square = weight[1:].float().T.reshape(1, -1, side, side)
+        resized = F.interpolate(
+            square, size=grid, mode=interpolation, align_corners=False, antialias=antialias
+        ).to(weight.dtype)
+        table = torch.cat([weight[:1], resized.flatten(2)[0].T])
+        if cacheable:
+            self._positions = (key, table)
+        return table
+
+    def embed(
+        self, pixels: Tensor, *, interpolation: Interpolation = "bicubic", antialias: bool = False
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens (B, 1 + N, D_x) that enter the first block, and the grid, of pixels (B, 3, H, W)."""
+        stride = self.config.patch_size
+        if min(pixels.shape[-2:]) < stride:
+            raise ConfigError(
+                f"image of {pixels.shape[-2]} x {pixels.shape[-1]} pixels is smaller than one {stride}-pixel patch; "
+                f"use an image size of at least {stride}"
+            )
+        cls = self.class_embedding.expand(len(pixels), 1, -1)
+        if isinstance(self.patch_embedding, MobileStem):
+            tokens, context, grid = self.patch_embedding(pixels)
+            cls = cls + context.unsqueeze(1)
+        else:
+            patches: Tensor = self.patch_embedding(pixels)
+            grid = (patches.shape[-2], patches.shape[-1])
+            tokens = patches.flatten(2).transpose(1, 2)
+        x = torch.cat([cls.to(tokens.dtype), tokens], dim=1)
+        x = x + self.positions(grid, interpolation=interpolation, antialias=antialias).to(x.dtype)
+        return self.ln_pre(x), grid
+
+    def forward(
+        self,
+        pixels: Tensor,
+        *,
+        taps: Sequence[int] = (),
+        value_value_from: int | None = None,
+        hooks: Mapping[int, Hook] | None = None,
+        interpolation: Interpolation = "bicubic",
+        antialias: bool = False,
+    ) -> VisionOutput:
+        """One pass over pixels (B, 3, H, W), normalised with the backbone's mean and deviation.
+
+        Args:
+            pixels: (B, 3, H, W); sides that are no multiple of the patch lose the remainder at the right and below.
+            taps: blocks, counted from 1, behind which tokens are wanted, in the order wanted.
+            value_value_from: first block (from 1) of AnomalyCLIP's value-value branch; taps then come from it.
+                At that block the branch starts as the block's input, so a tap before it is an error.
+            hooks: per block a function applied to the residual stream (B, 1 + N, D_x) behind it: adapters live here.
+            interpolation: how the position grid is resized.
+            antialias: whether that resizing is antialiased.
+
+        Raises:
+            ConfigError: a tap or hook outside the tower, or before the value-value branch begins.
+        """
+        hooks = hooks or {}
+        self._check(taps, value_value_from, hooks)
+        x, grid = self.embed(pixels, interpolation=interpolation, antialias=antialias)
+        branch: Tensor | None = None
+        found: dict[int, Tensor] = {}
+        last = len(self.blocks)
+        # The last block's patch tokens are only worth computing if somebody asked for them.
+        cls_only = last not in hooks and (value_value_from is not None or last not in taps)
+        for number, block in enumerate(self.blocks, start=1):
+            if value_value_from is not None and number == value_value_from:
+                branch = x
+            x, branch = _advance(block, x, branch, cls_only=cls_only and number == last)
+            if number in hooks:
+                x = hooks[number](x)
+            if number in taps:
+                found[number] = x if branch is None else branch
+        return VisionOutput(taps=tuple(found[tap] for tap in taps), cls=x[:, 0], grid=grid)
+
+    def project(self, tokens: Tensor, *, norm: bool = True) -> Tensor:
+        """Tokens (..., D_x) into the joint space (..., D): `ln_post` (unless `norm` is off), then the projection."""
+        return (self.ln_post(tokens) if norm else tokens) @ self.proj
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """CLIP's image embedding (B, D) of pixels (B, 3, H, W), not normalised to length one."""
+        return self.project(self(pixels).cls)
+
+    def _check(self, taps: Sequence[int], value_value_from: int | None, hooks: Mapping[int, Hook]) -> None:
+        last = len(self.blocks)
+        for number in (*taps, *hooks, *(() if value_value_from is None else (value_value_from,))):
+            if not 1 <= number <= last:
+                raise ConfigError(f"block {number} does not exist: this image tower has blocks 1 to {last}")
+        if value_value_from is not None and any(tap < value_value_from for tap in taps):
+            raise ConfigError(
+                f"tap {min(taps)} lies before block {value_value_from}, where the value-value branch begins; "
+                f"tap later blocks or start the branch earlier"
+            )
+
+
+def _advance(
+    block: nn.Module, x: Tensor, branch: Tensor | None, *, cls_only: bool
+) -> tuple[Tensor, Tensor | None]:
+    """One block over the stream and, where it runs, the value-value branch."""
+    if not isinstance(block, Block):
+        raise TypeError(f"expected a transformer block, got {type(block).__name__}")
+    rows = x.new_zeros((len(x), 1), dtype=torch.long) if cls_only else None
+    if branch is None:
+        return (block(x) if rows is None else block.forward_rows(x, rows)), None
+    if rows is None:
+        return block.forward_value_value(x, branch)
+    return block.forward_rows_value_value(x, branch, rows)

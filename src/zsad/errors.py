@@ -1,0 +1,45 @@
+"""The one family of exceptions that zsad raises for what a user can put right.
+
+Every message says what happened, what was found, what was expected and how to fix it, in one line: the
+command line prints it as it is and exits with `ZsadError.exit_code`.
+"""
+
+from __future__ import annotations
+
+
+class ZsadError(Exception):
+    """Base of all errors that are the input's fault, never a bug of zsad. `exit_code` is what the command exits with."""
+
+    exit_code = 2
+
+
+class ImageError(ZsadError):
+    """An image or a mask that cannot be read or used: truncated, empty, not an image, too small, too large."""
+
+
+class DataError(ZsadError):
+    """A data folder, manifest or data set that cannot be used: empty, of no known layout, contradicting itself."""
+
+
+class ConfigError(ZsadError):
+    """A configuration that makes no sense: an unknown key, an impossible value, a layer the backbone lacks."""
+
+
+class CheckpointError(ZsadError):
+    """A checkpoint that cannot be read, is of another method, or belongs to another backbone."""
+
+
+class BackboneError(ZsadError):
+    """Backbone weights or a tokenizer that are missing, broken or of an unknown layout."""
+
+
+class HubError(BackboneError):
+    """A model hub that cannot be reached, or a repository that is not there."""
+
+
+class StorageError(ZsadError):
+    """The disk is full, or a folder cannot be written."""
+
+
+class MetricError(ZsadError):
+    """Scores, maps and labels that do not fit together."""

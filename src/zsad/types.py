@@ -1,0 +1,34 @@
+"""The small data classes that travel between the layers, and the one table of shape letters.
+
+Shape letters used in every docstring of zsad, one meaning each:
+
+| letter | meaning | letter | meaning |
+|---|---|---|---|
+| B | batch | E | experts of a pool |
+| C | channels | K | experts chosen (top-k) |
+| H, W | height, width in pixels | R | rank |
+| h, w | height, width of the patch grid | L | tapped layers |
+| N | patch tokens, h * w | P | prompts |
+| D | width of a token or of the joint space | S | positions of a text sequence |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image of a data set.
+
+    `label` is 0 (normal), 1 (anomalous) or None (not known); `mask` is the path of the pixel mask or None.
+    `kind` names the defect ("good", "scratch", ...; "" when not known), `class_name` the object.
+    """
+
+    image: Path
+    class_name: str = "object"
+    label: int | None = None
+    mask: Path | None = None
+    kind: str = ""
+    dataset: str = ""
