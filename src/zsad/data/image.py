@@ -12,12 +12,13 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from zsad.errors import ConfigError, DataError, ImageError
 
@@ -41,7 +42,7 @@ IMAGE_SUFFIXES = frozenset(
 """File suffixes (lower case) that count as images when a folder is searched."""
 
 # An allow-list: decoders of documents (EPS starts Ghostscript) have no business with data sets.
-_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
 _MAX_PIXELS = 120_000_000
 _MIN_SIDE = 8
 _ORIENTATION_TAG = 0x0112
@@ -60,16 +61,16 @@ def load_image(
 ) -> Image.Image:
     """Return `source` as an upright RGB image.
 
-    EXIF orientation is applied, transparency is laid on white, an animation gives its first frame. Grey values
-    of more than 8 bits are divided by the smallest of 2^8-1, 2^10-1, 2^12-1, 2^14-1, 2^16-1 that holds the
-    image's maximum, so a 12-bit camera stored in 16 bits keeps its contrast.
+    EXIF orientation is applied, transparency is laid on white, an animation gives its first frame. Grey
+    values of more than 8 bits are divided by the smallest of 2^8-1, 2^10-1, 2^12-1, 2^14-1, 2^16-1 that
+    holds the image's maximum, so a 12-bit camera stored in 16 bits keeps its contrast.
 
     Args:
-        source: a path, a Pillow image, or an array (H,W), (H,W,1), (H,W,3) or (H,W,4) of uint8, uint16, bool, or
-            float in [0,1].
+        source: a path, a Pillow image, or an array (H,W), (H,W,1), (H,W,3) or (H,W,4) of uint8, uint16,
+            bool, or float in [0,1].
         max_pixels: refuse larger images, before they are decoded.
-        target: (H,W) the image will be resized to; JPEGs are then decoded at the smallest of the scales 1, 1/2,
-            1/4, 1/8 that keeps both sides at least twice as large. None decodes in full.
+        target: (H,W) the image will be resized to; JPEGs are then decoded at the smallest of the scales 1,
+            1/2, 1/4, 1/8 that keeps both sides at least twice as large. None decodes in full.
 
     Raises:
         ImageError: missing, empty, truncated, not an image, a side below 8 px, or too many pixels.
@@ -113,8 +114,8 @@ def load_mask(
 ) -> npt.NDArray[np.bool_]:
     """Return a mask as bool (H,W); any value above 0 is foreground, alpha is ignored.
 
-    With `size` the mask (as 0/255) is resized by Pillow's bilinear filter and cut at more than half (protocol,
-    section 2). Masks thinner than about half an output pixel can vanish that way.
+    With `size` the mask (as 0/255) is resized by Pillow's bilinear filter and cut at more than half, as the
+    field's common protocol does. Defects thinner than about half an output pixel can vanish that way.
 
     Args:
         path: the mask file.
@@ -130,10 +131,10 @@ def load_mask(
         opened.load()
         foreground = _foreground(_oriented(opened))
     if image_size is not None and foreground.shape != tuple(image_size):
-        (height, width), (image_height, image_width) = foreground.shape, image_size
+        own, full = (f"{width}x{height} px" for height, width in (foreground.shape, image_size))
         raise DataError(
-            f"mask {path} is {width}x{height} px but its image {image or ''} is {image_width}x{image_height} px: "
-            "masks must have the size of their image, export the mask again"
+            f"mask {path} is {own} but its image {image or ''} is {full}: "
+            "a mask must have the size of its image, export the mask again"
         )
     if size is None or tuple(size) == foreground.shape:
         return foreground
@@ -144,7 +145,7 @@ def load_mask(
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """Resize to exactly `image_size` (aspect ratio not kept), scale to [0,1], normalise (protocol, section 2).
+    """Resize to exactly `image_size` (aspect ratio not kept), scale to [0,1], normalise.
 
     Raises:
         ConfigError: a size or a standard deviation that is not positive, or an unknown interpolation.
@@ -197,9 +198,8 @@ class Preprocess:
                 f"preprocessing has the unknown keys {unknown}, expected some of {sorted(known)}"
             )
         try:
-            return cls(
-                **{key: value if isinstance(value, str) else tuple(value) for key, value in values.items()}
-            )
+            settings: dict[str, Any] = {k: v if isinstance(v, str) else tuple(v) for k, v in values.items()}
+            return cls(**settings)
         except TypeError as error:
             raise ConfigError(f"preprocessing cannot be read from {dict(values)}: {error}") from error
 
@@ -222,7 +222,7 @@ def _decoding(name: str) -> Iterator[None]:
         raise ImageError(f"{name} does not fit into memory: tile it or make it smaller") from error
     except PermissionError as error:
         raise ImageError(f"{name} may not be read: check the permissions of the file") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(
             f"{name} is not an image of a known format: remove it or save it as PNG or JPEG"
         ) from error
@@ -231,6 +231,12 @@ def _decoding(name: str) -> Iterator[None]:
         raise ImageError(
             f"{name} is damaged or truncated ({reason}): copy or export the file again"
         ) from error
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    Image.init()  # builds of Pillow differ in the decoders they have
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 @contextmanager
@@ -245,15 +251,16 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
             raise ImageError(f"{path} is not a regular file, expected an image file")
         if path.stat().st_size == 0:
             raise ImageError(f"{path} is empty (0 bytes): copy or export the file again")
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=_formats()) as image:
             _check_pixels(image.size, str(path), max_pixels)
             yield image
 
 
 def _check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
     if size[0] * size[1] > max_pixels:
+        pixels = size[0] * size[1]
         raise ImageError(
-            f"{name} has {size[0]}x{size[1]} = {size[0] * size[1]:,} pixels, at most {max_pixels:,} are read: "
+            f"{name} has {size[0]}x{size[1]} = {pixels:,} pixels, at most {max_pixels:,} are read: "
             "tile it, make it smaller, or raise max_pixels"
         )
 
@@ -310,10 +317,9 @@ def _wide_values(image: Image.Image, name: str) -> npt.NDArray[Any]:
     values = np.asarray(image)
     if values.dtype.kind == "f":
         return values
-    if values.min() < 0 or values.max() > 65535:
-        raise ImageError(
-            f"{name} holds values from {values.min()} to {values.max()}, expected 0 to 65535: save it with 16 bits"
-        )
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ImageError(f"{name} holds values {low} to {high}, expected 0 to 65535: save it with 16 bits")
     return values.astype(np.uint16)
 
 
@@ -333,9 +339,9 @@ def _from_array(array: npt.NDArray[Any], max_pixels: int) -> tuple[Image.Image, 
 def _to_bytes(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
     """Return uint8, uint16, bool or float-in-[0,1] values as uint8 0..255."""
     if values.dtype == np.uint8:
-        return values
+        return np.asarray(values, dtype=np.uint8)
     if values.dtype == np.bool_:
-        return values.astype(np.uint8) * np.uint8(255)
+        return np.asarray(np.where(values, 255, 0), dtype=np.uint8)
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
         top = int(values.max())
         full = next(2**depth - 1 for depth in _DEPTHS if top < 2**depth)
