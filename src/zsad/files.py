@@ -1,0 +1,109 @@
+"""Files that are either whole or not there: written beside their place, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from zsad.errors import StorageError
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space or choose another folder",
+    getattr(errno, "EDQUOT", -1): "the disk quota is used up; free some space or choose another folder",
+    errno.EFBIG: "the file system does not hold files this large; choose another folder",
+    errno.EACCES: "permission denied; choose a folder that you may write to",
+    errno.EPERM: "permission denied; choose a folder that you may write to",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another path",
+    errno.EEXIST: "a file of that name is in the way; choose another path",
+    errno.EISDIR: "it is a folder; choose the name of a file",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+}
+_PREFIX, _SUFFIX = ".zsad-", ".tmp"
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns the system's errors while writing `path` into a `StorageError` of one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = _REASONS.get(error.errno or 0) or error.strerror or str(error)
+        raise StorageError(f"cannot write {path}: {reason}") from error
+
+
+def make_folder(path: Path) -> Path:
+    """Creates a folder and its parents, and returns it.
+
+    Raises:
+        StorageError: it cannot be created.
+    """
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def atomic_write(path: Path, writer: Callable[[BinaryIO], object]) -> None:
+    """Writes a file so that at any moment its path holds the old content or all of the new one.
+
+    Args:
+        path: the file; missing parent folders are created.
+        writer: gets the open binary stream.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    make_folder(path.parent)
+    temporary = path.parent / f"{_PREFIX}{path.name[:60]}-{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
+    with storage_errors(path):
+        try:
+            with temporary.open("xb") as stream:
+                writer(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+    sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes bytes atomically; see `atomic_write`."""
+    atomic_write(path, lambda stream: stream.write(content))
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes UTF-8 text atomically, with the line ends as given; see `atomic_write`."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes indented JSON atomically; see `atomic_write`."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes a folder's own entries, so that a rename survives a power cut (POSIX; elsewhere nothing)."""
+    if os.name != "posix":
+        return
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes temporary files of `atomic_write` that a killed process left in a folder it alone writes to."""
+    for leftover in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+        with suppress(OSError):
+            leftover.unlink()

@@ -1,0 +1,319 @@
+"""Checkpoints: one safetensors file with the adapter's tensors, and a JSON card that says what they are.
+
+The card lies in the file's metadata, so that a checkpoint is a single file, and beside it as `card.json` for
+reading. Nothing here ever unpickles.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+import zsad
+from zsad.errors import CheckpointError
+from zsad.files import write_bytes, write_text
+from zsad.methods.base import MapSpec, Method
+
+if TYPE_CHECKING:
+    from zsad.clip.weights import Backbone
+
+FORMAT = 1
+"""Version of the layout of card and tensors; a reader refuses newer ones."""
+
+MODEL_FILE = "model.safetensors"
+CARD_FILE = "card.json"
+STATE_FILE = "state.safetensors"
+_ASSETS = Path(__file__).resolve().parent.parent / "assets"
+_CARD_KEY = "card"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BackboneReference(_Frozen):
+    """The frozen backbone that an adapter was trained on."""
+
+    name: str = Field(description="Preset or path by which the backbone is loaded.")
+    sha256: str = Field(description="Hash of its weights; another backbone of that name is refused.")
+
+
+class Training(_Frozen):
+    """What a model was trained on and how."""
+
+    datasets: tuple[str, ...] = Field(default=(), description="Names of the data sets.")
+    classes: tuple[str, ...] = Field(default=(), description="Object classes among the samples.")
+    samples: int = Field(default=0, description="Images trained on.")
+    normal: int = Field(default=0, description="Images without defect among them.")
+    anomalous: int = Field(default=0, description="Images with a defect among them.")
+    epochs: int = Field(default=0, description="Passes over the data.")
+    steps: int = Field(default=0, description="Steps of the optimiser.")
+    seed: int = Field(default=0, description="Seed of the adapter's start and of the order of the data.")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="All fields of the training configuration."
+    )
+    data_fingerprint: str = Field(default="", description="Hash of the list of samples.")
+
+
+class Card(_Frozen):
+    """All that must be known to use an adapter's tensors again."""
+
+    format: int = Field(default=FORMAT, description="Version of the layout of card and tensors.")
+    zsad: str = Field(default=zsad.__version__, description="Version of zsad that wrote the checkpoint.")
+    method: str = Field(description="Name of the method in the registry.")
+    config: dict[str, Any] = Field(description="The method's configuration.")
+    backbone: BackboneReference
+    preprocess: dict[str, Any] = Field(description="Fields of `zsad.data.image.Preprocess`.")
+    map_spec: MapSpec = Field(description="How grids become maps, with the colour scale.")
+    training: Training | None = Field(default=None, description="None for a method without training.")
+    metrics: dict[str, Any] | None = Field(default=None, description="Results measured with this model.")
+    created: str = Field(
+        default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        description="Date and time of writing, UTC.",
+    )
+
+
+def save_checkpoint(path: Path, method: Method, card: Card, *, half: bool = False) -> Path:
+    """Writes the adapter of `method` with its card, and `card.json` beside it; both atomically.
+
+    Args:
+        path: the file, or a folder in which `model.safetensors` is written.
+        method: whose `adapter_state()` is stored.
+        card: its description.
+        half: store floating tensors as fp16, half the size; tensors beyond fp16's range stay as they are.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        CheckpointError: the card is of another method.
+        StorageError: the disk is full or cannot be written.
+    """
+    if card.method != method.name:
+        raise CheckpointError(
+            f"the card is of method {card.method!r}, the method to save is {method.name!r}; use its own card"
+        )
+    path = path if path.suffix == ".safetensors" else path / MODEL_FILE
+    tensors = {name: _stored(tensor, half=half) for name, tensor in method.adapter_state().items()}
+    text = card.model_dump_json(indent=2)
+    write_bytes(path, save(tensors, metadata={_CARD_KEY: text}))
+    write_text(path.parent / CARD_FILE, text + "\n")
+    return path
+
+
+def _stored(tensor: Tensor, *, half: bool) -> Tensor:
+    tensor = tensor.detach().to("cpu").contiguous()
+    if half and tensor.is_floating_point() and tensor.numel() and _fits_half(tensor):
+        return tensor.half()
+    # A tensor may be a view of, or tied to, another one: the file format refuses shared storage.
+    return tensor.clone()
+
+
+def _fits_half(tensor: Tensor) -> bool:
+    return bool(tensor.abs().max() < torch.finfo(torch.float16).max)
+
+
+def read_card(path: str | Path) -> Card:
+    """The card in a checkpoint's metadata, without reading its tensors.
+
+    Raises:
+        CheckpointError: missing, truncated, not safetensors, without a card, or with one of a newer format.
+    """
+    metadata, _ = read_safetensors(Path(path), tensors=False)
+    text = metadata.get(_CARD_KEY)
+    if text is None:
+        raise CheckpointError(
+            f"{path} is a safetensors file without a zsad card, so no zsad model (perhaps bare CLIP weights); "
+            f"give a {MODEL_FILE} written by training"
+        )
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the card of {path} is not JSON ({error}); fetch or train the model again"
+        ) from error
+    return _validated(values, path)
+
+
+def _validated(values: Any, path: str | Path) -> Card:
+    written = values.get("format") if isinstance(values, dict) else None
+    if isinstance(written, int) and written > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {written} (of zsad {values.get('zsad')}), this zsad {zsad.__version__} "
+            f"reads up to {FORMAT}; upgrade with: pip install -U zsad"
+        )
+    try:
+        return Card.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise CheckpointError(
+            f"the card of {path} cannot be used: {where}: {first['msg']}; fetch or train the model again"
+        ) from error
+
+
+def read_safetensors(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and, unless `tensors` is off, tensors (copied into memory) of a safetensors file.
+
+    Raises:
+        CheckpointError: missing, a folder, truncated, text, a pickle or otherwise not safetensors.
+    """
+    if not path.is_file():
+        what = "is a folder, not a checkpoint file" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"{path} {what}; give the path of a {MODEL_FILE}")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            found = {name: file.get_tensor(name).clone() for name in file.keys()} if tensors else {}  # noqa: SIM118
+            return dict(file.metadata() or {}), found
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(_why_unreadable(path, error)) from error
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(64)
+    except OSError as reason:
+        return f"{path} cannot be read: {reason.strerror or reason}; check its permissions"
+    if not head:
+        return f"{path} is empty; fetch or train the model again"
+    if head.startswith((b"PK", b"\x80")):
+        return f"{path} is a pickled PyTorch file (.pt), which zsad never reads; give a safetensors file"
+    if head.startswith(b"version https://git-lfs"):
+        return f"{path} is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull"
+    detail = " ".join(str(error).split())
+    return f"{path} is no safetensors file, or is truncated ({detail}); fetch or train the model again"
+
+
+def load_checkpoint(path: str | Path, method: Method, *, backbone_sha256: str | None = None) -> Card:
+    """Puts a checkpoint's tensors and colour scale into `method` and returns the card.
+
+    Args:
+        path: the file.
+        method: built with the card's configuration.
+        backbone_sha256: hash of the backbone that `method` stands on; None skips the comparison.
+
+    Raises:
+        CheckpointError: broken file, another method or backbone, tensors that do not fit or are not finite.
+    """
+    card = read_card(path)
+    if card.method != method.name:
+        raise CheckpointError(
+            f"{path} holds a model of method {card.method!r}, not of {method.name!r}; build that method"
+        )
+    if backbone_sha256 is not None:
+        _check_backbone(card, path, backbone_sha256)
+    _, tensors = read_safetensors(Path(path))
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"tensor {name!r} of {path} holds NaN or infinity; fetch or train the model again"
+            )
+    method.load_adapter(tensors)
+    method.map_scale = card.map_spec.scale
+    return card
+
+
+def _check_backbone(card: Card, path: str | Path, sha256: str) -> None:
+    if card.backbone.sha256 != sha256:
+        raise CheckpointError(
+            f"{path} was trained on backbone {card.backbone.name} with sha256 {card.backbone.sha256}, but the "
+            f"backbone given has sha256 {sha256}; use the backbone it was trained on"
+        )
+
+
+def bundled_models() -> list[str]:
+    """Names of the models shipped with the package."""
+    names = []
+    for file in sorted(_ASSETS.glob(f"*/{MODEL_FILE}")):
+        try:
+            read_card(file)
+        except CheckpointError:
+            continue  # a bundled backbone lies there, too
+        names.append(file.parent.name)
+    return names
+
+
+def resolve_model(spec: str | Path) -> Path:
+    """The checkpoint file that `spec` means: a file, a run or model folder, a `card.json`, or a bundled name.
+
+    Raises:
+        CheckpointError: there is none; the message lists what there is and the nearest names.
+    """
+    path = Path(spec).expanduser()
+    if path.is_file():
+        return (
+            path.parent / MODEL_FILE
+            if path.name == CARD_FILE and (path.parent / MODEL_FILE).is_file()
+            else path
+        )
+    if path.is_dir():
+        return _in_folder(path)
+    bundled = bundled_models()
+    if str(spec) in bundled:
+        return _ASSETS / str(spec) / MODEL_FILE
+    near = difflib.get_close_matches(str(spec), bundled, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    listed = ", ".join(bundled) or "none"
+    raise CheckpointError(
+        f"no model {str(spec)!r}: {hint}it is no file, no folder and no bundled model (bundled: {listed}); "
+        f"give the folder of a training run or a {MODEL_FILE}"
+    )
+
+
+def _in_folder(folder: Path) -> Path:
+    if (folder / MODEL_FILE).is_file():
+        return folder / MODEL_FILE
+    if (folder / STATE_FILE).is_file():
+        raise CheckpointError(
+            f"the training in {folder} has not finished; run the same training again to resume it"
+        )
+    runs = sorted(child.name for child in folder.iterdir() if (child / MODEL_FILE).is_file())
+    others = sorted(child.name for child in folder.glob("*.safetensors"))
+    found = ", ".join((runs + others)[:8]) or "neither runs nor safetensors files"
+    raise CheckpointError(
+        f"folder {folder} holds no {MODEL_FILE}; it holds {found}; give one of those or another folder"
+    )
+
+
+def build_method(
+    spec: str | Path,
+    *,
+    backbone: Backbone | str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Method, Card]:
+    """A trained method, ready to use: backbone loaded, method built, adapter in place, evaluation mode.
+
+    Args:
+        spec: what `resolve_model` takes.
+        backbone: a loaded backbone, or the name or path of one; None loads the one that the card names.
+        device: where the method lives; ignored for a backbone given loaded.
+        dtype: of the backbone's weights; ignored for a backbone given loaded.
+
+    Raises:
+        CheckpointError: broken file, unknown method, or a backbone with another hash than the card's.
+        BackboneError: the backbone cannot be loaded.
+    """
+    from zsad.clip.weights import Backbone, load_backbone
+    from zsad.methods.registry import build
+
+    path = resolve_model(spec)
+    card = read_card(path)
+    if not isinstance(backbone, Backbone):
+        backbone = load_backbone(
+            card.backbone.name if backbone is None else backbone, device=device, dtype=dtype
+        )
+    _check_backbone(card, path, backbone.sha256)
+    method = build(card.method, card.config, backbone)
+    load_checkpoint(path, method, backbone_sha256=backbone.sha256)
+    return method.to(next(backbone.clip.parameters()).device).eval(), card
