@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from zsad.clip.weights import Backbone
 from zsad.errors import CheckpointError
+from zsad.nn.filters import MapSpec
+
+__all__ = ["ImageFeatures", "MapSpec", "Method", "MethodConfig", "Output"]
 
 
 @dataclass(slots=True)
@@ -45,24 +48,6 @@ class Output:
     routing: dict[str, Tensor] | None = None
 
 
-class MapSpec(BaseModel):
-    """How stored score grids become maps: kept beside every grid, so that a map can be rebuilt anywhere.
-
-    `before_softmax` upsamples the logits, then takes the probability, then the mean over layers (PromptMoE Eq. 6);
-    `after_softmax` takes probability and mean on the grid and upsamples once (AnomalyCLIP).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size: tuple[int, int] = Field(description="Rows and columns of the canonical map, on which metrics are taken.")
-    order: Literal["before_softmax", "after_softmax"] = "before_softmax"
-    sigma: float = Field(default=4.0, ge=0, description="Deviation of the Gaussian in pixels of the canonical map.")
-    align_corners: bool = False
-    scale: tuple[float, float] = Field(
-        default=(0.0, 1.0), description="Map values that the coldest and the hottest colour stand for."
-    )
-
-
 class MethodConfig(BaseModel):
     """The fields that all methods have. An unknown field is an error."""
 
@@ -70,7 +55,9 @@ class MethodConfig(BaseModel):
 
     layers: tuple[int, ...] = Field(description="Tapped blocks of the image tower, counted from 1.")
     image_size: int = Field(description="Side in pixels to which images are resized.")
-    sigma: float = Field(default=4.0, ge=0, description="Gaussian smoothing of the map, in pixels, inference only.")
+    sigma: float = Field(
+        default=4.0, ge=0, description="Gaussian smoothing of the map, in pixels, inference only."
+    )
 
 
 class Method(nn.Module, ABC):
@@ -130,9 +117,13 @@ class Method(nn.Module, ABC):
         own = self.adapter_state()
         for name in sorted(own.keys() | state.keys()):
             if name not in state:
-                raise CheckpointError(f"checkpoint lacks the tensor {name!r} that {self.name} needs; is it of another method?")
+                raise CheckpointError(
+                    f"checkpoint lacks the tensor {name!r} that {self.name} needs; is it of another method?"
+                )
             if name not in own:
-                raise CheckpointError(f"checkpoint holds the tensor {name!r}, unknown to {self.name}; is it of another method?")
+                raise CheckpointError(
+                    f"checkpoint holds the tensor {name!r}, unknown to {self.name}; is it of another method?"
+                )
             if own[name].shape != state[name].shape:
                 raise CheckpointError(
                     f"tensor {name!r} has shape {tuple(state[name].shape)} in the checkpoint, {tuple(own[name].shape)} "
