@@ -1,0 +1,255 @@
+"""The folder layouts of the field's data sets, recognised by looking; nothing is ever guessed.
+
+MVTec (class/test/kind with class/ground_truth/kind), good against other folders, images/ with masks/, DAGM
+(class/Test with Label/ inside) and flat folders. Masks are paired by name, never by position.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from zsad.data.image import IMAGE_SUFFIXES
+from zsad.errors import DataError
+from zsad.types import Sample
+
+_NORMAL = {"good", "ok", "normal"}
+_IMAGES = {"images", "image", "imgs", "img", "testimage", "testimages", "original"}
+_MASKS = {"masks", "mask", "gt", "testmask", "testmasks", "label", "labels", "annotations", "segmentation"}
+_SPLITS = {"train", "test", "val", "validation"}
+_MASK_ENDINGS = ("_mask", "_label", "_gt", "_segmentation", "-mask")
+_NAMED_AT_MOST = 20
+
+
+@dataclass(slots=True)
+class Found:
+    """What was read from one folder or file; `is_class` when it is one class rather than a whole data set."""
+
+    layout: str
+    samples: list[Sample]
+    notes: list[str] = field(default_factory=list)
+    is_class: bool = False
+
+
+def is_hidden(name: str) -> bool:
+    """True for what operating systems leave behind: dot files, `._*` twins, `__MACOSX`."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def entries(folder: Path) -> list[Path]:
+    """Return the visible entries of a folder, sorted by name.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
+    try:
+        return sorted((p for p in folder.iterdir() if not is_hidden(p.name)), key=lambda p: p.name)
+    except OSError as error:
+        raise DataError(
+            f"folder {folder} cannot be listed ({error.strerror}): check its permissions"
+        ) from error
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the visible folders directly inside a folder, sorted by name."""
+    return [path for path in entries(folder) if path.is_dir()]
+
+
+def is_image(path: Path) -> bool:
+    """True for a file whose suffix is one of the known image formats."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def walk_images(folder: Path, *, skip_masks: bool = False) -> Iterator[Path]:
+    """Yield the images below a folder in a fixed order; every real folder is entered once, so loops end."""
+    seen: set[tuple[int, int]] = set()
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        status = current.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        inside = entries(current)
+        yield from (path for path in inside if is_image(path))
+        deeper = [path for path in inside if path.is_dir() and not (skip_masks and is_mask_folder(path))]
+        pending.extend(reversed(deeper))
+
+
+def is_mask_folder(path: Path) -> bool:
+    """True for the folder names under which masks are published (masks, ground_truth, GT, Label, ...)."""
+    name = re.sub(r"[^a-z0-9]", "", path.name.lower())
+    return name in _MASKS or "groundtruth" in name
+
+
+def listed(text: str, paths: Iterable[Path]) -> list[str]:
+    """Return one note a path, and one that counts the rest of a long list."""
+    found = list(paths)
+    notes = [f"{text}: {path}" for path in found[:_NAMED_AT_MOST]]
+    if len(found) > _NAMED_AT_MOST:
+        notes.append(f"{text}: {len(found) - _NAMED_AT_MOST} more")
+    return notes
+
+
+def read_class(folder: Path, split: str) -> Found | None:
+    """Read a folder that is one class (MVTec, DAGM, good against others, images and masks), else None."""
+    inside = subfolders(folder)
+    part = next((path for path in inside if path.name.lower() == split.lower()), None)
+    masks = [path for path in inside if is_mask_folder(path)]
+    if part is not None:
+        return _read_part(part, folder.name, masks)
+    if any(path.name.lower() in _SPLITS and _kind_folders(path) for path in inside):
+        note = f"{folder} has no folder {split!r}: left out, choose another split or add the folder"
+        return Found("mvtec", [], [note], is_class=True)
+    if folder.name.lower() == split.lower() and not masks:
+        masks = [path for path in subfolders(folder.parent) if is_mask_folder(path)]
+        if found := _read_kinds(folder, folder.parent.name, masks):
+            return found
+    if found := _read_kinds(folder, folder.name, masks):
+        return found
+    images = [path for path in inside if re.sub(r"[^a-z0-9]", "", path.name.lower()) in _IMAGES]
+    if len(images) == 1 and masks:
+        return _read_kinds(images[0], folder.name, masks) or _read_pairs(images[0], folder.name, masks)
+    return None
+
+
+def read_flat(folder: Path) -> Found:
+    """Read every image below a folder, without labels."""
+    samples = [
+        Sample(path, kind=path.parent.name if path.parent != folder else "")
+        for path in walk_images(folder, skip_masks=True)
+    ]
+    notes = ["no folder is named good, ok or normal: labels are not known, no metric can be computed"]
+    return Found("flat", samples, notes)
+
+
+def _kind_folders(folder: Path) -> list[Path]:
+    """Return the folders inside that hold images and no masks."""
+    return [
+        path
+        for path in subfolders(folder)
+        if not is_mask_folder(path) and next(walk_images(path), None) is not None
+    ]
+
+
+def _read_part(part: Path, class_name: str, masks: list[Path]) -> Found | None:
+    """Read class/test of MVTec and its kin, or class/Test of DAGM."""
+    kinds = _kind_folders(part)
+    label_folders = [path for path in subfolders(part) if is_mask_folder(path)]
+    if not kinds and label_folders:
+        return _read_dagm(part, class_name, label_folders)
+    if not kinds:
+        found = read_flat(part)
+        samples = [replace(sample, class_name=class_name) for sample in found.samples]
+        notes = found.notes if samples else [f"{part} holds no images"]
+        return Found("flat", samples, notes, is_class=True)
+    if not masks and not any(_is_normal(kind, kinds) for kind in kinds):
+        samples = [Sample(p, class_name, kind=kind.name) for kind in kinds for p in walk_images(kind)]
+        note = f"{part} has neither a folder good, ok or normal nor masks: labels are not known"
+        return Found("flat", samples, [note], is_class=True)
+    return _labelled("mvtec", kinds, class_name, masks)
+
+
+def _read_kinds(folder: Path, class_name: str, masks: list[Path]) -> Found | None:
+    """Read folder/{good,...}; None when no folder has a normal name."""
+    kinds = _kind_folders(folder)
+    names = {kind.name.lower() for kind in kinds}
+    if not any(_is_normal(kind, kinds) for kind in kinds):
+        return None
+    notes = []
+    if {"yes", "no"} <= names:
+        notes = [f"ignored beside yes/ and no/: {k}" for k in kinds if k.name.lower() not in ("yes", "no")]
+        kinds = [kind for kind in kinds if kind.name.lower() in ("yes", "no")]
+    found = _labelled("folders", kinds, class_name, masks)
+    found.notes = notes + found.notes
+    return found
+
+
+def _is_normal(kind: Path, kinds: list[Path]) -> bool:
+    name = kind.name.lower()
+    return name in _NORMAL or (name == "no" and any(other.name.lower() == "yes" for other in kinds))
+
+
+def _labelled(layout: str, kinds: list[Path], class_name: str, masks: list[Path]) -> Found:
+    """Turn kind folders into samples: normal by the folder's name, anomalous otherwise, masks by stem."""
+    pairing = MaskIndex(masks)
+    samples = []
+    for kind in kinds:
+        normal = _is_normal(kind, kinds)
+        for path in walk_images(kind):
+            mask = None if normal else pairing.find(path.relative_to(kind), kind.name)
+            samples.append(Sample(path, class_name, 0 if normal else 1, mask, kind.name))
+    anomalous = {kind.name for kind in kinds if not _is_normal(kind, kinds)}
+    return Found(layout, samples, pairing.notes(samples, anomalous), is_class=True)
+
+
+def _read_pairs(images: Path, class_name: str, masks: list[Path]) -> Found | None:
+    """Read images/ with masks/: all anomalous."""
+    pairing = MaskIndex(masks)
+    samples = [
+        Sample(path, class_name, 1, pairing.find(path.relative_to(images), ""))
+        for path in walk_images(images)
+    ]
+    return Found("folders", samples, pairing.notes(samples, None), is_class=True) if samples else None
+
+
+def _read_dagm(part: Path, class_name: str, masks: list[Path]) -> Found | None:
+    """Read DAGM's Test folder, where exactly the anomalous images have a file in Label/."""
+    pairing = MaskIndex(masks)
+    samples = []
+    for path in walk_images(part, skip_masks=True):
+        mask = pairing.find(path.relative_to(part), "")
+        samples.append(Sample(path, class_name, int(mask is not None), mask, "defect" if mask else "good"))
+    notes = [f"{part}: images without a file in {masks[0].name}/ are taken as normal, as DAGM means it"]
+    return Found("folders", samples, notes + pairing.leftovers(None), is_class=True) if samples else None
+
+
+class MaskIndex:
+    """Masks by their path without suffix below the mask folders; remembers which were used."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        self._folders = folders
+        self._by_key: dict[str, list[Path]] = {}
+        self._used: set[Path] = set()
+        self._ambiguous: list[Path] = []
+        for folder in folders:
+            for path in walk_images(folder):
+                key = path.relative_to(folder).with_suffix("").as_posix()
+                self._by_key.setdefault(key, []).append(path)
+
+    def find(self, relative: Path, kind: str) -> Path | None:
+        """Return the one mask of an image, given its path below its kind folder, else None."""
+        stem = PurePosixPath(relative.as_posix()).with_suffix("")
+        own = bool(kind) and any((folder / kind).is_dir() for folder in self._folders)
+        key = f"{kind}/{stem}" if own else str(stem)
+        for ending in ("", *_MASK_ENDINGS, *(ending.upper() for ending in _MASK_ENDINGS)):
+            candidates = self._by_key.get(key + ending, [])
+            if len(candidates) == 1:
+                self._used.add(candidates[0])
+                return candidates[0]
+            if candidates:
+                self._ambiguous.extend(candidates)
+                return None
+        return None
+
+    def leftovers(self, kinds: set[str] | None) -> list[str]:
+        """Return notes on masks without image; `kinds` restricts this to the folders of these kinds."""
+        taken = self._used.union(self._ambiguous)
+        unused = []
+        for key in sorted(self._by_key):
+            top = key.split("/")[0]
+            foreign = kinds is not None and "/" in key and top not in kinds
+            unused += [p for p in self._by_key[key] if not foreign and p not in taken]
+        return listed("several masks for one image, none is taken", self._ambiguous) + listed(
+            "mask without an image of its name", unused
+        )
+
+    def notes(self, samples: list[Sample], kinds: set[str] | None) -> list[str]:
+        """Return notes on anomalous images without mask while others have one, and on masks without image."""
+        anomalous = [sample for sample in samples if sample.label == 1]
+        if not anomalous or not self._by_key:
+            return []
+        missing = [sample.image for sample in anomalous if sample.mask is None]
+        return listed("anomalous image without a mask of its name", missing) + self.leftovers(kinds)
