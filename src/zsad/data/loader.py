@@ -1,0 +1,181 @@
+"""Reading many images in constant memory: threads decode ahead, batches come out in order."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from zsad.data.image import Preprocess, read_image
+from zsad.data.layouts import is_image, walk_images
+from zsad.errors import ConfigError, DataError, ZsadError
+from zsad.types import Sample
+
+_PREFETCHED_BATCHES = 2
+
+Pixels = npt.NDArray[np.float32]
+Size = tuple[int, int]
+
+
+@dataclass(slots=True)
+class Batch:
+    """The readable images of up to `batch_size` consecutive samples, and the errors of the others.
+
+    `pixels` is float32 (B,3,H,W); `samples` and `sizes` (H,W of each original image) have B entries. B is 0
+    when none of them could be read.
+    """
+
+    pixels: Pixels
+    samples: list[Sample]
+    sizes: list[Size]
+    errors: list[tuple[Sample, ZsadError]]
+
+
+def iter_batches(
+    samples: Iterable[Sample],
+    preprocess: Preprocess,
+    *,
+    batch_size: int,
+    workers: int = 2,
+    decode: Literal["full", "fast"] = "full",
+    max_pixels: int = 120_000_000,
+) -> Generator[Batch, None, None]:
+    """Yield the samples as batches, in order; a file that cannot be read is reported, never raised.
+
+    At most three batches and one image a worker are in memory, however many samples there are; closing the
+    generator (also by leaving its loop, or Ctrl-C) ends the threads.
+
+    Args:
+        samples: any iterable, read as far as needed.
+        preprocess: applied in the threads.
+        batch_size: samples per batch, at least 1; the last batch can be smaller.
+        workers: decoding threads; 0 decodes in the calling thread.
+        decode: "fast" lets large JPEGs be decoded at reduced scale, at least twice the model's size.
+        max_pixels: larger images are reported as errors.
+
+    Raises:
+        ConfigError: at the call, for an impossible batch_size, workers or decode.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
+    if workers < 0:
+        raise ConfigError(f"workers is {workers}, expected 0 (no threads) or more")
+    if decode not in ("full", "fast"):
+        raise ConfigError(f"decode is {decode!r}, expected 'full' or 'fast'")
+    target = preprocess.image_size if decode == "fast" else None
+
+    def read(sample: Sample) -> tuple[Pixels, Size] | ZsadError:
+        try:
+            image, size = read_image(sample.image, max_pixels=max_pixels, target=target)
+            return preprocess(image), size
+        except ZsadError as error:
+            return error
+
+    return _batches(samples, read, batch_size, workers, preprocess.image_size)
+
+
+def expand_inputs(inputs: Sequence[str | Path]) -> list[Sample]:
+    """Return one sample an image file for images, folders (searched to the bottom) and glob patterns.
+
+    The result is sorted by path and holds every real file once. Hidden files and, inside folders, folders of
+    masks (masks, ground_truth, ...) are left out. A file that exists is taken by its name even if that looks like a
+    pattern.
+
+    Raises:
+        DataError: an input that does not exist, or holds or matches no image.
+    """
+    if isinstance(inputs, str | Path):
+        inputs = [inputs]
+    if not inputs:
+        raise DataError("no input given: name images, folders or patterns such as 'parts/*.png'")
+    found: dict[str, Path] = {}
+    for path in sorted((p for given in inputs for p in _images_of(given)), key=lambda p: p.as_posix()):
+        found.setdefault(os.path.normcase(os.path.realpath(path)), path)
+    return [Sample(path) for path in found.values()]
+
+
+def _images_of(given: str | Path) -> list[Path]:
+    path = Path(given).expanduser()
+    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises on impossible names)
+        images = list(walk_images(path, skip_masks=True))
+        if not images:
+            raise DataError(f"{path} holds no images: name a folder with images")
+        return images
+    if os.path.isfile(path):  # noqa: PTH113
+        return [path]
+    if not glob.has_magic(str(path)):
+        raise DataError(f"{path} does not exist: check the path")
+    matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (absolute patterns)
+    images = [match for match in matches if is_image(match)]
+    if not images:
+        images = [
+            image for match in matches if match.is_dir() for image in walk_images(match, skip_masks=True)
+        ]
+    if not images:
+        raise DataError(f"no image matches {path}: check the pattern")
+    return images
+
+
+class _Reader(Protocol):
+    def __call__(self, sample: Sample, /) -> tuple[Pixels, Size] | ZsadError: ...
+
+
+def _batches(
+    samples: Iterable[Sample], read: _Reader, batch_size: int, workers: int, size: Size
+) -> Generator[Batch, None, None]:
+    results = _read_ahead(samples, read, batch_size, workers)
+    try:
+        while group := list(islice(results, batch_size)):
+            yield _collate(group, size)
+    finally:
+        results.close()
+
+
+def _read_ahead(
+    samples: Iterable[Sample], read: _Reader, batch_size: int, workers: int
+) -> Generator[tuple[Sample, tuple[Pixels, Size] | ZsadError], None, None]:
+    """Yield (sample, result) in order while at most two batches are read ahead by threads."""
+    if workers == 0:
+        for sample in samples:
+            yield sample, read(sample)
+        return
+    remaining: Iterator[Sample] = iter(samples)
+    pending: deque[tuple[Sample, Future[tuple[Pixels, Size] | ZsadError]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="zsad-read")
+    try:
+        ahead = _PREFETCHED_BATCHES * batch_size + workers
+        for sample in islice(remaining, ahead):
+            pending.append((sample, pool.submit(read, sample)))
+        while pending:
+            sample, future = pending.popleft()
+            result = future.result()
+            del future  # the pixels live in the batch alone
+            yield sample, result
+            for following in islice(remaining, 1):
+                pending.append((following, pool.submit(read, following)))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _collate(group: list[tuple[Sample, tuple[Pixels, Size] | ZsadError]], size: Size) -> Batch:
+    batch = Batch(np.empty((0, 3, *size), np.float32), [], [], [])
+    pixels = []
+    for sample, result in group:
+        if isinstance(result, ZsadError):
+            batch.errors.append((sample, result))
+        else:
+            pixels.append(result[0])
+            batch.samples.append(sample)
+            batch.sizes.append(result[1])
+    if pixels:
+        batch.pixels = np.stack(pixels)
+    return batch
