@@ -86,9 +86,9 @@ def iter_batches(
 def expand_inputs(inputs: Sequence[str | Path]) -> list[Sample]:
     """Return one sample an image file for images, folders (searched to the bottom) and glob patterns.
 
-    The result is sorted by path and holds every real file once. Hidden files and, inside folders, folders of
-    masks (masks, ground_truth, ...) are left out. A file that exists is taken by its name even if that looks like a
-    pattern.
+    The result is sorted by path and holds every real file once. Left out are hidden files and, inside
+    folders, folders of masks (masks, ground_truth, ...). A file that exists is taken by its name even if that
+    looks like a pattern.
 
     Raises:
         DataError: an input that does not exist, or holds or matches no image.
