@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,7 +67,7 @@ def make_shard(
     for name, parts in columns.items():
         np.save(scratch / f"{name}.npy", np.concatenate(parts), allow_pickle=False)
     (scratch / "records.json").write_text(json.dumps(records))
-    os.replace(scratch, folder)
+    scratch.replace(folder)
 
 
 def extract(corpus: Corpus, out: Path, *, count: int) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,7 +242,7 @@ def save(path: Path, clip: CLIP, heads: Heads, adam: torch.optim.AdamW, step: in
     save_file(
         {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, scratch, metadata={"step": str(step)}
     )
-    os.replace(scratch, path)
+    scratch.replace(path)
 
 
 def load(path: Path, clip: CLIP, heads: Heads, adam: torch.optim.AdamW) -> int:

