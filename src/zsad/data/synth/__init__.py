@@ -1,7 +1,8 @@
 """An endless source of surfaces, parts, medical views and defects, with masks and captions.
 
-`generate` draws a whole scene, `pair` the same scene without and with a defect, and `add_defect` damages any image,
-real ones too. Everything is drawn from formulas with NumPy and Pillow; the same generator state gives the same result.
+`generate` draws a whole scene, `pair` the same scene without and with a defect, and `add_defect` damages any
+image, real ones too; `guess_foreground` finds the part in such an image. Everything is drawn from formulas
+with NumPy and Pillow; the same generator state gives the same result.
 
     rng = np.random.default_rng(0)
     scene = generate(rng)                                 # image, mask, label, kind, material, caption
@@ -13,6 +14,7 @@ from __future__ import annotations
 from zsad.data.synth.camera import photometric
 from zsad.data.synth.captions import GOOD, caption_for
 from zsad.data.synth.defects import KINDS, VISIBLE, add_defect
+from zsad.data.synth.foreground import guess_foreground
 from zsad.data.synth.scenes import MATERIALS, Scene, generate, pair
 
 caption = caption_for
@@ -27,6 +29,7 @@ __all__ = [
     "caption",
     "caption_for",
     "generate",
+    "guess_foreground",
     "pair",
     "photometric",
 ]

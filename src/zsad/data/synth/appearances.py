@@ -1,4 +1,4 @@
-"""What the pixels of a defect become: one function a kind, window in, window out, float32 (h, w, 3) in [0, 1]."""
+"""What the pixels of a defect become: one function a kind, from window to window (h, w, 3) in [0, 1]."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _shaded(site: Site, shade: FloatArray, amount: float) -> FloatArray:
         shade = shade + np.float32(0.5) * np.abs(shade)
     elif level > 0.8:
         shade = shade - np.float32(0.5) * np.abs(shade)
-    return site.patch + (shade * np.float32(amount))[..., None]
+    return np.asarray(site.patch + (shade * np.float32(amount))[..., None], dtype=np.float32)
 
 
 def _scratch(site: Site, rng: np.random.Generator) -> FloatArray:
@@ -119,7 +119,9 @@ def _hole(site: Site, rng: np.random.Generator) -> FloatArray:
     shape = soften(site.alpha, max(1.0, min(site.shape) * 0.06))
     inner = mix(site.patch, depth + (1 - shape)[..., None] * site.tone * np.float32(0.3), site.alpha)
     rim = np.clip(shape * (1 - shape) * 4, 0, 1) * site.alpha
-    return inner + (_lit(shape, rng) * rim * np.float32(0.1 + 0.25 * site.power))[..., None]
+    return np.asarray(
+        inner + (_lit(shape, rng) * rim * np.float32(0.1 + 0.25 * site.power))[..., None], dtype=np.float32
+    )
 
 
 def _stain(site: Site, rng: np.random.Generator) -> FloatArray:
@@ -148,7 +150,7 @@ def _missing(site: Site, rng: np.random.Generator) -> FloatArray:
     around = _surroundings(site, rng)
     drawn = mix(site.patch, around, site.alpha)
     rim = _lit(soften(site.alpha, 1.5), rng) * site.alpha
-    return drawn + (rim * np.float32(0.05 + 0.2 * site.power))[..., None]
+    return np.asarray(drawn + (rim * np.float32(0.05 + 0.2 * site.power))[..., None], dtype=np.float32)
 
 
 def _surroundings(site: Site, rng: np.random.Generator) -> FloatArray:
@@ -163,7 +165,7 @@ def _surroundings(site: Site, rng: np.random.Generator) -> FloatArray:
     small = Image.fromarray(to_bytes(site.patch)).resize((3, 3), Image.Resampling.BOX)
     fill = np.asarray(small.resize(site.shape[::-1], Image.Resampling.BICUBIC), dtype=np.float32) / 255
     sign = _sign(site, rng, darker=0.7)
-    return fill + np.float32(sign * max(0.15, site.contrast))
+    return np.asarray(fill + np.float32(sign * max(0.15, site.contrast)), dtype=np.float32)
 
 
 def _other_place(site: Site, rng: np.random.Generator) -> FloatArray:
@@ -171,7 +173,10 @@ def _other_place(site: Site, rng: np.random.Generator) -> FloatArray:
     height, width = site.image.shape[:2]
     tall, wide = site.shape
     top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
-    return site.image[top : top + tall, left : left + wide].astype(np.float32) * np.float32(1 / 255)
+    return np.asarray(
+        site.image[top : top + tall, left : left + wide].astype(np.float32) * np.float32(1 / 255),
+        dtype=np.float32,
+    )
 
 
 def _misplaced(site: Site, rng: np.random.Generator) -> FloatArray:
@@ -185,7 +190,7 @@ def _misplaced(site: Site, rng: np.random.Generator) -> FloatArray:
     drawn = mix(site.patch, moved, site.alpha)
     rim = _lit(soften(site.alpha, 1.2), rng) * site.alpha
     lift = np.float32(rng.choice([-1, 1]) * (0.02 + 0.06 * site.power)) * site.alpha
-    return drawn + (rim * np.float32(0.12 + 0.3 * site.power) + lift)[..., None]
+    return np.asarray(drawn + (rim * np.float32(0.12 + 0.3 * site.power) + lift)[..., None], dtype=np.float32)
 
 
 def _fray(site: Site, rng: np.random.Generator) -> FloatArray:
@@ -200,8 +205,9 @@ def _sampled(patch: FloatArray, rows: FloatArray, columns: FloatArray) -> FloatA
     top, left = rows.astype(np.int32), columns.astype(np.int32)
     down, right = (rows - top)[..., None], (columns - left)[..., None]
     below, beside = np.minimum(top + 1, tall - 1), np.minimum(left + 1, wide - 1)
-    upper = patch[top, left] * (1 - right) + patch[top, beside] * right
-    lower = patch[below, left] * (1 - right) + patch[below, beside] * right
+    flat, top, below = patch.reshape(-1, 3), top * wide, below * wide
+    upper = flat.take(top + left, axis=0) * (1 - right) + flat.take(top + beside, axis=0) * right
+    lower = flat.take(below + left, axis=0) * (1 - right) + flat.take(below + beside, axis=0) * right
     return np.asarray(upper * (1 - down) + lower * down, dtype=np.float32)
 
 
@@ -218,7 +224,11 @@ def _bend(site: Site, rng: np.random.Generator) -> FloatArray:
         away_row, away_column = row - site.shape[0] / 2, column - site.shape[1] / 2
         rows = site.shape[0] / 2 + away_row * np.cos(swirl) - away_column * np.sin(swirl)
         columns = site.shape[1] / 2 + away_row * np.sin(swirl) + away_column * np.cos(swirl)
-    warped = mix(site.patch, _sampled(site.patch, rows.astype(np.float32), columns.astype(np.float32)), np.clip(site.alpha * 2, 0, 1))
+    warped = mix(
+        site.patch,
+        _sampled(site.patch, rows.astype(np.float32), columns.astype(np.float32)),
+        np.clip(site.alpha * 2, 0, 1),
+    )
     # Bent material catches the light; this is also what shows on a flat surface.
     shade = _lit(weight, rng) * site.alpha
     bent = Site(site.image, warped, site.support, None, site.power, site.contrast, site.tone, site.foreground)
@@ -233,7 +243,9 @@ def _foreign(site: Site, rng: np.random.Generator) -> FloatArray:
         other = (other - mean) / spread * (own.std(axis=0) + 0.05) + own.mean(axis=0)
     if float(np.abs(other.mean(axis=(0, 1)) - site.tone).max()) < 0.1:
         other = other + np.float32(_sign(site, rng, darker=0.5) * max(0.1, site.contrast * 0.6))
-    return mix(site.patch, np.clip(other, 0, 1), site.alpha * np.float32(0.35 + 0.65 * min(1.0, site.power + 0.3)))
+    return mix(
+        site.patch, np.clip(other, 0, 1), site.alpha * np.float32(0.35 + 0.65 * min(1.0, site.power + 0.3))
+    )
 
 
 def _donated(site: Site, rng: np.random.Generator) -> FloatArray:
@@ -245,7 +257,7 @@ def _donated(site: Site, rng: np.random.Generator) -> FloatArray:
         piece = site.donor[top : top + tall, left : left + wide]
         if (tall, wide) != site.shape:
             piece = np.asarray(Image.fromarray(piece).resize(site.shape[::-1], Image.Resampling.BILINEAR))
-        return piece.astype(np.float32) * np.float32(1 / 255)
+        return np.asarray(piece.astype(np.float32) * np.float32(1 / 255), dtype=np.float32)
     names = tuple(TEXTURES)
     return TEXTURES[names[int(rng.integers(len(names)))]].draw(rng, site.shape)
 
@@ -268,7 +280,8 @@ def _print(site: Site, rng: np.random.Generator) -> FloatArray:
 def _smear(site: Site, rng: np.random.Generator) -> FloatArray:
     target = _contrasting(site, rng)
     along, _ = turned(site.shape, rng.uniform(0, np.pi))
-    lines = np.sin(along * np.float32(rng.uniform(0.3, 1.2)) + smooth(rng, site.shape, 12)) * np.float32(0.25)
+    waves = np.sin(along * np.float32(rng.uniform(0.2, 0.9)) + smooth(rng, site.shape, 12) * np.float32(1.8))
+    lines = waves * np.float32(rng.uniform(0, 0.2))
     film = np.clip(0.7 + lines + fractal(rng, site.shape, 24) * np.float32(0.2), 0.15, 1)
     return mix(site.patch, target + (site.patch - site.tone) * np.float32(0.5), site.alpha * film)
 
@@ -276,18 +289,30 @@ def _smear(site: Site, rng: np.random.Generator) -> FloatArray:
 def _pit(site: Site, rng: np.random.Generator) -> FloatArray:
     target = np.clip(site.tone + np.float32(_sign(site, rng, darker=0.75) * max(0.22, site.contrast)), 0, 1)
     glint = np.clip(np.roll(site.alpha, (1, 1), (0, 1)) - site.alpha, 0, 1) * np.float32(0.3)
-    return mix(site.patch, target, site.alpha) + glint[..., None] * np.float32(site.power)
+    return np.asarray(
+        mix(site.patch, target, site.alpha) + glint[..., None] * np.float32(site.power), dtype=np.float32
+    )
 
 
 def _lesion(site: Site, rng: np.random.Generator) -> FloatArray:
-    core = soften(site.alpha, max(1.2, min(site.shape) * rng.uniform(0.03, 0.12))) * np.clip(site.alpha * 3, 0, 1)
+    core = soften(site.alpha, max(1.2, min(site.shape) * rng.uniform(0.03, 0.12))) * np.clip(
+        site.alpha * 3, 0, 1
+    )
     if rng.random() < 0.25:
         core = np.clip(core - 0.8 * np.clip(core - 0.55, 0, 1) * 2, 0, 1)
-    core = core * np.clip(0.9 + fractal(rng, site.shape, max(min(site.shape) / 4, 4)) * np.float32(0.15), 0.3, 1.2)
+    core = core * np.clip(
+        0.9 + fractal(rng, site.shape, max(min(site.shape) / 4, 4)) * np.float32(0.15), 0.3, 1.2
+    )
     sign = _sign(site, rng, darker=0.35)
     saturated = float(site.tone.max() - site.tone.min()) > 0.1
-    tint = colour(rng, brightness=(0.8, 1), saturation=(0.1, 0.5), hue=float(rng.choice([0.0, 0.05, 0.12]))) if saturated else np.ones(3, np.float32)
-    return site.patch + core[..., None] * (tint * np.float32(sign * max(0.18, site.contrast)))
+    tint = (
+        colour(rng, brightness=(0.8, 1), saturation=(0.1, 0.5), hue=float(rng.choice([0.0, 0.05, 0.12])))
+        if saturated
+        else np.ones(3, np.float32)
+    )
+    return np.asarray(
+        site.patch + core[..., None] * (tint * np.float32(sign * max(0.18, site.contrast))), dtype=np.float32
+    )
 
 
 def _texture(site: Site, rng: np.random.Generator) -> FloatArray:
@@ -301,13 +326,22 @@ def _texture(site: Site, rng: np.random.Generator) -> FloatArray:
         whole = Image.fromarray(site.image)
         if zoom < 1:
             reach = (min(whole.width, int(wide / zoom)), min(whole.height, int(tall / zoom)))
-            left, top = int(rng.integers(whole.width - reach[0] + 1)), int(rng.integers(whole.height - reach[1] + 1))
+            left, top = (
+                int(rng.integers(whole.width - reach[0] + 1)),
+                int(rng.integers(whole.height - reach[1] + 1)),
+            )
             source = whole.crop((left, top, left + reach[0], top + reach[1]))
         else:
             source = source.crop((0, 0, max(2, int(wide / zoom)), max(2, int(tall / zoom))))
         other = np.asarray(source.resize((wide, tall), Image.Resampling.BILINEAR), dtype=np.float32) / 255
     elif draw < 0.5:
-        other = np.asarray(source.filter(ImageFilter.GaussianBlur(float(max(2.0, min(tall, wide) / 8)))), dtype=np.float32) / 255
+        other = (
+            np.asarray(
+                source.filter(ImageFilter.GaussianBlur(float(max(2.0, min(tall, wide) / 8)))),
+                dtype=np.float32,
+            )
+            / 255
+        )
     elif draw < 0.8:
         angle = float(rng.choice([30, 45, 90]))
         other = np.asarray(source.rotate(angle, Image.Resampling.BILINEAR), dtype=np.float32) / 255

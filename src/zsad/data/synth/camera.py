@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
 
 from zsad.data.synth.defects import check_image
-from zsad.data.synth.noise import ByteArray, FloatArray, axes, to_bytes, white
+from zsad.data.synth.noise import ByteArray, axes, to_bytes, white
 
 
 def photometric(image: ByteArray, rng: np.random.Generator) -> ByteArray:
@@ -27,12 +27,13 @@ def photometric(image: ByteArray, rng: np.random.Generator) -> ByteArray:
     if chance[0] < 0.35:
         image = _lit(image, rng)
     if chance[1] < 0.3:
-        radius = rng.uniform(0.3, 1.1) * min(1.5, min(image.shape[:2]) / 256)
-        image = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(float(radius))))
+        radius = float(rng.uniform(0.3, 1.0) * min(1.5, min(image.shape[:2]) / 256))
+        image = np.asarray(Image.fromarray(image).filter(ImageFilter.BoxBlur(radius)))
     if chance[2] < 0.4:
         deviation = float(np.exp(rng.uniform(np.log(1.0), np.log(8.0))))
-        noise = white(rng, image.shape[:2])
-        image = np.clip(image + (noise * np.float32(deviation))[..., None], 0, 255).astype(np.uint8)
+        # The same noise on all channels keeps grey images grey.
+        noise = np.repeat((white(rng, image.shape[:2]) * np.float32(deviation)).astype(np.int16), 3, axis=1)
+        image = np.clip(noise.reshape(image.shape) + image, 0, 255).astype(np.uint8)
     if chance[3] < 0.3:
         image = _compressed(image, int(rng.integers(45, 96)))
     return image
@@ -44,21 +45,24 @@ def _toned(image: ByteArray, rng: np.random.Generator) -> ByteArray:
     cast = np.exp(rng.normal(0, 0.03, 3)) if rng.random() < 0.5 else np.ones(3)
     levels = np.linspace(0, 1, 256)[:, None] ** gamma * gain * cast
     table = (np.clip(levels, 0, 1) * 255 + 0.5).astype(np.uint8)
-    return np.stack([table[:, channel][image[..., channel]] for channel in range(3)], axis=2)
+    return np.asarray(Image.fromarray(image).point(table.T.ravel().tolist()))
 
 
 def _lit(image: ByteArray, rng: np.random.Generator) -> ByteArray:
-    """Darker corners, or light from one side."""
-    rows, columns = axes(image.shape[:2])
-    down, right = rows / image.shape[0] - np.float32(0.5), columns / image.shape[1] - np.float32(0.5)
+    """Darker corners, or light from one side; the field is smooth, so a small one is enough."""
+    rows, columns = axes((24, 24))
+    down, right = rows / 23 - np.float32(0.5), columns / 23 - np.float32(0.5)
     amount = np.float32(rng.uniform(0.1, 0.5))
-    field: FloatArray
     if rng.random() < 0.5:
         field = 1 - amount * (down**2 + right**2) * np.float32(1.6)
     else:
         angle = rng.uniform(0, 2 * np.pi)
-        field = 1 + amount * (down * np.float32(np.sin(angle)) + right * np.float32(np.cos(angle)))
-    return to_bytes(image * (field * np.float32(1 / 255))[..., None])
+        slope = down * np.float32(np.sin(angle)) + right * np.float32(np.cos(angle))
+        field = 1 + amount * (slope - np.abs(slope).max())
+    small = Image.fromarray(to_bytes(field)).resize(
+        (image.shape[1], image.shape[0]), Image.Resampling.BICUBIC
+    )
+    return np.asarray(ImageChops.multiply(Image.fromarray(image), Image.merge("RGB", (small, small, small))))
 
 
 def _compressed(image: ByteArray, quality: int) -> ByteArray:

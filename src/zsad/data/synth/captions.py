@@ -32,7 +32,15 @@ NOUNS: dict[str, tuple[str, ...]] = {
 }
 """How each defect kind is called after the word "with"."""
 
-VIEWS = ("a photo of", "a close-up of", "an image of", "a cropped photo of", "a picture of", "an inspection image of", "")
+VIEWS = (
+    "a photo of",
+    "a close-up of",
+    "an image of",
+    "a cropped photo of",
+    "a picture of",
+    "an inspection image of",
+    "",
+)
 _GOOD = (
     "{view} a flawless {name}",
     "{view} a {name} without defects",
@@ -52,7 +60,12 @@ _BAD = (
     "{view} a flawed {name}, {noun} visible",
     "{view} a {name} with {noun}, a defect",
 )
-_BAD_PLAIN = ("{view} a damaged {name}", "{view} a {name} with a defect", "{view} an abnormal {name}", "{view} a flawed {name}")
+_BAD_PLAIN = (
+    "{view} a damaged {name}",
+    "{view} a {name} with a defect",
+    "{view} an abnormal {name}",
+    "{view} a flawed {name}",
+)
 
 
 def caption_for(name: str, kind: str, rng: np.random.Generator) -> str:

@@ -2,7 +2,7 @@
 
 A kind is a support (a soft shape in a window) and an appearance (what the pixels become). The mask is not what was
 meant to be drawn but what is seen: pixels of the support that changed by more than `VISIBLE`, closed to a region
-and freed of dust; the dust itself is put back, so outside the mask no pixel changed by more than `VISIBLE`.
+and freed of dust; the dust itself is put back: outside the mask no pixel changed by more than `VISIBLE`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from zsad.data.synth.appearances import APPEARANCES, Site
-from zsad.data.synth.noise import BoolArray, ByteArray, FloatArray, grow, shrink
+from zsad.data.synth.noise import BoolArray, ByteArray, FloatArray, grow, shrink, to_bytes
 from zsad.data.synth.shapes import SHAPES, Support
 from zsad.errors import ConfigError, ImageError
 
@@ -20,7 +20,10 @@ VISIBLE = 10
 """The smallest change of a channel, of 255, that counts as seen."""
 
 _TRIES = 8
-# Share of the image that a kind covers, lowest and highest; drawn log-uniformly, so that small ones are common.
+_REGIONS = frozenset({"dent", "bend", "missing", "misplaced", "foreign", "texture", "lesion", "hole"})
+# Parts break, fray and bend at their rims.
+_AT_EDGES = frozenset({"missing", "fray", "bend", "crack"})
+# Share of the image that a kind covers, lowest and highest; drawn on a log scale: small ones are common.
 _AREA: dict[str, tuple[float, float]] = {
     "scratch": (0.0005, 0.02),
     "hole": (0.0006, 0.06),
@@ -67,7 +70,8 @@ def add_defect(
         The image (H, W, 3) uint8, the mask (H, W) bool of changed pixels, never empty, and the kind.
 
     Raises:
-        ImageError: an array of another shape or type. ConfigError: an unknown kind or a strength outside [0, 1].
+        ImageError: an array of another shape or type.
+        ConfigError: an unknown kind or a strength outside [0, 1].
     """
     _check(image, kind=kind, foreground=foreground, donor=donor, strength=strength)
     chosen = kind if kind is not None else KINDS[int(rng.integers(len(KINDS)))]
@@ -81,7 +85,7 @@ def add_defect(
         if support is None:
             continue
         drawn = _draw(image, rng, chosen, support, donor, site_power, where)
-        finished = _finish(image, drawn, support, forced=attempt >= _TRIES - 3)
+        finished = _finish(image, drawn, chosen, support, forced=attempt >= _TRIES - 3)
         if finished is not None:
             return (*finished, chosen)
     return (*_last_resort(image, rng, places), chosen)
@@ -112,7 +116,9 @@ def _check(
 def check_image(image: ByteArray, *, name: str) -> None:
     """Refuse what is not a colour image of uint8 (H, W, 3) with sides of at least 8 pixels."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        got = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        got = (
+            f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        )
         raise ImageError(f"{name} is {got}; expected a uint8 array of shape (height, width, 3)")
     if min(image.shape[:2]) < 8:
         raise ImageError(f"{name} is {image.shape[1]}x{image.shape[0]} pixels; expected sides of at least 8")
@@ -137,6 +143,9 @@ def _place(
     if places is None:
         row, column = int(rng.integers(height)), int(rng.integers(width))
     else:
+        if where is not None and kind in _AT_EDGES and rng.random() < 0.6:
+            edge = np.flatnonzero(where & ~shrink(where, 2))
+            places = edge if edge.size else places
         row, column = divmod(int(places[int(rng.integers(places.size))]), width)
     pixels = float(np.clip(share * height * width, 8.0, 0.3 * height * width))
     alpha = SHAPES[kind](rng, pixels, min(height, width) / 256.0)
@@ -171,12 +180,15 @@ def _draw(
     spread = float(values.mean(axis=1).std())
     contrast = 0.08 + 0.55 * power**1.3 + 0.7 * spread
     site = Site(image, patch, support, donor, power, min(contrast, 0.95), values.mean(axis=0), where)
-    drawn: FloatArray = APPEARANCES[kind](site, rng)
-    return (np.clip(drawn, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    drawn = to_bytes(APPEARANCES[kind](site, rng))
+    if _is_grey(image):
+        # On a grey image a coloured defect would give itself away.
+        drawn = np.repeat(np.asarray(Image.fromarray(drawn).convert("L"))[..., None], 3, axis=2)
+    return drawn
 
 
 def _finish(
-    image: ByteArray, drawn: ByteArray, support: Support, *, forced: bool
+    image: ByteArray, drawn: ByteArray, kind: str, support: Support, *, forced: bool
 ) -> tuple[ByteArray, BoolArray] | None:
     """Measure what changed; None when that is too little to be seen."""
     tall, wide = support.alpha.shape
@@ -184,7 +196,7 @@ def _finish(
     window = image[rows, columns]
     difference = (np.maximum(window, drawn) - np.minimum(window, drawn)).max(axis=2)
     changed = (difference > VISIBLE) & (support.alpha > 0.02)
-    region = _clean(changed, support.alpha)
+    region = _clean(changed, support.alpha, radius=_closing(kind, support))
     count = int(region.sum())
     least = max(5, int(0.0003 * image.shape[0] * image.shape[1]))
     if count < least:
@@ -202,14 +214,27 @@ def _finish(
     return result, mask
 
 
-def _clean(changed: BoolArray, alpha: FloatArray) -> BoolArray:
+def _closing(kind: str, support: Support) -> int:
+    """How wide gaps are closed, in pixels: a dent is one region, although its middle may look as before."""
+    if kind not in _REGIONS:
+        return 2
+    return int(np.clip(np.sqrt(float(support.alpha.sum())) / 4, 2, 16))
+
+
+def _is_grey(image: ByteArray) -> bool:
+    sample = image[::7, ::5].astype(np.int16)
+    return int(np.ptp(sample, axis=2).max()) <= 2
+
+
+def _clean(changed: BoolArray, alpha: FloatArray, *, radius: int) -> BoolArray:
     """Close the gaps of a changed region and drop lone pixels; thin lines stay whole."""
-    padded = np.pad(changed, 3)
-    closed = shrink(grow(padded, 2), 2)[3:-3, 3:-3] & (alpha > 0.02)
+    padded = np.pad(changed, radius + 1)
+    inner = slice(radius + 1, -radius - 1)
+    closed = shrink(grow(padded, radius), radius)[inner, inner] & (alpha > 0.02)
     near = np.pad(closed, 2).astype(np.uint8)
     across = near[:, :-4] + near[:, 1:-3] + near[:, 2:-2] + near[:, 3:-1] + near[:, 4:]
     count = across[:-4] + across[1:-3] + across[2:-2] + across[3:-1] + across[4:]
-    return closed & (count >= 4)
+    return np.asarray(closed & (count >= 4))
 
 
 def _seen(window: ByteArray, drawn: ByteArray, region: BoolArray) -> bool:
@@ -232,7 +257,11 @@ def _last_resort(
 ) -> tuple[ByteArray, BoolArray]:
     """A plain contrasting spot: a labelled defect is never invisible, however odd the image is."""
     height, width = image.shape[:2]
-    place = int(places[int(rng.integers(places.size))]) if places is not None else int(rng.integers(height * width))
+    place = (
+        int(places[int(rng.integers(places.size))])
+        if places is not None
+        else int(rng.integers(height * width))
+    )
     row, column = divmod(place, width)
     radius = max(2, min(height, width) // 40)
     rows, columns = np.ogrid[:height, :width]

@@ -10,7 +10,19 @@ from PIL import Image, ImageDraw
 from zsad.data.synth.camera import photometric
 from zsad.data.synth.captions import GOOD, caption_for
 from zsad.data.synth.defects import KINDS, add_defect, check_image
-from zsad.data.synth.noise import BoolArray, ByteArray, FloatArray, colour, grow, mix, smooth, soften, to_bytes, turned
+from zsad.data.synth.noise import (
+    BoolArray,
+    ByteArray,
+    FloatArray,
+    colour,
+    grow,
+    mix,
+    smooth,
+    soften,
+    tint,
+    to_bytes,
+    turned,
+)
 from zsad.data.synth.parts import PARTS, Part
 from zsad.data.synth.textures import PLAIN, TEXTURES
 from zsad.data.synth.tissue import TISSUES
@@ -18,7 +30,18 @@ from zsad.errors import ConfigError
 
 MATERIALS: tuple[str, ...] = (*TEXTURES, *PARTS, *TISSUES)
 
-_MEDICAL = ("lesion", "lesion", "lesion", "stain", "discoloration", "texture", "bend", "foreign", "speckle", "crack")
+_MEDICAL = (
+    "lesion",
+    "lesion",
+    "lesion",
+    "stain",
+    "discoloration",
+    "texture",
+    "bend",
+    "foreign",
+    "speckle",
+    "crack",
+)
 # On a surface without order a moved block is no defect: nobody could tell.
 _NEEDS_ORDER = frozenset({"misplaced", "bend", "texture"})
 
@@ -63,7 +86,7 @@ def generate(
         rng: the only source of chance; the same state draws the same scene.
         size: (H, W) in pixels, sides of at least 32.
         defect: one of `KINDS`, None for a normal image, "random" for a defect every second time.
-        background: (H', W', 3) uint8, an image to lay parts on; None draws grounds. Given, only parts are drawn.
+        background: (H', W', 3) uint8, an image to lay parts on; None draws grounds. Given, parts only.
 
     Raises:
         ConfigError: an unknown defect or too small a size. ImageError: a background that is no colour image.
@@ -86,7 +109,9 @@ def pair(
     _check(size, defect, background)
     normal = _normal(rng, size, background)
     camera_seed = int(rng.integers(2**63))
-    return _scene(normal, rng, None, camera_seed), _scene(normal, rng, _kind(normal, rng, defect), camera_seed)
+    return _scene(normal, rng, None, camera_seed), _scene(
+        normal, rng, _kind(normal, rng, defect), camera_seed
+    )
 
 
 def _check(size: tuple[int, int], defect: str | None, background: ByteArray | None) -> None:
@@ -142,7 +167,9 @@ def _part_scene(rng: np.random.Generator, size: tuple[int, int], background: Byt
     style = int(rng.integers(2**63))
     for centre, half, angle in _poses(rng, part, size):
         # Parts of one image are of one make: they share the style's seed.
-        image, cover = _put(image, cover, np.random.default_rng(style), part, centre=centre, half=half, angle=angle)
+        image, cover = _put(
+            image, cover, np.random.default_rng(style), part, centre=centre, half=half, angle=angle
+        )
     if rng.random() < 0.15:
         image = _decorated(image, rng)
     return _Normal(to_bytes(image), cover > 0.5, name, KINDS)
@@ -150,7 +177,7 @@ def _part_scene(rng: np.random.Generator, size: tuple[int, int], background: Byt
 
 def _fitted(background: ByteArray, size: tuple[int, int]) -> FloatArray:
     resized = Image.fromarray(background).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(resized, dtype=np.float32) * np.float32(1 / 255)
+    return np.asarray(np.asarray(resized, dtype=np.float32) * np.float32(1 / 255), dtype=np.float32)
 
 
 def _ground(rng: np.random.Generator, size: tuple[int, int]) -> FloatArray:
@@ -161,7 +188,7 @@ def _ground(rng: np.random.Generator, size: tuple[int, int]) -> FloatArray:
         base = colour(rng, brightness=dark_or_bright, saturation=(0, 0.15))
         along, _ = turned(size, rng.uniform(0, 2 * np.pi))
         slope = along * np.float32(rng.uniform(0, 0.3) / max(size))
-        return base * (1 + slope + smooth(rng, size, 2) * np.float32(rng.uniform(0, 0.02)))[..., None]
+        return tint(base, 1 + slope + smooth(rng, size, 2) * np.float32(rng.uniform(0, 0.02)))
     return TEXTURES[_pick(rng, PLAIN)].draw(rng, size)
 
 
@@ -169,7 +196,9 @@ def _poses(
     rng: np.random.Generator, part: Part, size: tuple[int, int]
 ) -> list[tuple[tuple[float, float], float, float]]:
     """(centre (row, column), half length, angle) of each copy."""
-    angle = float(rng.choice([0, np.pi / 2]) + rng.normal(0, 0.05) if rng.random() < 0.4 else rng.uniform(0, 2 * np.pi))
+    angle = float(
+        rng.choice([0, np.pi / 2]) + rng.normal(0, 0.05) if rng.random() < 0.4 else rng.uniform(0, 2 * np.pi)
+    )
     shorter = min(size)
     if part.many and rng.random() < 0.22:
         count = int(rng.integers(2, 4))
@@ -215,9 +244,9 @@ def _put(
         far = max(1, int(half * rng.uniform(0.01, 0.06)))
         turn = rng.uniform(0, 2 * np.pi)
         moved = np.roll(alpha, (int(np.sin(turn) * far), int(np.cos(turn) * far)), (0, 1))
-        window = window * (1 - soften(moved, max(1.0, far * 0.8)) * np.float32(depth))[..., None]
+        window = tint(window, 1 - soften(moved, max(1.0, far * 0.8)) * np.float32(depth))
     light = 1 + np.float32(rng.uniform(0, 0.15)) * (v / np.float32(half))
-    image[top:bottom, left:right] = mix(window, np.asarray(colours * light[..., None], dtype=np.float32), alpha)
+    image[top:bottom, left:right] = mix(window, tint(colours, light), alpha)
     cover[top:bottom, left:right] = np.maximum(cover[top:bottom, left:right], alpha)
     return image, cover
 
@@ -227,13 +256,17 @@ def _decorated(image: FloatArray, rng: np.random.Generator) -> FloatArray:
     height, width = image.shape[:2]
     draw = rng.random()
     if draw < 0.2:
-        along, across = turned((height, width), rng.uniform(0, np.pi), centre=(height * rng.random(), width * rng.random()))
+        along, across = turned(
+            (height, width), rng.uniform(0, np.pi), centre=(height * rng.random(), width * rng.random())
+        )
         reach = np.float32(min(height, width) * rng.uniform(0.2, 0.6))
         glare = np.exp(-((along / reach) ** 2 + (across / (reach * np.float32(0.6))) ** 2))
-        return image + (glare * np.float32(rng.uniform(0.08, 0.25)))[..., None]
+        return np.asarray(image + (glare * np.float32(rng.uniform(0.08, 0.25)))[..., None], dtype=np.float32)
     if draw < 0.35:
         dust = smooth(rng, (height, width), 2) > 3.1
-        return mix(image, colour(rng, brightness=(0.3, 1)), grow(dust, 0).astype(np.float32) * np.float32(0.35))
+        return mix(
+            image, colour(rng, brightness=(0.3, 1)), grow(dust, 0).astype(np.float32) * np.float32(0.35)
+        )
     canvas = Image.new("L", (width, height))
     _marks(ImageDraw.Draw(canvas), rng, width, height, lettered=draw < 0.7)
     marks = np.asarray(canvas, dtype=np.float32) * np.float32(rng.uniform(0.5, 1) / 255)
@@ -241,7 +274,9 @@ def _decorated(image: FloatArray, rng: np.random.Generator) -> FloatArray:
     return mix(image, ink, marks)
 
 
-def _marks(pen: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, height: int, *, lettered: bool) -> None:
+def _marks(
+    pen: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, height: int, *, lettered: bool
+) -> None:
     """Lines of text with a frame or a ring, or a row of dots mirrored about the middle."""
     if lettered:
         size = int(rng.integers(9, 20)) * min(width, height) // 256 + 4

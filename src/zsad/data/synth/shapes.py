@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from zsad.data.synth.noise import FloatArray, smooth, soften, step, turned
+from zsad.data.synth.noise import FloatArray, magnitude, smooth, soften, step, turned
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def blob(
     soft: tuple[float, float] = (0.04, 0.3),
     stretch: float = 2.5,
 ) -> FloatArray:
-    """An ellipse of random stretch whose outline is bent by noise; `soft` is the width of its rim in radii."""
+    """An ellipse of random stretch with an outline bent by noise; `soft` is the width of its rim in radii."""
     aspect = float(np.exp(abs(rng.normal(0, 0.4)) * np.log(stretch)))
     radius = np.sqrt(pixels / np.pi)
     aspect = min(aspect, radius**2 / 2 + 1)
@@ -42,13 +42,15 @@ def blob(
     angle = rng.uniform(0, np.pi)
     roughness = rng.uniform(*rough)
     reach = 1.25 + roughness
-    half_tall = np.hypot(long * np.sin(angle), short * np.cos(angle)) * reach + 2
-    half_wide = np.hypot(long * np.cos(angle), short * np.sin(angle)) * reach + 2
+    half_tall = magnitude(long * np.sin(angle), short * np.cos(angle)) * reach + 2
+    half_wide = magnitude(long * np.cos(angle), short * np.sin(angle)) * reach + 2
     shape = (2 * int(half_tall) + 1, 2 * int(half_wide) + 1)
     along, across = turned(shape, angle)
-    distance = np.hypot(along / np.float32(long), across / np.float32(short))
+    distance = magnitude(along / np.float32(long), across / np.float32(short))
     if roughness > 0.02:
-        distance = distance + smooth(rng, shape, max(short * rng.uniform(0.4, 1.2), 2)) * np.float32(roughness * 0.5)
+        distance = distance + smooth(rng, shape, max(short * rng.uniform(0.4, 1.2), 2)) * np.float32(
+            roughness * 0.5
+        )
     rim = max(rng.uniform(*soft), 0.7 / short)
     return np.asarray(1 - step(distance, 1 - rim / 2, 1 + rim / 2), dtype=np.float32)
 
@@ -83,8 +85,14 @@ def ragged(rng: np.random.Generator, pixels: float, scale: float) -> FloatArray:
     radius = np.sqrt(pixels / np.pi) * 1.5
     shape = (2 * int(radius * 1.2) + 5, 2 * int(radius * 1.2) + 5)
     along, across = turned(shape, 0.0)
-    field = smooth(rng, shape, max(radius * rng.uniform(0.3, 0.8), 2)) - np.hypot(along, across) * np.float32(1.6 / radius)
-    threshold = float(np.partition(field.ravel(), max(0, field.size - int(pixels) - 1))[max(0, field.size - int(pixels) - 1)])
+    field = smooth(rng, shape, max(radius * rng.uniform(0.3, 0.8), 2)) - magnitude(
+        along, across
+    ) * np.float32(1.6 / radius)
+    threshold = float(
+        np.partition(field.ravel(), max(0, field.size - int(pixels) - 1))[
+            max(0, field.size - int(pixels) - 1)
+        ]
+    )
     return step(field, threshold - 0.06, threshold + 0.06)
 
 
@@ -93,7 +101,7 @@ def box(rng: np.random.Generator, pixels: float, scale: float) -> FloatArray:
     aspect = float(np.exp(rng.normal(0, 0.5)))
     long, short = np.sqrt(pixels * aspect) / 2, np.sqrt(pixels / aspect) / 2
     angle = 0.0 if rng.random() < 0.5 else rng.uniform(0, np.pi)
-    half = int(np.hypot(long, short)) + 3
+    half = int(magnitude(long, short)) + 3
     along, across = turned((2 * half + 1, 2 * half + 1), angle)
     inside = np.maximum(np.abs(along) - np.float32(long), np.abs(across) - np.float32(short))
     return 1 - step(inside, -0.5, 0.7)
@@ -127,7 +135,9 @@ def _strokes(paths: list[FloatArray], widths: list[FloatArray], *, fade: float =
                 x, y = scaled[index + 1].tolist()
                 half = thick / 2 - 0.5
                 pen.ellipse((x - half, y - half, x + half, y + half), fill=255)
-    return np.asarray(canvas.reduce(factor), dtype=np.float32) * np.float32(1 / 255)
+    return np.asarray(
+        np.asarray(canvas.reduce(factor), dtype=np.float32) * np.float32(1 / 255), dtype=np.float32
+    )
 
 
 def _line_size(rng: np.random.Generator, pixels: float, scale: float, widest: float) -> tuple[float, float]:
@@ -178,13 +188,16 @@ def fibres(rng: np.random.Generator, pixels: float, scale: float) -> FloatArray:
     length = np.clip(pixels / (count * width), 5, 80 * max(scale, 0.2))
     spread = length * rng.uniform(0.1, 0.5)
     paths = [
-        _path(rng, length * rng.uniform(0.5, 1.3), jag=0.05, curve=1.5) + rng.normal(0, spread, 2).astype(np.float32)
+        _path(rng, length * rng.uniform(0.5, 1.3), jag=0.05, curve=1.5)
+        + rng.normal(0, spread, 2).astype(np.float32)
         for _ in range(count)
     ]
     return _strokes(paths, [np.full(len(path), width, np.float32) for path in paths])
 
 
-def dots(rng: np.random.Generator, pixels: float, scale: float, *, most: int = 40, least: int = 3) -> FloatArray:
+def dots(
+    rng: np.random.Generator, pixels: float, scale: float, *, most: int = 40, least: int = 3
+) -> FloatArray:
     """A cluster of small round dots of mixed size."""
     count = int(rng.integers(least, most + 1))
     radius = max(0.9, np.sqrt(pixels / count / np.pi))
@@ -198,7 +211,9 @@ def dots(rng: np.random.Generator, pixels: float, scale: float, *, most: int = 4
         place = (np.clip(x, -reach * 2, reach * 2) + half, np.clip(y, -reach * 2, reach * 2) + half)
         left, top = (place[0] - size) * factor, (place[1] - size) * factor
         pen.ellipse((left, top, left + 2 * size * factor, top + 2 * size * factor), fill=255)
-    return np.asarray(canvas.reduce(factor), dtype=np.float32) * np.float32(1 / 255)
+    return np.asarray(
+        np.asarray(canvas.reduce(factor), dtype=np.float32) * np.float32(1 / 255), dtype=np.float32
+    )
 
 
 def pits(rng: np.random.Generator, pixels: float, scale: float) -> FloatArray:
@@ -235,9 +250,11 @@ def glyphs(rng: np.random.Generator, pixels: float, scale: float) -> FloatArray:
     box_ = canvas.getbbox() or (0, 0, *canvas.size)
     canvas = canvas.crop((box_[0] - 1, box_[1] - 1, box_[2] + 1, box_[3] + 1))
     zoom = size / canvas.height
-    canvas = canvas.resize((max(4, int(canvas.width * zoom)), max(4, int(canvas.height * zoom))), Image.Resampling.BICUBIC)
+    canvas = canvas.resize(
+        (max(4, int(canvas.width * zoom)), max(4, int(canvas.height * zoom))), Image.Resampling.BICUBIC
+    )
     turned_canvas = canvas.rotate(float(rng.uniform(0, 360)), Image.Resampling.BILINEAR, expand=True)
-    return np.asarray(turned_canvas, dtype=np.float32) * np.float32(1 / 255)
+    return np.asarray(np.asarray(turned_canvas, dtype=np.float32) * np.float32(1 / 255), dtype=np.float32)
 
 
 SHAPES: dict[str, ShapeFunction] = {
@@ -252,7 +269,9 @@ SHAPES: dict[str, ShapeFunction] = {
     "fray": fibres,
     "bend": round_blob,
     "foreign": any_blob,
-    "discoloration": lambda rng, pixels, scale: (soft_blob if rng.random() < 0.7 else any_blob)(rng, pixels, scale),
+    "discoloration": lambda rng, pixels, scale: (soft_blob if rng.random() < 0.7 else any_blob)(
+        rng, pixels, scale
+    ),
     "print": glyphs,
     "smear": streak,
     "pit": pits,

@@ -12,10 +12,12 @@ from zsad.data.synth.noise import (
     Shape,
     colour,
     fractal,
+    magnitude,
     mix,
     smooth,
     smooth_stretched,
     step,
+    tint,
     turned,
     voronoi,
     white,
@@ -47,18 +49,22 @@ def _period(rng: np.random.Generator, shape: Shape, low: float, high: float) -> 
 def _two_tones(rng: np.random.Generator, *, contrast: float = 0.35) -> tuple[FloatArray, FloatArray]:
     """A base colour and a darker or lighter relative of it."""
     base = colour(rng, brightness=(0.25, 0.9))
-    other = base * np.float32(1 - rng.uniform(0.15, contrast + 0.2)) + rng.normal(0, 0.03, 3).astype(np.float32)
+    other = base * np.float32(1 - rng.uniform(0.15, contrast + 0.2)) + rng.normal(0, 0.03, 3).astype(
+        np.float32
+    )
     return base, np.clip(other, 0, 1)
 
 
 def _sine(field: FloatArray, period: float) -> FloatArray:
-    return np.sin(field * np.float32(2 * np.pi / period)) * np.float32(0.5) + np.float32(0.5)
+    return np.asarray(
+        np.sin(field * np.float32(2 * np.pi / period)) * np.float32(0.5) + np.float32(0.5), dtype=np.float32
+    )
 
 
 def _saw(field: FloatArray, period: float) -> FloatArray:
     """The position inside a period, in [0, 1)."""
     scaled = field * np.float32(1 / period)
-    return scaled - np.floor(scaled)
+    return np.asarray(scaled - np.floor(scaled), dtype=np.float32)
 
 
 def _fabric(rng: np.random.Generator, shape: Shape) -> FloatArray:
@@ -69,11 +75,11 @@ def _fabric(rng: np.random.Generator, shape: Shape) -> FloatArray:
     over = np.floor(along / period) + np.floor(across / period) * rng.integers(1, 3)
     warp, weft = np.abs(_saw(along, period) - 0.5), np.abs(_saw(across, period) - 0.5)
     upper = (over % 2) < 1
-    height = np.float32(1) - 2 * np.where(upper, warp, weft) ** np.float32(2) * 2
+    height = np.float32(1) - 4 * np.square(np.where(upper, warp, weft))
     base, other = _two_tones(rng)
-    thread = np.where(upper[..., None], base, other)
+    thread = mix(other, base, upper.astype(np.float32))
     shade = height * np.float32(0.5) + np.float32(0.5) + white(rng, shape) * np.float32(0.04)
-    return np.asarray(thread * shade[..., None], dtype=np.float32)
+    return np.asarray(tint(thread, shade), dtype=np.float32)
 
 
 def _knit(rng: np.random.Generator, shape: Shape) -> FloatArray:
@@ -88,14 +94,16 @@ def _knit(rng: np.random.Generator, shape: Shape) -> FloatArray:
 
 def _metal(rng: np.random.Generator, shape: Shape) -> FloatArray:
     length = rng.uniform(30, 200)
-    streaks = smooth_stretched(rng, shape, 1, length) + smooth_stretched(rng, shape, 4, length * 2) * np.float32(0.5)
+    streaks = smooth_stretched(rng, shape, 1, length) + smooth_stretched(
+        rng, shape, 4, length * 2
+    ) * np.float32(0.5)
     if rng.random() < 0.4:
         streaks = (smooth_stretched(rng, shape[::-1], 1, length)).T
     base = colour(rng, brightness=(0.35, 0.85), saturation=(0, 0.12))
     along, _ = turned(shape, rng.uniform(0, np.pi))
     sheen = np.sin(along * np.float32(rng.uniform(1, 4) / max(shape)) + np.float32(rng.uniform(0, 6)))
     tone = 1 + streaks * np.float32(rng.uniform(0.02, 0.08)) + sheen * np.float32(0.12)
-    return base * tone[..., None]
+    return tint(base, tone)
 
 
 def _wood(rng: np.random.Generator, shape: Shape) -> FloatArray:
@@ -106,7 +114,7 @@ def _wood(rng: np.random.Generator, shape: Shape) -> FloatArray:
     fibres = smooth_stretched(rng, shape, 1.2, 24)
     base = colour(rng, brightness=(0.45, 0.85), saturation=(0.35, 0.6), hue=0.08)
     tone = 1 - 0.35 * rings * np.float32(rng.uniform(0.4, 1)) + fibres * np.float32(0.05)
-    image = base * tone[..., None]
+    image = tint(base, tone)
     return np.ascontiguousarray(image) if rng.random() < 0.5 else _turn_quarter(image, shape)
 
 
@@ -121,7 +129,9 @@ def _stripes(rng: np.random.Generator, shape: Shape) -> FloatArray:
     wave = step(_sine(along, period), 0.5 - sharp, 0.5 + sharp)
     base, other = _two_tones(rng, contrast=0.6)
     image = mix(base, other, wave)
-    return image + (smooth(rng, shape, 2) * np.float32(rng.uniform(0, 0.05)))[..., None]
+    return np.asarray(
+        image + (smooth(rng, shape, 2) * np.float32(rng.uniform(0, 0.05)))[..., None], dtype=np.float32
+    )
 
 
 def _mesh(rng: np.random.Generator, shape: Shape) -> FloatArray:
@@ -137,21 +147,21 @@ def _mesh(rng: np.random.Generator, shape: Shape) -> FloatArray:
     ground, metal = colour(rng, saturation=(0, 0.3)), colour(rng, saturation=(0, 0.3))
     if abs(float(ground.mean() - metal.mean())) < 0.2:
         ground = ground * np.float32(0.25)
-    lower = ground * (1 + smooth(rng, shape, 30) * np.float32(0.05))[..., None]
-    return mix(lower, metal * round_wire[..., None], bars)
+    lower = tint(ground, 1 + smooth(rng, shape, 30) * np.float32(0.05))
+    return mix(lower, tint(metal, round_wire), bars)
 
 
 def _perforated(rng: np.random.Generator, shape: Shape) -> FloatArray:
     period = _period(rng, shape, 12, 44)
     along, across = turned(shape, _angle(rng))
     along = along + (np.floor(across / period) % 2) * np.float32(period / 2 * int(rng.integers(2)))
-    distance = np.hypot(_saw(along, period) - 0.5, _saw(across, period) - 0.5)
+    distance = magnitude(_saw(along, period) - 0.5, _saw(across, period) - 0.5)
     radius, soft = rng.uniform(0.15, 0.36), 1.0 / period
     dots = 1 - step(distance, radius - soft, radius + soft)
     sheet = colour(rng, brightness=(0.4, 0.9), saturation=(0, 0.4))
     under = sheet * np.float32(rng.uniform(0.08, 0.55)) if rng.random() < 0.7 else colour(rng)
     tone = 1 + smooth(rng, shape, 2) * np.float32(0.03)
-    return mix(sheet, under, dots) * tone[..., None]
+    return np.asarray(mix(sheet, under, dots) * tone[..., None], dtype=np.float32)
 
 
 def _tiles(rng: np.random.Generator, shape: Shape) -> FloatArray:
@@ -167,7 +177,7 @@ def _tiles(rng: np.random.Generator, shape: Shape) -> FloatArray:
     grout = 1 - step(edge, width, width + 1.5 / period)
     base, other = _two_tones(rng)
     vein = fractal(rng, shape, 30 * _scale(shape)) * np.float32(rng.uniform(0.0, 0.12))
-    body = base * (tile_tone + vein)[..., None]
+    body = tint(base, tile_tone + vein)
     return mix(body, other * np.float32(0.8), grout)
 
 
@@ -183,9 +193,11 @@ def _granite(rng: np.random.Generator, shape: Shape) -> FloatArray:
 
 def _leather(rng: np.random.Generator, shape: Shape) -> FloatArray:
     wall, tone = voronoi(rng, shape, _period(rng, shape, 5, 16))
-    base = colour(rng, brightness=(0.25, 0.75), saturation=(0.2, 0.65), hue=float(rng.choice([0.05, 0.08, 0.0, 0.6])))
+    base = colour(
+        rng, brightness=(0.25, 0.75), saturation=(0.2, 0.65), hue=float(rng.choice([0.05, 0.08, 0.0, 0.6]))
+    )
     shade = 0.72 + step(wall, 0.0, 0.45) * 0.3 + (tone - 0.5) * np.float32(0.06)
-    return base * (shade + smooth(rng, shape, 45) * np.float32(0.04))[..., None]
+    return tint(base, shade + smooth(rng, shape, 45) * np.float32(0.04))
 
 
 def _carpet(rng: np.random.Generator, shape: Shape) -> FloatArray:
@@ -202,20 +214,21 @@ def _plastic(rng: np.random.Generator, shape: Shape) -> FloatArray:
     base = colour(rng, brightness=(0.1, 0.95), saturation=(0, 0.8))
     grain = smooth(rng, shape, float(rng.choice([1, 2, 3]))) * np.float32(rng.uniform(0.0, 0.03))
     cloud = smooth(rng, shape, 120 * _scale(shape)) * np.float32(rng.uniform(0, 0.04))
-    return base * (1 + grain + cloud)[..., None]
+    return tint(base, 1 + grain + cloud)
 
 
 def _concrete(rng: np.random.Generator, shape: Shape) -> FloatArray:
     base = colour(rng, brightness=(0.4, 0.8), saturation=(0, 0.15))
     cloud = fractal(rng, shape, 70 * _scale(shape), octaves=6) * np.float32(rng.uniform(0.04, 0.12))
     pores = step(smooth(rng, shape, 3), 2.0, 2.6) * np.float32(rng.uniform(0, 0.35))
-    return base * (1 + cloud - pores)[..., None]
+    return tint(base, 1 + cloud - pores)
 
 
 def _asphalt(rng: np.random.Generator, shape: Shape) -> FloatArray:
     wall, tone = voronoi(rng, shape, _period(rng, shape, 4, 9))
     shade = 0.15 + step(wall, 0.05, 0.3) * (0.12 + tone * np.float32(rng.uniform(0.2, 0.5)))
-    return colour(rng, brightness=(0.7, 1), saturation=(0, 0.1)) * (shade + white(rng, shape) * np.float32(0.04))[..., None]
+    base = colour(rng, brightness=(0.7, 1), saturation=(0, 0.1))
+    return tint(base, shade + white(rng, shape) * np.float32(0.04))
 
 
 def _marble(rng: np.random.Generator, shape: Shape) -> FloatArray:
@@ -234,18 +247,19 @@ def _foam(rng: np.random.Generator, shape: Shape) -> FloatArray:
 def _paper(rng: np.random.Generator, shape: Shape) -> FloatArray:
     base = colour(rng, brightness=(0.75, 0.97), saturation=(0, 0.12))
     fibres = smooth(rng, shape, 2) * np.float32(0.015) + smooth(rng, shape, 8) * np.float32(0.012)
-    return base * (1 + fibres)[..., None]
+    return tint(base, 1 + fibres)
 
 
 def _solar(rng: np.random.Generator, shape: Shape) -> FloatArray:
-    wall, tone = voronoi(rng, shape, 40 * _scale(shape))
+    _, tone = voronoi(rng, shape, 40 * _scale(shape))
     base = colour(rng, brightness=(0.25, 0.6), saturation=(0.0, 0.7), hue=0.62)
-    image = base * (0.8 + tone * np.float32(rng.uniform(0, 0.35)) + white(rng, shape) * np.float32(0.02))[..., None]
+    grain = white(rng, shape) * np.float32(0.02)
+    image = tint(base, 0.8 + tone * np.float32(rng.uniform(0, 0.35)) + grain)
     along, across = turned(shape, int(rng.integers(2)) * np.pi / 2)
     bars = int(rng.integers(2, 5))
     bus = np.abs(_saw(along, max(shape) / bars) - 0.5) * np.float32(max(shape) / bars)
     fingers = np.abs(_saw(across, _period(rng, shape, 4, 9)) - 0.5) < 0.12
-    image = image * (1 + fingers * np.float32(0.25))[..., None]
+    image = tint(image, 1 + fingers * np.float32(0.25))
     silver = np.full(3, rng.uniform(0.6, 0.9), np.float32)
     return mix(image, silver, 1 - step(bus, 1.5 * _scale(shape), 3.5 * _scale(shape)))
 
@@ -255,7 +269,7 @@ def _corrugated(rng: np.random.Generator, shape: Shape) -> FloatArray:
     period = _period(rng, shape, 14, 60)
     base = colour(rng, brightness=(0.3, 0.9), saturation=(0, 0.5))
     tone = 0.6 + 0.45 * _sine(along, period) ** np.float32(rng.uniform(0.7, 3)) + smooth(rng, shape, 2) * 0.02
-    return np.asarray(base * tone[..., None], dtype=np.float32)
+    return np.asarray(tint(base, tone), dtype=np.float32)
 
 
 def _rubber(rng: np.random.Generator, shape: Shape) -> FloatArray:
@@ -263,7 +277,7 @@ def _rubber(rng: np.random.Generator, shape: Shape) -> FloatArray:
     along, across = turned(shape, np.pi / 4)
     bumps = step(np.maximum(_sine(along, period), _sine(across, period)), 0.8, 1.0)
     tone = 0.16 + bumps * np.float32(0.18) + smooth(rng, shape, 2) * np.float32(0.02)
-    return colour(rng, brightness=(0.6, 1), saturation=(0, 0.2)) * tone[..., None]
+    return tint(colour(rng, brightness=(0.6, 1), saturation=(0, 0.2)), tone)
 
 
 TEXTURES: dict[str, Texture] = {
