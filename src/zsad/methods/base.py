@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from torch import Tensor, nn
 
-from zsad.clip.weights import Backbone
-from zsad.errors import CheckpointError
+from zsad.errors import CheckpointError, ConfigError
+from zsad.methods.registry import MethodEntry, find
 from zsad.nn.filters import MapSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from zsad.clip.presets import Preset
+    from zsad.clip.weights import Backbone
 
 __all__ = ["ImageFeatures", "MapSpec", "Method", "MethodConfig", "Output"]
 
@@ -37,10 +44,11 @@ class Output:
     """What a method says of a batch.
 
     Attributes:
-        logits: (B, L, h, w) how much more abnormal than normal a patch looks, over the temperature: its sigmoid is the
-            probability of abnormal. One grid a layer, or a single one where a method fuses them itself.
+        logits: (B, L, h, w) how much more abnormal than normal a patch looks, over the temperature: its
+            sigmoid is the probability of abnormal. One grid a layer, or one where a method fuses them itself.
         score: (B,) image scores, higher is more anomalous, in [0, 1].
-        routing: for each pool the weights (B, L, E) of its experts, exactly k of them not zero; None without experts.
+        routing: for each pool the weights (B, L, E) of its experts, exactly k of them not zero; None without
+            experts.
     """
 
     logits: Tensor
@@ -49,15 +57,79 @@ class Output:
 
 
 class MethodConfig(BaseModel):
-    """The fields that all methods have. An unknown field is an error."""
+    """The fields that all methods have: how the image tower is read and how grids become maps.
+
+    An unknown field or an impossible value is a `ConfigError`. The defaults are OpenAI's ViT-L/14@336's.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layers: tuple[int, ...] = Field(description="Tapped blocks of the image tower, counted from 1.")
-    image_size: int = Field(description="Side in pixels to which images are resized.")
+    layers: tuple[int, ...] = Field(
+        default=(6, 12, 18, 24), min_length=1, description="Tapped blocks of the image tower, counted from 1."
+    )
+    image_size: int = Field(default=518, ge=8, description="Side in pixels to which images are resized.")
+    value_value: bool = Field(
+        default=True,
+        description="Take patch tokens from AnomalyCLIP's value-value branch, not the ordinary path.",
+    )
+    value_value_from: int = Field(default=6, ge=1, description="First block of that branch, counted from 1.")
+    cls_norm: bool | None = Field(
+        default=None,
+        description="Apply the final norm to the global feature before projecting it. By default only "
+        "without the value-value branch, as AnomalyCLIP does.",
+    )
+    positions: Literal["bilinear", "bicubic"] = Field(
+        default="bilinear", description="How position embeddings are resized to the image's grid."
+    )
+    map_order: Literal["before_softmax", "after_softmax"] = Field(
+        default="before_softmax", description="Upsample the map before the softmax or after it."
+    )
+    align_corners: bool = Field(default=False, description="Corner convention of the map's upsampling.")
     sigma: float = Field(
         default=4.0, ge=0, description="Gaussian smoothing of the map, in pixels, inference only."
     )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_line_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise ConfigError(cls._explain(error)) from None
+
+    @classmethod
+    def _explain(cls, error: ValidationError) -> str:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or cls.__name__
+        if first["type"] != "extra_forbidden":
+            return f"{field} = {first['input']!r} is no valid setting: {first['msg'].lower()}"
+        near = difflib.get_close_matches(field, cls.model_fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(cls.model_fields)}"
+        return f"unknown setting {field!r} of {cls.__name__}; {hint}"
+
+    @model_validator(mode="after")
+    def _branch_begins_before_taps(self) -> Self:
+        if self.value_value and min(self.layers) < self.value_value_from:
+            raise ConfigError(
+                f"layer {min(self.layers)} lies before block {self.value_value_from}, where the value-value "
+                f"branch begins; tap later blocks, lower value_value_from, or set value_value to false"
+            )
+        if list(self.layers) != sorted(set(self.layers)):
+            raise ConfigError(
+                f"layers = {self.layers} must rise and not repeat; use {sorted(set(self.layers))}"
+            )
+        return self
+
+    @classmethod
+    def for_backbone(cls, preset: Preset, **settings: Any) -> Self:
+        """The configuration for a backbone: its taps and image size, then `settings` over them."""
+        defaults = {
+            "layers": preset.taps,
+            "image_size": preset.detection_size,
+            "value_value": preset.value_value,
+            "value_value_from": preset.value_value_from,
+        }
+        return cls(**{**defaults, **settings})
 
 
 class Method(nn.Module, ABC):
@@ -65,24 +137,83 @@ class Method(nn.Module, ABC):
 
     The backbone is a submodule named `clip`, without gradients; everything else is the adapter, which is all
     that a checkpoint holds.
+
+    Args:
+        config: of the method.
+        backbone: its towers are frozen.
+
+    Raises:
+        ConfigError: the configuration taps blocks that the backbone lacks.
     """
 
     name: ClassVar[str]
+    config_class: ClassVar[type[MethodConfig]]
+    feature_fields: ClassVar[tuple[str, ...]] = (
+        "layers",
+        "image_size",
+        "value_value",
+        "value_value_from",
+        "cls_norm",
+        "positions",
+    )
+    """Settings on which `features` depends: what a cache of features is keyed by."""
     config: MethodConfig
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, config: MethodConfig, backbone: Backbone) -> None:
         super().__init__()
+        depth = len(backbone.clip.visual.blocks)
+        if config.layers[-1] > depth or config.layers[0] < 1:
+            raise ConfigError(
+                f"layers = {config.layers} do not all exist: the image tower of {backbone.name} has blocks "
+                f"1 to {depth}; its default is {backbone.preset.taps}"
+            )
+        self.config = config
         self.clip = backbone.clip.freeze()
         self.map_scale = (0.0, 1.0)
 
     @property
-    @abstractmethod
+    def info(self) -> MethodEntry:
+        """Title, paper and needs of this method."""
+        return find(self.name)
+
+    @property
     def map_spec(self) -> MapSpec:
         """How this method's grids become maps."""
+        config = self.config
+        return MapSpec(
+            size=(config.image_size, config.image_size),
+            order=config.map_order,
+            sigma=config.sigma,
+            align_corners=config.align_corners,
+            scale=self.map_scale,
+        )
 
-    @abstractmethod
+    @property
+    def train_map_size(self) -> tuple[int, int]:
+        """Rows and columns (H, W) at which training wants its masks: those of the map."""
+        return self.map_spec.size
+
+    @torch.no_grad()
     def features(self, pixels: Tensor) -> ImageFeatures:
-        """The frozen side, without gradients, of pixels (B, 3, H, W)."""
+        """The frozen side, without gradients, of pixels (B, 3, H, W): projected patch tokens of the taps."""
+        patches, cls, grid = self._read_tower(pixels)
+        visual = self.clip.visual
+        return ImageFeatures(visual.project(patches), visual.project(cls, norm=self._cls_norm), grid)
+
+    def _read_tower(self, pixels: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Tapped patch tokens (B, L, N, D_x), class token (B, D_x) and grid, before projection."""
+        config = self.config
+        read = self.clip.visual(
+            pixels,
+            taps=config.layers,
+            value_value_from=config.value_value_from if config.value_value else None,
+            interpolation=config.positions,
+        )
+        return torch.stack([tap[:, 1:] for tap in read.taps], dim=1), read.cls, read.grid
+
+    @property
+    def _cls_norm(self) -> bool:
+        return not self.config.value_value if self.config.cls_norm is None else self.config.cls_norm
 
     @abstractmethod
     def forward(self, features: ImageFeatures) -> Output:
@@ -94,11 +225,14 @@ class Method(nn.Module, ABC):
 
         Args:
             features: of the batch.
-            masks: (B, H, W) in {0, 1}, at the size of the map.
+            masks: (B, H, W) in {0, 1}, of `train_map_size`.
             labels: (B,) in {0, 1}.
         """
 
-    def train(self, mode: bool = True) -> Method:  # noqa: FBT001, FBT002 - torch's own signature
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws the adapter anew; reproducible with a seeded generator. Nothing to do without an adapter."""
+
+    def train(self, mode: bool = True) -> Self:
         """Training mode for the adapter; the backbone stays in evaluation mode."""
         super().train(mode)
         self.clip.eval()
@@ -126,8 +260,9 @@ class Method(nn.Module, ABC):
                 )
             if own[name].shape != state[name].shape:
                 raise CheckpointError(
-                    f"tensor {name!r} has shape {tuple(state[name].shape)} in the checkpoint, {tuple(own[name].shape)} "
-                    f"in {self.name} on this backbone; use the backbone and the config it was trained with"
+                    f"tensor {name!r} has shape {tuple(state[name].shape)} in the checkpoint and "
+                    f"{tuple(own[name].shape)} in {self.name} on this backbone; use the backbone and the config "
+                    f"it was trained with"
                 )
         with torch.no_grad():
             for name, tensor in own.items():

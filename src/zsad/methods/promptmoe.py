@@ -1,0 +1,314 @@
+"""PromptMoE (Shao et al., AAAI 2026, arXiv 2511.18116): text prompts mixed from experts by what an image shows.
+
+For every tapped layer l of a frozen CLIP and each state s (normal n, abnormal a), learnable queries read the
+layer's patch tokens F and the global feature, a router weighs E learnable prompt segments ("experts"), and the k
+best are mixed:
+
+    (2)  O = softmax(q (F W_K)^T / sqrt(d)) F W_V,   r = mean over queries of O
+         z = Linear(ReLU(Linear(r))),   w = softmax over the k largest z
+    (3)  S = sum_i w_i s_i
+    (1)  T_n = [S_n][cls][Q_ctx],   T_a = [S_n][S_a][cls][Q_ctx]
+    (6)  M = mean over l of softmax(Up(F F_T^T) / tau), F_T the frozen text tower's embeddings of T_n and T_a
+    (7)  s = (max M + softmax(F_cls F_T^T / tau')) / 2, F_T of the last layer
+    (4)  balance = alpha sum_l E sum_j (mean_b softmax(z)_bj)^2
+    (5)  decouple = beta sum_l ||S S^T - I||_F^2, rows of S the experts' normalised mean tokens
+    (8)  loss = BCE(s, c) + balance + decouple + Dice(M, m) + Focal(M, m)
+
+Deviations: M is the mean, not the sum, over layers, so that s is a probability; maps rank pixels alike. What the
+paper leaves open is a setting, its default marked "inferred" in `PromptMoEConfig`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zsad.clip.weights import Backbone
+from zsad.errors import ConfigError
+from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.similarity import image_probability, map_maximum, patch_logits, segmentation_losses
+from zsad.nn.attention import QueryAttention
+from zsad.nn.filters import MapSpec
+from zsad.nn.losses import score_loss
+from zsad.nn.moe import Router, balance_loss, decouple_loss, mixture, topk_gates
+from zsad.nn.prompts import pack
+
+STATES = ("normal", "abnormal")
+
+
+class PromptMoEConfig(MethodConfig):
+    """All settings of PromptMoE; the defaults are the paper's."""
+
+    prompting: Literal["moe", "static", "static_ensemble"] = Field(
+        default="moe",
+        description="Mixtures chosen by the image, or the ablation's one learned prompt pair, or the average "
+        "of `experts` learned pairs.",
+    )
+    prompt_layers: tuple[int, ...] | None = Field(
+        default=None,
+        description="Layers with prompts of their own; others use those of the next such layer. By default "
+        "all, for static prompts (inferred) the last alone.",
+    )
+    sharing: Literal["none", "pool", "attention", "both"] = Field(
+        default="none", description="What the normal and the abnormal branch share."
+    )
+    experts: int = Field(default=8, ge=1, description="Experts E of a pool.")
+    top_k: int = Field(default=4, ge=1, description="Experts k that are mixed.")
+    queries: int = Field(default=8, ge=1, description="Learnable queries N_q of a layer and state.")
+    heads: int = Field(default=8, ge=1, description="Heads of the cross-attention.")
+    router_hidden: int = Field(default=256, ge=1, description="Hidden width of the router.")
+    normal_tokens: int = Field(default=5, ge=1, description="Tokens M_n of a normal segment.")
+    abnormal_tokens: int = Field(default=6, ge=1, description="Tokens M_a of an abnormal segment.")
+    context_tokens: int = Field(default=8, ge=1, description="Learnable context tokens M_q.")
+    alpha: float = Field(default=0.01, ge=0, description="Weight of the balance loss.")
+    beta: float = Field(default=0.005, ge=0, description="Weight of the decoupling loss.")
+    tau: float = Field(default=0.07, gt=0, description="Temperature of patches against text.")
+    tau_prime: float = Field(
+        default=0.01, gt=0, description="Temperature of the global feature against text."
+    )
+    class_word: str = Field(default="object", description="Class name in the prompts.")
+    abnormal_prompt: Literal["concat", "replace"] = Field(
+        default="concat",
+        description="Append the abnormal segment to the normal one, or put it in its place (Eq. 1 as printed).",
+    )
+    full_stop: bool = Field(default=True, description="End prompts with a full stop (inferred).")
+    context: Literal["shared", "per_layer"] = Field(
+        default="shared", description="One context for all layers (inferred), or one for each."
+    )
+    cross_attention_input: Literal["projected", "raw"] = Field(
+        default="projected",
+        description="Tokens read before or after projection to the joint space (inferred).",
+    )
+    attention_scale: Literal["per_head", "width"] = Field(
+        default="per_head",
+        description="Scores over sqrt(D / heads) (inferred), or over sqrt(D) as Eq. 2 is printed.",
+    )
+    query_projection: bool = Field(default=False, description="A W_Q in the attention, which Eq. 2 lacks.")
+    output_projection: bool = Field(default=False, description="A W_O in the attention, which Eq. 2 lacks.")
+    normalise: bool = Field(default=True, description="Similarities are cosines (inferred).")
+    segmentation: Literal["per_layer", "mean_map"] = Field(
+        default="per_layer",
+        description="Dice and Focal summed over the layers' maps (inferred), or on their mean.",
+    )
+    dice: Literal["both", "abnormal"] = Field(
+        default="both",
+        description="Dice on both channels as in AnomalyCLIP (inferred), or on the abnormal one.",
+    )
+    score_map: Literal["plain", "smoothed"] = Field(
+        default="plain",
+        description="Whether the score's map maximum is taken before smoothing (inferred) or after.",
+    )
+    train_map_size: int | None = Field(
+        default=None,
+        ge=8,
+        description="Side in pixels of the maps in training; by default that of the image.",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> PromptMoEConfig:
+        if self.top_k > self.experts:
+            raise ConfigError(
+                f"top_k = {self.top_k} exceeds the {self.experts} experts; lower it or add experts"
+            )
+        own = self.prompted
+        if list(own) != sorted(set(own)) or not set(own) <= set(self.layers) or own[-1:] != self.layers[-1:]:
+            raise ConfigError(
+                f"prompt_layers = {own} must rise, lie among layers = {self.layers} and include the last"
+            )
+        return self
+
+    @property
+    def prompted(self) -> tuple[int, ...]:
+        """The layers that have prompts of their own."""
+        if self.prompt_layers is not None:
+            return self.prompt_layers
+        return self.layers if self.prompting == "moe" else self.layers[-1:]
+
+    @property
+    def pools(self) -> tuple[int, ...]:
+        """Tokens of an expert in each pool. States that share one take as many of its tokens as they need."""
+        tokens = (self.normal_tokens, self.abnormal_tokens)
+        return (max(tokens),) if self.sharing in ("pool", "both") else tokens
+
+
+class PromptMoE(Method):
+    """The method on a backbone: see the module's text for the equations that its functions cite."""
+
+    name = "promptmoe"
+    config_class = PromptMoEConfig
+    feature_fields = (*Method.feature_fields, "cross_attention_input")
+    config: PromptMoEConfig
+
+    def __init__(self, config: PromptMoEConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        encode = backbone.tokenizer.encode
+        sos, *word, eos = encode(config.class_word)
+        self._ids = {
+            "sos": [sos],
+            "word": word,
+            "end": [*(encode(".")[1:-1] if config.full_stop else []), eos],
+        }
+        width = self._check(config)
+        layers, moe = len(config.prompted), config.prompting == "moe"
+        experts = 1 if config.prompting == "static" else config.experts
+        self.pools = nn.ParameterList(torch.empty(layers, experts, tokens, width) for tokens in config.pools)
+        self.context = nn.Parameter(
+            torch.empty(layers if config.context == "per_layer" else 1, config.context_tokens, width)
+        )
+        shape = self.clip.config
+        self.attention = (
+            None
+            if not moe
+            else QueryAttention(
+                1 if config.sharing in ("attention", "both") else len(STATES),
+                layers,
+                queries=config.queries,
+                token_width=shape.embed_dim
+                if config.cross_attention_input == "projected"
+                else shape.vision.width,
+                width=width,
+                heads=config.heads,
+                scale=config.attention_scale,
+                query_projection=config.query_projection,
+                output_projection=config.output_projection,
+            )
+        )
+        self.router = Router((len(STATES), layers), width, config.router_hidden, experts) if moe else None
+        # For each tapped layer the prompted layer whose text it meets.
+        self._text_of = [sum(own < tap for own in config.prompted) for tap in config.layers]
+        self._prompted = [config.layers.index(own) for own in config.prompted]
+        self.reset_parameters()
+
+    def _check(self, config: PromptMoEConfig) -> int:
+        """Width D of the text tower's tokens, in which the prompts live.
+
+        Raises:
+            ConfigError: heads that do not divide it, or a prompt too long for the tower.
+        """
+        text = self.clip.config.text
+        if config.prompting == "moe" and text.width % config.heads:
+            raise ConfigError(
+                f"heads = {config.heads} do not divide the text width {text.width}; use a divisor"
+            )
+        own = config.abnormal_tokens + (config.normal_tokens if config.abnormal_prompt == "concat" else 0)
+        length = max(own, config.normal_tokens) + config.context_tokens + sum(map(len, self._ids.values()))
+        if length > text.context_length:
+            raise ConfigError(
+                f"a prompt of {length} tokens does not fit the text tower's {text.context_length}; lower "
+                f"normal_tokens, abnormal_tokens or context_tokens, or shorten class_word"
+            )
+        return text.width
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws the adapter anew: prompts normal with deviation 0.02 (inferred)."""
+        for prompts in (*self.pools, self.context):
+            nn.init.normal_(prompts, std=0.02, generator=generator)
+        for module in (self.attention, self.router):
+            if module is not None:
+                module.reset_parameters(generator)
+
+    @property
+    def train_map_size(self) -> tuple[int, int]:
+        """Rows and columns (H, W) at which training wants its masks."""
+        side = self.config.train_map_size or self.config.image_size
+        return side, side
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> ImageFeatures:
+        """Tokens of the tapped layers, projected to the joint space or raw (`cross_attention_input`)."""
+        if self.config.cross_attention_input == "projected":
+            return super().features(pixels)
+        return ImageFeatures(*self._read_tower(pixels))
+
+    def forward(self, features: ImageFeatures) -> Output:
+        """Grids (Eq. 6 before Up), scores (Eq. 7) and the weights w of the experts (Eq. 3)."""
+        logits, probability, routing = self._compare(features)
+        score = self._score(logits, probability, self.map_spec)
+        weights = {
+            state: topk_gates(routing[:, index], self.config.top_k)
+            for index, state in enumerate(STATES)
+            if routing is not None
+        }
+        return Output(logits, score, weights or None)
+
+    def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The terms of Eq. 8, auxiliary ones with their weights."""
+        config = self.config
+        logits, probability, routing = self._compare(features)
+        side = masks.shape[-2], masks.shape[-1]
+        spec = self.map_spec
+        spec = spec.model_copy(update={"size": side, "sigma": spec.sigma * side[0] / spec.size[0]})
+        terms = segmentation_losses(
+            logits,
+            masks,
+            spec,
+            per_layer=config.segmentation == "per_layer",
+            both_channels=config.dice == "both",
+        )
+        terms["classify"] = score_loss(self._score(logits, probability, spec), labels)
+        if routing is not None:
+            terms["balance"] = config.alpha * balance_loss(routing)
+            terms["decouple"] = config.beta * torch.stack([decouple_loss(pool) for pool in self.pools]).sum()
+        return terms
+
+    def _score(self, logits: Tensor, probability: Tensor, spec: MapSpec) -> Tensor:
+        """Eq. 7."""
+        return (map_maximum(logits, spec, smooth=self.config.score_map == "smoothed") + probability) / 2
+
+    def _compare(self, features: ImageFeatures) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Grids (B, L, h, w), the global feature's probability (B,), and routing logits (B, 2, L', E)."""
+        config, visual = self.config, self.clip.visual
+        patches, cls = (tokens.to(self.context.dtype) for tokens in (features.patches, features.cls))
+        segments, routing = self._mix(patches, cls)
+        text = self.encode(*segments)
+        if routing is None:
+            # Static prompts stand in place of the batch: their outputs are averaged.
+            text = text.mean(dim=0, keepdim=True).expand(len(cls), -1, -1, -1)
+        if config.cross_attention_input == "raw":
+            patches, cls = visual.project(patches), visual.project(cls, norm=self._cls_norm)
+        logits = patch_logits(
+            patches, text[:, self._text_of], temperature=config.tau, normalise=config.normalise
+        )
+        probability = image_probability(
+            cls, text[:, -1], temperature=config.tau_prime, normalise=config.normalise
+        )
+        return logits.view(*logits.shape[:2], *features.grid), probability, routing
+
+    def _mix(self, patches: Tensor, cls: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Eqs. 2 and 3: segments S_n, S_a (B, L', M, D) and routing logits z (B, 2, L', E).
+
+        Static prompts have no logits, and their experts stand in place of the batch.
+        """
+        config = self.config
+        pools = [self.pools[min(index, len(self.pools) - 1)] for index in range(len(STATES))]
+        if self.attention is None or self.router is None:
+            mixed, logits = [pool.transpose(0, 1) for pool in pools], None
+        else:
+            own = patches if config.prompted == config.layers else patches[:, self._prompted]
+            read = self.attention(own, extra=cls).expand(-1, len(STATES), -1, -1)
+            logits = self.router(read)
+            weights = topk_gates(logits, config.top_k)
+            mixed = [mixture(weights[:, index], pool) for index, pool in enumerate(pools)]
+        lengths = (config.normal_tokens, config.abnormal_tokens)
+        return [segment[..., :length, :] for segment, length in zip(mixed, lengths, strict=True)], logits
+
+    def encode(self, normal: Tensor, abnormal: Tensor) -> Tensor:
+        """F_T (B, L', 2, D) of segments S_n, S_a (B, L', M, D): Eq. 1, all prompts in one pass."""
+        tower, (batch, layers) = self.clip.text, normal.shape[:2]
+        dtype = tower.token_embedding.weight.dtype
+        sos, word, end = (tower.embed(torch.tensor(ids, device=normal.device)) for ids in self._ids.values())
+        context = self.context.to(dtype).expand(layers, -1, -1).repeat(batch, 1, 1)
+        s_n, s_a = normal.flatten(0, 1).to(dtype), abnormal.flatten(0, 1).to(dtype)
+        tail = [word, context, end]
+        if self.config.abnormal_prompt == "concat":
+            prefix, branches = [sos, s_n], [tail, [s_a, *tail]]
+        else:
+            prefix, branches = [sos], [[s_n, *tail], [s_a, *tail]]
+        packed, layout = pack(prefix, branches, batch=batch * layers)
+        text = tower.forward_packed(packed, positions=layout.positions, mask=layout.mask, eos=layout.ends)
+        text = text.to(normal.dtype).view(batch, layers, len(STATES), -1)
+        return F.normalize(text, dim=-1) if self.config.normalise else text

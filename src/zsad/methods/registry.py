@@ -1,0 +1,148 @@
+"""All methods by name. The table is data: nothing heavy is imported before a method is built.
+
+Another package adds a method through the entry point group `zsad.methods`: each entry point loads to a
+`MethodEntry`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+from zsad.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zsad.clip.weights import Backbone
+    from zsad.methods.base import Method, MethodConfig
+
+
+@dataclass(frozen=True, slots=True)
+class MethodEntry:
+    """What there is to know of a method before it is imported.
+
+    Attributes:
+        name: by which it is built.
+        target: `module:class` of the method.
+        title: in a few words.
+        paper: its full title.
+        venue: where and when it appeared.
+        arxiv: identifier of its preprint; "" where there is none.
+        routes: what its experts are and what chooses between them; "" for methods without experts.
+        needs_training: whether it is useless before training.
+        public_in_full: whether paper and code leave no choice open; where not, the open choices are settings.
+    """
+
+    name: str
+    target: str
+    title: str
+    paper: str
+    venue: str
+    arxiv: str = ""
+    routes: str = ""
+    needs_training: bool = True
+    public_in_full: bool = True
+
+    @property
+    def trainable(self) -> bool:
+        """The same as `needs_training`: a method that needs none has nothing to train."""
+        return self.needs_training
+
+    def load(self) -> type[Method]:
+        """The method's class, imported now."""
+        module, _, name = self.target.partition(":")
+        found: type[Method] = getattr(import_module(module), name)
+        return found
+
+
+METHODS: dict[str, MethodEntry] = {
+    entry.name: entry
+    for entry in (
+        MethodEntry(
+            name="promptmoe",
+            target="zsad.methods.promptmoe:PromptMoE",
+            title="Mixtures of learned prompts, chosen by what the image shows",
+            paper="PromptMoE: Generalizable Zero-Shot Anomaly Detection via Visually-Guided Prompt Mixtures",
+            venue="AAAI 2026",
+            arxiv="2511.18116",
+            routes="normal and abnormal prompt segments, chosen per image and layer by the layer's tokens",
+            public_in_full=False,
+        ),
+        MethodEntry(
+            name="clip",
+            target="zsad.methods.clip_zero_shot:ClipZeroShot",
+            title="Plain CLIP with hand-written prompts",
+            paper="Learning Transferable Visual Models From Natural Language Supervision",
+            venue="ICML 2021",
+            arxiv="2103.00020",
+            needs_training=False,
+        ),
+    )
+}
+
+
+@lru_cache(maxsize=1)
+def _plugins() -> dict[str, EntryPoint]:
+    """Entry points of other packages; the names of zsad's own methods cannot be taken."""
+    return {point.name: point for point in entry_points(group="zsad.methods") if point.name not in METHODS}
+
+
+def names() -> tuple[str, ...]:
+    """Names of all methods, zsad's own first."""
+    return (*METHODS, *sorted(_plugins()))
+
+
+def find(name: str) -> MethodEntry:
+    """The entry of a name.
+
+    Raises:
+        ConfigError: no such method, or a plugin that cannot be loaded.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if name in _plugins():
+        return _load_plugin(_plugins()[name])
+    near = difflib.get_close_matches(name.lower(), names(), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names())}"
+    raise ConfigError(f"no method is called {name!r}; {hint}")
+
+
+def _load_plugin(point: EntryPoint) -> MethodEntry:
+    try:
+        entry = point.load()
+    except Exception as error:  # whatever another package's import may raise
+        raise ConfigError(
+            f"method {point.name!r} of the plugin {point.value!r} cannot be loaded ({error}); update it"
+        ) from error
+    if not isinstance(entry, MethodEntry):
+        raise ConfigError(
+            f"the entry point {point.value!r} of method {point.name!r} is a {type(entry).__name__}, expected "
+            f"a MethodEntry; update or remove the plugin"
+        )
+    return entry
+
+
+def build(name: str, config: Mapping[str, Any] | MethodConfig | None, backbone: Backbone) -> Method:
+    """A method on a backbone.
+
+    Args:
+        name: of the method.
+        config: a configuration of that method, or the settings that differ from the defaults, or None.
+        backbone: a loaded CLIP; it is frozen.
+
+    Raises:
+        ConfigError: an unknown method or setting, or one that is impossible on this backbone.
+    """
+    method_class = find(name).load()
+    wanted = method_class.config_class
+    if config is None or isinstance(config, Mapping):
+        config = wanted.for_backbone(backbone.preset, **(config or {}))
+    if not isinstance(config, wanted):
+        raise ConfigError(
+            f"method {name!r} takes a {wanted.__name__}, not a {type(config).__name__}; pass it or a dict"
+        )
+    return method_class(config, backbone)

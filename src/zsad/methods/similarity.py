@@ -1,0 +1,63 @@
+"""How patches meet text, in every method: cosine similarity, a two-way softmax, the map's maximum."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from zsad.nn.filters import MapSpec, render_map, upsample
+from zsad.nn.losses import dice_loss, focal_loss
+
+
+def patch_logits(patches: Tensor, text: Tensor, *, temperature: float, normalise: bool = True) -> Tensor:
+    """`(<f, t_abnormal> - <f, t_normal>) / temperature` (B, L, N): the logits of the two-way softmax.
+
+    Args:
+        patches: (B, L, N, D), not normalised.
+        text: (B, L, 2, D) or (1, L, 2, D), normal first; of length one if the similarity is to be a cosine.
+        temperature: of the softmax.
+        normalise: whether patches are brought to length one.
+    """
+    direction = (text[..., 1, :] - text[..., 0, :]) / temperature
+    logits = (patches @ direction.unsqueeze(-1)).squeeze(-1)
+    # Dividing the products instead of the patches spares a copy of all patches.
+    return logits / patches.norm(dim=-1).clamp_min(1e-12) if normalise else logits
+
+
+def image_probability(cls: Tensor, text: Tensor, *, temperature: float, normalise: bool = True) -> Tensor:
+    """Two-way softmax (B,) of the global feature (B, D) and text (B, 2, D), abnormal part."""
+    if normalise:
+        cls = F.normalize(cls, dim=-1)
+    direction = (text[..., 1, :] - text[..., 0, :]) / temperature
+    return (cls * direction).sum(dim=-1).sigmoid()
+
+
+def map_maximum(logits: Tensor, spec: MapSpec, *, smooth: bool) -> Tensor:
+    """The largest value (B,) of each map of score grids (B, L, h, w)."""
+    return render_map(logits, spec, smooth=smooth).amax(dim=(-2, -1))
+
+
+def segmentation_losses(
+    logits: Tensor, masks: Tensor, spec: MapSpec, *, per_layer: bool, both_channels: bool
+) -> dict[str, Tensor]:
+    """Dice, averaged over images, and Focal of maps at the masks' size, without smoothing.
+
+    Args:
+        logits: (B, L, h, w) score grids.
+        masks: (B, H, W) in {0, 1}.
+        spec: order of upsampling and softmax.
+        per_layer: sum both losses over the layers' maps, or take them of the mean map.
+        both_channels: add the Dice of the normal channel.
+    """
+    size = (masks.shape[-2], masks.shape[-1])
+    if spec.order == "before_softmax":
+        maps = upsample(logits, size, align_corners=spec.align_corners).sigmoid()
+    else:
+        maps = upsample(logits.sigmoid(), size, align_corners=spec.align_corners)
+    if not per_layer:
+        maps = maps.mean(dim=1, keepdim=True)
+    layers, masks = maps.shape[1], masks.to(maps.dtype).unsqueeze(1)
+    dice = dice_loss(maps, masks)
+    if both_channels:
+        dice = dice + dice_loss(1 - maps, 1 - masks)
+    return {"dice": dice.mean(dim=0).sum(), "focal": layers * focal_loss(maps, masks)}

@@ -1,0 +1,66 @@
+"""Prompts that begin alike, packed into one sequence: a token tree whose shared prefix is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TreeLayout:
+    """Where the tokens of a packed sequence stand.
+
+    Attributes:
+        positions: (S,) the position each token has in its own prompt.
+        mask: (S, S) boolean, true where a token may look: tokens before it in its own prompt, and itself.
+        ends: (Q,) packed index of the last token of each prompt.
+    """
+
+    positions: Tensor
+    mask: Tensor
+    ends: Tensor
+
+    def to(self, device: torch.device) -> TreeLayout:
+        """The same layout on a device."""
+        return TreeLayout(self.positions.to(device), self.mask.to(device), self.ends.to(device))
+
+
+@lru_cache(maxsize=32)
+def tree_layout(prefix: int, branches: tuple[int, ...]) -> TreeLayout:
+    """The layout of prompts that share `prefix` tokens and go on with `branches` tokens of their own."""
+    with torch.inference_mode(mode=False):
+        owner = torch.cat(
+            [torch.full((length,), number) for number, length in enumerate((prefix, *branches))]
+        )
+        positions = torch.cat(
+            [torch.arange(prefix), *(torch.arange(prefix, prefix + length) for length in branches)]
+        )
+        order = torch.arange(len(owner))
+        visible = (owner[None, :] == 0) | (owner[None, :] == owner[:, None])
+        mask = visible & (order[None, :] <= order[:, None])
+        ends = prefix + torch.tensor(branches).cumsum(0) - 1
+        return TreeLayout(positions, mask, ends)
+
+
+def pack(
+    prefix: Sequence[Tensor], branches: Sequence[Sequence[Tensor]], *, batch: int
+) -> tuple[Tensor, TreeLayout]:
+    """Segments of token embeddings joined into packed sequences.
+
+    Args:
+        prefix: segments that all prompts begin with, each (M, D) or (batch, M, D).
+        branches: for each prompt the segments that follow the prefix.
+        batch: number of sequences.
+
+    Returns:
+        Embeddings (batch, S, D) without positions, and their layout.
+    """
+    segments = [*prefix, *(segment for branch in branches for segment in branch)]
+    joined = torch.cat([segment.expand(batch, -1, -1) for segment in segments], dim=1)
+    lengths = tuple(sum(segment.shape[-2] for segment in branch) for branch in branches)
+    layout = tree_layout(sum(segment.shape[-2] for segment in prefix), lengths)
+    return joined, layout.to(joined.device)
