@@ -105,8 +105,8 @@ def save_checkpoint(path: Path, method: Method, card: Card, *, half: bool = Fals
     path = path if path.suffix == ".safetensors" else path / MODEL_FILE
     tensors = {name: _stored(tensor, half=half) for name, tensor in method.adapter_state().items()}
     text = card.model_dump_json(indent=2)
-    write_bytes(path, save(tensors, metadata={_CARD_KEY: text}))
     write_text(path.parent / CARD_FILE, text + "\n")
+    write_bytes(path, save(tensors, metadata={_CARD_KEY: text}))
     return path
 
 
@@ -132,7 +132,7 @@ def read_card(path: str | Path) -> Card:
     text = metadata.get(_CARD_KEY)
     if text is None:
         raise CheckpointError(
-            f"{path} is a safetensors file without a zsad card, so no zsad model (perhaps bare CLIP weights); "
+            f"{path} is a safetensors file without a zsad card, so no zsad model (bare CLIP weights?); "
             f"give a {MODEL_FILE} written by training"
         )
     try:
@@ -226,8 +226,8 @@ def load_checkpoint(path: str | Path, method: Method, *, backbone_sha256: str | 
 def _check_backbone(card: Card, path: str | Path, sha256: str) -> None:
     if card.backbone.sha256 != sha256:
         raise CheckpointError(
-            f"{path} was trained on backbone {card.backbone.name} with sha256 {card.backbone.sha256}, but the "
-            f"backbone given has sha256 {sha256}; use the backbone it was trained on"
+            f"{path} was trained on backbone {card.backbone.name} with sha256 {card.backbone.sha256}, but "
+            f"the backbone given has sha256 {sha256}; use the backbone it was trained on"
         )
 
 
@@ -309,11 +309,12 @@ def build_method(
 
     path = resolve_model(spec)
     card = read_card(path)
-    if not isinstance(backbone, Backbone):
-        backbone = load_backbone(
-            card.backbone.name if backbone is None else backbone, device=device, dtype=dtype
-        )
-    _check_backbone(card, path, backbone.sha256)
-    method = build(card.method, card.config, backbone)
-    load_checkpoint(path, method, backbone_sha256=backbone.sha256)
-    return method.to(next(backbone.clip.parameters()).device).eval(), card
+    if isinstance(backbone, Backbone):
+        loaded = backbone
+    else:
+        name = card.backbone.name if backbone is None else backbone
+        loaded = load_backbone(name, device=device, dtype=dtype)
+    _check_backbone(card, path, loaded.sha256)
+    method = build(card.method, card.config, loaded)
+    load_checkpoint(path, method, backbone_sha256=loaded.sha256)
+    return method.to(next(loaded.clip.parameters()).device).eval(), card

@@ -1,0 +1,268 @@
+"""Frozen image features on disk: computed once, read back as memory maps, safe to kill at any moment.
+
+A cache folder holds one folder for every way of making features (backbone, method settings, preprocessing).
+Therein each writer appends fixed-size fp16 records to shards of its own, `<shard>.bin`, and after they are
+flushed replaces `<shard>.json`, the list of the images' content hashes. What no list names was never written:
+a process killed half-way leaves at most some ignored bytes behind. Several processes may read and write one
+folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from zsad.errors import DataError, StorageError
+from zsad.files import make_folder, storage_errors, write_json
+from zsad.methods.base import ImageFeatures
+
+FORMAT = 1
+_RECORDS_PER_SHARD = 2048  # bounds the list that every commit rewrites
+_ORPHAN_SECONDS = 86_400.0
+_RESERVE_BYTES = 200_000_000  # left free on the disk for checkpoints and logs
+_LAYOUT_FILE = "layout.json"
+
+
+def content_hash(path: Path) -> str | None:
+    """sha256 of a file's bytes, or None where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+class FeatureCache:
+    """Features of images, addressed by the hash of the image file's content.
+
+    Args:
+        folder: may be shared by any number of settings and processes.
+        key_parts: all that the features depend on besides the image: hash of the backbone, settings of the
+            method's frozen side, fingerprint of the preprocessing.
+        max_bytes: most bytes that `folder` may hold over all settings; None for no bound but the disk.
+    """
+
+    def __init__(self, folder: Path, *, key_parts: Mapping[str, Any], max_bytes: int | None = None) -> None:
+        key = json.dumps({"format": FORMAT, **key_parts}, sort_keys=True, default=str)
+        self.root = folder
+        self.folder = make_folder(folder / hashlib.sha256(key.encode()).hexdigest()[:24])
+        self.max_bytes = max_bytes
+        self._layout: tuple[int, int, int, int, int] | None = None
+        self._where: dict[str, tuple[str, int]] = {}
+        self._maps: dict[str, npt.NDArray[np.float16]] = {}
+        self._writer: _ShardWriter | None = None
+        self._remove_orphans()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes notice of what all writers have committed."""
+        self._maps.clear()
+        self._where.clear()
+        layout = _read_json(self.folder / _LAYOUT_FILE)
+        if (
+            not isinstance(layout, list)
+            or len(layout) != 5
+            or not all(isinstance(side, int) for side in layout)
+        ):
+            return
+        layers, tokens, width, rows, columns = layout
+        self._layout = (layers, tokens, width, rows, columns)
+        for index in sorted(self.folder.glob("*.json")):
+            hashes = _read_json(index)
+            data = index.with_suffix(".bin")
+            if index.name == _LAYOUT_FILE or not isinstance(hashes, list) or not data.is_file():
+                continue
+            whole = data.stat().st_size // self.record_bytes
+            for position, digest in enumerate(hashes[:whole]):
+                self._where.setdefault(digest, (data.name, position))
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._where
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of one image's record; 0 as long as nothing was ever added."""
+        if self._layout is None:
+            return 0
+        layers, tokens, width, _, _ = self._layout
+        return 2 * (layers * tokens + 1) * width
+
+    def check_space(self, records: int, *, record_bytes: int | None = None) -> None:
+        """Refuses up front what would not fit.
+
+        Args:
+            records: images to be added.
+            record_bytes: bytes of one of them; default: as those already there.
+
+        Raises:
+            StorageError: with the bytes needed, used and free, and what to do.
+        """
+        needed = records * (self.record_bytes if record_bytes is None else record_bytes)
+        if not needed:
+            return
+        with storage_errors(self.root):
+            free = shutil.disk_usage(self.root).free
+            used = sum(file.stat().st_size for file in self.root.glob("*/*.bin"))
+        advice = "train on fewer images (limit_per_class), set another cache_folder, or turn the cache off"
+        if self.max_bytes is not None and used + needed > self.max_bytes:
+            raise StorageError(
+                f"feature cache {self.root} needs {_gb(needed)} more and holds {_gb(used)}, its limit is "
+                f"{_gb(self.max_bytes)}: raise cache_limit_gb to {math.ceil((used + needed) / 1e8) / 10}, "
+                f"or {advice}"
+            )
+        if needed + _RESERVE_BYTES > free:
+            raise StorageError(
+                f"feature cache {self.root} needs {_gb(needed)} more, the disk has {_gb(free)} free: "
+                f"free some space, {advice}"
+            )
+
+    def add(self, hashes: Sequence[str], features: ImageFeatures) -> None:
+        """Appends the features of a batch and commits them; images already there are left out.
+
+        Args:
+            hashes: B content hashes.
+            features: of the batch.
+
+        Raises:
+            DataError: features that are not finite in fp16, or of another shape than those already there.
+            StorageError: the disk is full.
+        """
+        batch, layers, tokens, width = features.patches.shape
+        self._fix_layout((layers, tokens, width, *features.grid))
+        patches = features.patches.detach().reshape(batch, -1).to("cpu", torch.float16)
+        records = torch.cat([patches, features.cls.detach().to("cpu", torch.float16)], dim=1)
+        finite = records.isfinite().all(dim=1)
+        if not bool(finite.all()):
+            raise DataError(
+                f"features of {int((~finite).sum())} images exceed what fp16 holds or are NaN; "
+                f"turn the cache off, or check the backbone"
+            )
+        new: dict[str, int] = {}
+        for row, digest in enumerate(hashes):
+            if digest not in self._where:
+                new.setdefault(digest, row)
+        if not new:
+            return
+        if self._writer is None or self._writer.full:
+            self.close()
+            self._writer = _ShardWriter(self.folder)
+        try:
+            self._writer.append(list(new), records[list(new.values())].numpy())
+        except BaseException:
+            self.close()  # half a record may lie at the shard's end: never append behind it
+            raise
+        self._where.update(self._writer.places(len(new)))
+
+    def read(self, hashes: Sequence[str], *, device: torch.device | str = "cpu") -> ImageFeatures:
+        """Features of images as float32 tensors on `device`.
+
+        Raises:
+            KeyError: an image that is not in the cache.
+        """
+        if self._layout is None:
+            raise KeyError(hashes[0] if hashes else "empty cache")
+        layers, tokens, width, rows, columns = self._layout
+        records = np.stack([self._record(digest) for digest in hashes])
+        tensor: Tensor = torch.from_numpy(records).to(device).float()
+        patches = tensor[:, :-width].reshape(-1, layers, tokens, width)
+        return ImageFeatures(patches=patches, cls=tensor[:, -width:], grid=(rows, columns))
+
+    def close(self) -> None:
+        """Closes the shard being written, if any; it is not continued."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _record(self, digest: str) -> npt.NDArray[np.float16]:
+        name, position = self._where[digest]
+        values = self.record_bytes // 2
+        mapped = self._maps.get(name)
+        if mapped is None or len(mapped) <= position:
+            path = self.folder / name
+            whole = path.stat().st_size // self.record_bytes
+            mapped = np.memmap(path, dtype=np.float16, mode="r", shape=(whole, values))
+            self._maps[name] = mapped
+        record: npt.NDArray[np.float16] = mapped[position]
+        return record
+
+    def _fix_layout(self, layout: tuple[int, int, int, int, int]) -> None:
+        if self._layout is None:
+            write_json(self.folder / _LAYOUT_FILE, list(layout))
+            self._layout = layout
+        if self._layout != layout:
+            raise DataError(
+                f"features of shape {layout} do not fit the cache {self.folder}, which holds {self._layout}; "
+                f"delete that folder or use another one"
+            )
+
+    def _remove_orphans(self) -> None:
+        """Removes shards without a list, long dead: their writer was killed before its first commit."""
+        for data in self.folder.glob("*.bin"):
+            with suppress(OSError):
+                if (
+                    not data.with_suffix(".json").exists()
+                    and time.time() - data.stat().st_mtime > _ORPHAN_SECONDS
+                ):
+                    data.unlink()
+
+
+class _ShardWriter:
+    """One shard that one process appends to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data = folder / f"{os.getpid()}-{secrets.token_hex(6)}.bin"
+        self.hashes: list[str] = []
+        with storage_errors(self.data):
+            self.stream: BinaryIO = self.data.open("xb")
+
+    @property
+    def full(self) -> bool:
+        return len(self.hashes) >= _RECORDS_PER_SHARD
+
+    def append(self, hashes: Sequence[str], records: npt.NDArray[np.float16]) -> None:
+        """Data first, flushed to the disk; the list that makes it valid only then."""
+        with storage_errors(self.data):
+            self.stream.write(np.ascontiguousarray(records).tobytes())
+            self.stream.flush()
+            os.fsync(self.stream.fileno())
+        self.hashes.extend(hashes)
+        write_json(self.data.with_suffix(".json"), self.hashes)
+
+    def places(self, last: int) -> dict[str, tuple[str, int]]:
+        """Where the last records lie."""
+        first = len(self.hashes) - last
+        return {digest: (self.data.name, first + row) for row, digest in enumerate(self.hashes[first:])}
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"

@@ -1,0 +1,61 @@
+"""The settings of a training run; a field's description is its help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+RUN_FIELDS = frozenset({"cache", "cache_folder", "cache_limit_gb", "workers", "checkpoint_every"})
+"""Fields that say how a run is carried out: a run may be resumed with other values of these."""
+
+
+class TrainConfig(BaseModel):
+    """How an adapter is trained. The defaults are PromptMoE's (section "Implementation details")."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=15, ge=1, description="Passes over the training images.")
+    batch_size: int = Field(default=16, ge=1, description="Images a step, over all processes together.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Adam's learning rate after the warm-up.")
+    betas: tuple[float, float] = Field(
+        default=(0.6, 0.999), description="Adam's decay of both moments, in [0, 1)."
+    )
+    warmup_epochs: float = Field(
+        default=3.0,
+        ge=0,
+        description="Epochs over which the learning rate rises linearly, step by step; then constant.",
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty added to the gradients.")
+    seed: int = Field(
+        default=111, ge=0, lt=2**31, description="Seed of the order of the images and of any noise."
+    )
+    amp: Literal["auto", "off", "bf16", "fp16"] = Field(
+        default="auto", description="Mixed precision; auto takes bf16, else fp16, on CUDA and none elsewhere."
+    )
+    balance: Literal["none", "class"] = Field(
+        default="none",
+        description="Sampling: none shows every image once an epoch (as published); class draws, with replacement, "
+        "every pair of object class and label equally often.",
+    )
+    limit_per_class: int | None = Field(
+        default=None,
+        ge=1,
+        description="At most this many images of each object class and label, chosen by the seed.",
+    )
+    cache: bool = Field(
+        default=True,
+        description="Compute the image features once and keep them on disk (fp16); else every epoch.",
+    )
+    cache_folder: Path | None = Field(
+        default=None,
+        description="Folder of the feature cache, may be shared by runs; default: `features` in the run.",
+    )
+    cache_limit_gb: float = Field(
+        default=50.0, gt=0, description="Most gigabytes (1e9 bytes) the cache folder may hold."
+    )
+    workers: int = Field(default=2, ge=1, le=64, description="Threads that read images.")
+    checkpoint_every: int = Field(
+        default=200, ge=1, description="Steps between saved states; one is also saved after every epoch."
+    )

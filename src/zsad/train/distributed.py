@@ -1,0 +1,136 @@
+"""Training on several processes: plain PyTorch data parallelism, started by `torchrun`.
+
+Each step's batch is dealt out to the processes, gradients are averaged with every image counting alike,
+rank 0 writes. Terms that look at a whole batch at once, such as the balance of expert loads, see the part of
+their own process only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from zsad.errors import ConfigError
+from zsad.methods.base import ImageFeatures, Method
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which of how many processes this one is."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """True in the one process that writes."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Waits for all processes."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def mean(self, values: Tensor, *, weight: float) -> Tensor:
+        """Weighted mean (the weights of all processes summing to `size`) of a vector over all processes."""
+        if self.size == 1:
+            return values
+        summed = values * weight
+        distributed.all_reduce(summed)
+        return summed / self.size
+
+    def share(self, batch: Sequence[int]) -> tuple[list[int], float]:
+        """This process' rows of a batch and the weight of their mean loss.
+
+        With weights `rows here * processes / rows in all` the average over processes is the mean over the
+        batch. A process that gets nothing of a short last batch takes part with one row of weight 0.
+        """
+        rows = list(batch[self.rank :: self.size])
+        if not rows:
+            return [batch[0]], 0.0
+        return rows, len(rows) * self.size / len(batch)
+
+
+def current_place() -> Place:
+    """The place in the process group that was joined, or that of a process alone."""
+    if distributed.is_available() and distributed.is_initialized():
+        return Place(distributed.get_rank(), distributed.get_world_size())
+    return Place()
+
+
+@contextmanager
+def joined(environment: Mapping[str, str], *, device: str | None = None) -> Iterator[torch.device]:
+    """Joins the process group that `torchrun` describes, for as long as the block runs.
+
+    Args:
+        environment: `os.environ`; without `WORLD_SIZE` above 1 nothing is joined.
+        device: "cpu" or "cuda"; default: CUDA where there is some.
+
+    Yields:
+        The device of this process.
+
+    Raises:
+        ConfigError: more processes on this machine than it has GPUs, or an incomplete environment.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if int(environment.get("WORLD_SIZE", "1")) <= 1:
+        yield torch.device(kind)
+        return
+    missing = [
+        name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment
+    ]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE is set but not {', '.join(missing)}: start several processes with torchrun"
+        )
+    local = int(environment["LOCAL_RANK"])
+    cuda = kind.startswith("cuda")
+    if cuda and local >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local} of this machine has no GPU, there are {torch.cuda.device_count()}: "
+            f"start at most one process a GPU (torchrun --nproc-per-node)"
+        )
+    place = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(place)
+    # PyTorch reads the same variables itself: under torchrun the store to meet at already exists.
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield place
+    finally:
+        distributed.destroy_process_group()
+
+
+class LossModule(nn.Module):
+    """A method's losses as a forward pass, which is what data parallelism hooks into."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(
+        self, patches: Tensor, cls: Tensor, grid: tuple[int, int], masks: Tensor, labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total loss and its terms; see `Method.losses`."""
+        terms = self.method.losses(ImageFeatures(patches, cls, grid), masks, labels)
+        return torch.stack([term.float() for term in terms.values()]).sum(), terms
+
+
+def parallel(method: Method, place: Place) -> nn.Module:
+    """`LossModule`, wrapped for data parallelism where there are several processes."""
+    module = LossModule(method)
+    if place.size == 1:
+        return module
+    device = next(method.parameters()).device
+    # Which experts a batch activates differs between processes: a parameter may be unused in one of them.
+    return DistributedDataParallel(
+        module,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        find_unused_parameters=True,
+    )

@@ -1,0 +1,154 @@
+"""Where a training step's image features come from: the disk, or the backbone anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+import torch
+
+from zsad.data.image import Preprocess
+from zsad.data.loader import iter_batches
+from zsad.errors import DataError
+from zsad.methods.base import ImageFeatures, Method
+from zsad.train.cache import FeatureCache
+from zsad.train.config import TrainConfig
+from zsad.train.distributed import Place
+from zsad.train.samples import Item, Skipped, TrainingSet
+from zsad.types import Sample
+
+Report = Callable[[int, int], None]
+
+
+class FeatureSource:
+    """Features of training samples by row; `usable` first finds out which samples have any.
+
+    Args:
+        method: whose frozen side is asked.
+        preprocess: of the images.
+        config: for cache settings, workers and batch size.
+        cache: None computes features whenever they are asked for.
+    """
+
+    def __init__(
+        self, method: Method, preprocess: Preprocess, *, config: TrainConfig, cache: FeatureCache | None
+    ) -> None:
+        self.method = method
+        self.preprocess = preprocess
+        self.config = config
+        self.cache = cache
+        self.device = next(method.parameters()).device
+
+    def usable(self, training: TrainingSet, *, place: Place, report: Report) -> TrainingSet:
+        """The set less the images that cannot be decoded; fills the cache where there is one.
+
+        Raises:
+            DataError: nothing to learn from is left.
+            StorageError: the cache does not fit; said before the bulk is computed.
+        """
+        if self.cache is None:
+            bad = self._decode_all(training, report)
+        else:
+            self._extract(training.items, self.cache, place, report)
+            place.barrier()
+            self.cache.refresh()
+            missing = [item.sample for item in training.items if item.digest not in self.cache]
+            bad = self._why(missing)
+        return training.without(bad)
+
+    def batches(
+        self, training: TrainingSet, order: Sequence[Sequence[int]]
+    ) -> Generator[ImageFeatures, None, None]:
+        """Features of each batch of rows in turn, all but the last of one size; on the method's device.
+
+        Raises:
+            DataError: an image that could be read before cannot any more.
+        """
+        if self.cache is not None:
+            for rows in order:
+                yield self.cache.read([training.items[row].digest for row in rows], device=self.device)
+            return
+        flat = [training.items[row].sample for rows in order for row in rows]
+        size = max((len(rows) for rows in order), default=1)
+        for batch in iter_batches(flat, self.preprocess, batch_size=size, workers=self.config.workers):
+            if batch.errors:
+                sample, error = batch.errors[0]
+                raise DataError(
+                    f"{sample.image} could be read before and now cannot ({error}): restore it, then resume"
+                )
+            yield self._compute(torch.from_numpy(batch.pixels))
+
+    def _compute(self, pixels: torch.Tensor) -> ImageFeatures:
+        with torch.no_grad():
+            return self.method.features(pixels.to(self.device))
+
+    def _extract(self, items: Sequence[Item], cache: FeatureCache, place: Place, report: Report) -> None:
+        # Batches are cut from the full list, whatever is there already: a record then has the same bits
+        # whether or not the extraction was interrupted.
+        size = self.config.batch_size
+        chunks = [items[start : start + size] for start in range(0, len(items), size)]
+        todo = [chunk for chunk in chunks if any(item.digest not in cache for item in chunk)][
+            place.rank :: place.size
+        ]
+        if not todo:
+            return
+        missing = sum(item.digest not in cache for chunk in todo for item in chunk)
+        cache.check_space(missing * place.size)
+        digests = {item.sample: item.digest for item in items}
+        flat = [item.sample for chunk in todo for item in chunk]
+        done = 0
+        for batch in iter_batches(flat, self.preprocess, batch_size=size, workers=self.config.workers):
+            if batch.samples:
+                features = self._compute(torch.from_numpy(batch.pixels))
+                if not cache.record_bytes:
+                    layers, tokens, width = features.patches.shape[1:]
+                    cache.check_space(missing * place.size, record_bytes=2 * width * (layers * tokens + 1))
+                cache.add([digests[sample] for sample in batch.samples], features)
+            done += len(batch.samples) + len(batch.errors)
+            report(done, len(flat))
+        cache.close()
+
+    def _decode_all(self, training: TrainingSet, report: Report) -> list[Skipped]:
+        bad: list[Skipped] = []
+        done = 0
+        samples = [item.sample for item in training.items]
+        for batch in iter_batches(samples, self.preprocess, batch_size=16, workers=self.config.workers):
+            bad += [Skipped(sample, str(error)) for sample, error in batch.errors]
+            done += len(batch.samples) + len(batch.errors)
+            report(done, len(samples))
+        return bad
+
+    def _why(self, samples: list[Sample]) -> list[Skipped]:
+        """Reads what has no features once more, for the reason."""
+        bad: list[Skipped] = []
+        for batch in iter_batches(samples, self.preprocess, batch_size=1, workers=self.config.workers):
+            bad += [Skipped(sample, str(error)) for sample, error in batch.errors]
+            bad += [Skipped(sample, "the image changed while it was being read") for sample in batch.samples]
+        return bad
+
+
+def open_cache(
+    method: Method, preprocess: Preprocess, *, backbone_sha256: str, config: TrainConfig, out: Path
+) -> FeatureCache | None:
+    """The cache that a run's settings ask for, addressed by all that its features depend on."""
+    if not config.cache:
+        return None
+    parts = {
+        "backbone": backbone_sha256,
+        "method": method.name,
+        "settings": feature_settings(method),
+        "preprocess": preprocess.fingerprint(),
+        "dtype": str(next(method.clip.parameters()).dtype),
+    }
+    folder = config.cache_folder if config.cache_folder is not None else out / "features"
+    return FeatureCache(folder.expanduser(), key_parts=parts, max_bytes=int(config.cache_limit_gb * 1e9))
+
+
+def feature_settings(method: Method) -> dict[str, object]:
+    """The settings on which `method.features` depends.
+
+    A method may name them in a class attribute `feature_fields`; without it the whole configuration counts.
+    """
+    settings: dict[str, object] = method.config.model_dump(mode="json")
+    names = getattr(type(method), "feature_fields", None)
+    return settings if names is None else {name: settings[name] for name in names}

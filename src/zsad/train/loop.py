@@ -1,0 +1,387 @@
+"""Training of an adapter on cached features: seeded, resumable at any step, on one or several processes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from zsad.data.image import Preprocess
+from zsad.data.manifest import DataSet
+from zsad.errors import ConfigError
+from zsad.files import storage_errors
+from zsad.methods.base import ImageFeatures, Method
+from zsad.train.checkpoint import BackboneReference, Card, Training, save_checkpoint
+from zsad.train.config import RUN_FIELDS, TrainConfig
+from zsad.train.distributed import Place, current_place, parallel
+from zsad.train.features import FeatureSource, open_cache
+from zsad.train.precision import amp_dtype, gradient_scaler, learning_rate
+from zsad.train.samples import TrainingSet, prepare, step_seed
+from zsad.train.scale import colour_scale
+from zsad.train.state import RunFolder, StepLog, load_state, save_state, trainable
+
+
+@dataclass(frozen=True, slots=True)
+class CardParts:
+    """What only the caller knows of the model being trained.
+
+    Attributes:
+        backbone: name and hash of the backbone that the method stands on.
+        preprocess: from image file to pixels.
+    """
+
+    backbone: BackboneReference
+    preprocess: Preprocess
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        stage: "features" while the cache fills, "samples" once when they are chosen, "train" after every step,
+            "scale" at the end, "finished" once (also for a run that had finished before).
+        done: batches, images or steps done in this stage.
+        total: of how many.
+        epoch: the current one, from 0, while training.
+        losses: the step's terms with "total" and "lr".
+        notes: lines for a human, such as samples left out.
+    """
+
+    stage: Literal["samples", "features", "train", "scale", "finished"]
+    done: int
+    total: int
+    epoch: int | None = None
+    losses: Mapping[str, float] | None = None
+    notes: tuple[str, ...] = ()
+
+
+Callback = Callable[[Progress], None]
+
+
+def train(
+    method: Method,
+    dataset: DataSet | Sequence[DataSet],
+    *,
+    config: TrainConfig,
+    out: Path,
+    card_parts: CardParts,
+    progress: Callback | None = None,
+    resume: bool = True,
+) -> Path:
+    """Trains the adapter of `method` and writes `model.safetensors` with its card into `out`.
+
+    A run that was stopped, by Ctrl-C or by killing it, goes on where its last state was saved and ends with
+    the same bits as if it had never stopped (on a CPU). A finished run is left as it is.
+
+    Args:
+        method: on its device; its parameters are where training starts.
+        dataset: one set or several; samples need labels, anomalous ones masks.
+        config: the settings.
+        out: folder of the run: `run.json`, `log.jsonl`, `state.safetensors` until the end, cached features.
+        card_parts: backbone and preprocessing.
+        progress: called often, on the leading process alone; must be quick.
+        resume: False removes what a former run left in `out`, except cached features, and starts over.
+
+    Returns:
+        The path of the checkpoint.
+
+    Raises:
+        ConfigError: `out` holds another run, settings that cannot work here, or a loss that is not finite.
+        DataError: nothing to learn from.
+        StorageError: the disk is full or cannot be written.
+        KeyboardInterrupt: with the state saved; the message says where.
+    """
+    place = current_place()
+    notify = progress if progress is not None and place.leads else _silent
+    folder = RunFolder(out.expanduser())
+    if not resume and place.leads:
+        folder.clear()
+    place.barrier()
+    identity = _identity(method, config, card_parts)
+    folder.check(identity)
+    if folder.finished:
+        note = f"this run has finished before: {folder.model}; start over with resume off"
+        notify(Progress("finished", 1, 1, notes=(note,)))
+        return folder.model
+    _check_batch(config, place)
+    sets = [dataset] if isinstance(dataset, DataSet) else list(dataset)
+    source, training = _data(method, sets, config, card_parts, folder, place, notify)
+    identity |= {"data": training.fingerprint()}
+    folder.check(identity)
+    place.barrier()
+    if place.leads:
+        folder.begin(identity)
+    place.barrier()
+    trainer = Trainer(method, source, training, config=config, folder=folder, place=place, notify=notify)
+    trainer.run()
+    if place.leads:
+        report = lambda done, total: notify(Progress("scale", done, total))  # noqa: E731
+        method.map_scale = colour_scale(method, source, training, config=config, report=report)
+        names = [dataset.name for dataset in sets]
+        save_checkpoint(folder.out, method, _card(method, training, names, config, card_parts, trainer.steps))
+        with storage_errors(folder.state):
+            folder.state.unlink(missing_ok=True)
+        notify(Progress("finished", 1, 1, notes=(f"model written to {folder.model}",)))
+    place.barrier()
+    return folder.model
+
+
+def _silent(_: Progress) -> None:
+    """The callback of nobody."""
+
+
+def _identity(method: Method, config: TrainConfig, parts: CardParts) -> dict[str, Any]:
+    """What makes a run this run and no other."""
+    settings = config.model_dump(mode="json")
+    return {
+        "method": method.name,
+        "config": method.config.model_dump(mode="json"),
+        "backbone": parts.backbone.sha256,
+        "preprocess": parts.preprocess.to_dict(),
+        "training": {name: value for name, value in settings.items() if name not in RUN_FIELDS},
+    }
+
+
+def _check_batch(config: TrainConfig, place: Place) -> None:
+    if config.batch_size % place.size:
+        raise ConfigError(
+            f"batch_size {config.batch_size} cannot be dealt out evenly to {place.size} processes: "
+            f"use a multiple of {place.size}"
+        )
+
+
+def _data(
+    method: Method,
+    sets: Sequence[DataSet],
+    config: TrainConfig,
+    parts: CardParts,
+    folder: RunFolder,
+    place: Place,
+    notify: Callback,
+) -> tuple[FeatureSource, TrainingSet]:
+    """The usable samples, and where their features come from."""
+    samples = [sample for dataset in sets for sample in dataset.samples]
+    training = prepare(samples, config=config, size=method.map_spec.size)
+    cache = open_cache(
+        method, parts.preprocess, backbone_sha256=parts.backbone.sha256, config=config, out=folder.out
+    )
+    source = FeatureSource(method, parts.preprocess, config=config, cache=cache)
+    try:
+        training = source.usable(
+            training, place=place, report=lambda done, total: notify(Progress("features", done, total))
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped before the first step; run the same again to go on") from None
+    notes = [
+        f"{training.count(0)} normal and {training.count(1)} anomalous images",
+        *(f"left out: {entry.sample.image}: {entry.reason}" for entry in training.skipped),
+    ]
+    if not training.count(0):
+        notes.append("no normal images: image scores will not be trained to tell them apart")
+    notify(Progress("samples", len(training.items), len(samples), notes=tuple(notes)))
+    return source, training
+
+
+class Trainer:
+    """The loop over steps; everything it depends on is in the saved state, the settings and the data."""
+
+    def __init__(
+        self,
+        method: Method,
+        source: FeatureSource,
+        training: TrainingSet,
+        *,
+        config: TrainConfig,
+        folder: RunFolder,
+        place: Place,
+        notify: Callback,
+    ) -> None:
+        self.method, self.source, self.training = method, source, training
+        self.config, self.folder, self.place, self.notify = config, folder, place, notify
+        self.device = next(method.parameters()).device
+        self.amp = amp_dtype(config.amp, self.device)
+        self.parameters = list(trainable(method).values())
+        self.optimizer = torch.optim.Adam(
+            self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.scaler = gradient_scaler() if self.amp is torch.float16 else None
+        self.steps_per_epoch = math.ceil(len(training.items) / config.batch_size)
+        self.steps = self.steps_per_epoch * config.epochs
+        self.step = 0
+        self._halfway = False  # between the first and the last parameter of an update
+
+    def run(self) -> None:
+        """Trains from the saved state, if any, to the end; see `train` for errors."""
+        if self.folder.state.is_file():
+            self.step, extra = load_state(self.folder.state, self.method, self.optimizer)
+            self._restore_scaler(extra)
+        module = parallel(self.method, self.place)
+        self.log = StepLog(self.folder.log, step=self.step) if self.place.leads else None
+        try:
+            if self.step == 0:
+                self._log_skipped()
+                self._save()
+            self.method.train()
+            for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
+                self._epoch(module, epoch)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self._interrupted()) from None
+        finally:
+            self.method.eval()
+            if self.log is not None:
+                self.log.close()
+
+    def _epoch(self, module: torch.nn.Module, epoch: int) -> None:
+        order = self.training.order(self.config, epoch)
+        size = self.config.batch_size
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        shares = [self.place.share(batch) for batch in batches[self.step - epoch * self.steps_per_epoch :]]
+        with closing(self.source.batches(self.training, [rows for rows, _ in shares])) as stream:
+            for (rows, weight), features in zip(shares, stream, strict=True):
+                self._step(module, features, rows, weight=weight, epoch=epoch)
+                last = self.step == (epoch + 1) * self.steps_per_epoch
+                if last or self.step % self.config.checkpoint_every == 0:
+                    self._save()
+
+    def _step(
+        self, module: torch.nn.Module, features: ImageFeatures, rows: list[int], *, weight: float, epoch: int
+    ) -> None:
+        started = time.perf_counter()
+        rate = learning_rate(self.config, self.step, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        masks = self.training.masks(rows).to(self.device)
+        labels = self.training.labels(rows).to(self.device)
+        devices = [self.device] if self.device.type == "cuda" else []
+        # A step's random numbers depend on seed and step alone; the caller's generator is left as it was.
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(step_seed(self.config.seed, self.step, self.place.rank))
+            with self._precision():
+                total, terms = module(features.patches, features.cls, features.grid, masks, labels)
+            losses = self._finite(total, terms, weight=weight)
+            self._update(total * weight if self.place.size > 1 else total)
+        self.step += 1
+        losses["lr"] = rate
+        if self.log is not None:
+            seconds = round(time.perf_counter() - started, 4)
+            self.log.write({"step": self.step, "epoch": epoch, **losses, "seconds": seconds})
+        self.notify(Progress("train", self.step, self.steps, epoch=epoch, losses=losses))
+
+    def _update(self, total: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler is None:
+            total.backward()  # type: ignore[no-untyped-call]
+            self._check_gradients()
+            self._halfway = True
+            self.optimizer.step()
+        else:
+            self.scaler.scale(total).backward()
+            self._halfway = True
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self._halfway = False
+
+    def _finite(self, total: Tensor, terms: Mapping[str, Tensor], *, weight: float) -> dict[str, float]:
+        """The step's losses, averaged over processes.
+
+        Raises:
+            ConfigError: one of them is not finite.
+        """
+        stacked = torch.stack([*(term.detach().float() for term in terms.values()), total.detach().float()])
+        values = dict(zip([*terms, "total"], self.place.mean(stacked, weight=weight).tolist(), strict=True))
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            found = ", ".join(f"{name} = {values[name]}" for name in bad)
+            raise ConfigError(
+                f"training stopped at step {self.step + 1} of {self.steps}, {found}: lower learning_rate "
+                f"({self.config.learning_rate}), lengthen warmup_epochs, or set amp to off"
+            )
+        return values
+
+    def _check_gradients(self) -> None:
+        norms = [parameter.grad.norm() for parameter in self.parameters if parameter.grad is not None]
+        if norms and not bool(torch.stack(norms).isfinite().all()):
+            names = [
+                name
+                for name, parameter in trainable(self.method).items()
+                if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+            ]
+            raise ConfigError(
+                f"training stopped at step {self.step + 1} of {self.steps}, gradients of {', '.join(names[:4])} are "
+                f"not finite: lower learning_rate ({self.config.learning_rate}), or set amp to off"
+            )
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.amp is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.amp)
+
+    def _save(self) -> None:
+        if self.log is None:
+            return
+        self.log.sync()
+        save_state(
+            self.folder.state, self.method, self.optimizer, step=self.step, extra=self._scaler_tensors()
+        )
+
+    def _interrupted(self) -> str:
+        if not self._halfway:
+            self._save()
+        where = f"its state is saved in {self.folder.out}; run the same again to go on"
+        return f"training stopped at step {self.step} of {self.steps}, {where}"
+
+    def _log_skipped(self) -> None:
+        if self.log is not None:
+            for entry in self.training.skipped:
+                record = {"step": 0, "skipped": entry.sample.image.as_posix(), "reason": entry.reason}
+                self.log.write(record)
+
+    def _scaler_tensors(self) -> dict[str, Tensor]:
+        if self.scaler is None:
+            return {}
+        state = self.scaler.state_dict()
+        return {name: torch.tensor(float(state[name])) for name in ("scale", "_growth_tracker")}
+
+    def _restore_scaler(self, extra: Mapping[str, Tensor]) -> None:
+        if self.scaler is not None and extra:
+            state = self.scaler.state_dict()
+            state["scale"] = float(extra["scale"])
+            state["_growth_tracker"] = int(extra["_growth_tracker"])
+            self.scaler.load_state_dict(state)
+
+
+def _card(
+    method: Method,
+    training: TrainingSet,
+    names: Sequence[str],
+    config: TrainConfig,
+    parts: CardParts,
+    steps: int,
+) -> Card:
+    return Card(
+        method=method.name,
+        config=method.config.model_dump(mode="json"),
+        backbone=parts.backbone,
+        preprocess=parts.preprocess.to_dict(),
+        map_spec=method.map_spec.model_copy(update={"scale": method.map_scale}),
+        training=Training(
+            datasets=tuple(names),
+            classes=tuple(sorted({item.sample.class_name for item in training.items})),
+            samples=len(training.items),
+            normal=training.count(0),
+            anomalous=training.count(1),
+            epochs=config.epochs,
+            steps=steps,
+            seed=config.seed,
+            settings=config.model_dump(mode="json"),
+            data_fingerprint=training.fingerprint(),
+        ),
+    )

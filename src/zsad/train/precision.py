@@ -1,0 +1,38 @@
+"""The learning rate of a step, and the number types of mixed precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from zsad.errors import ConfigError
+from zsad.train.config import TrainConfig
+
+
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """The rate of a step (from 0): rising linearly over the warm-up, then constant."""
+    warmup = config.warmup_epochs * steps_per_epoch
+    return config.learning_rate * min(1.0, (step + 1) / warmup) if warmup else config.learning_rate
+
+
+def amp_dtype(setting: str, device: torch.device) -> torch.dtype | None:
+    """The type of mixed precision on a device, or None for full precision.
+
+    Raises:
+        ConfigError: the device does not have the type asked for.
+    """
+    cuda = device.type == "cuda"
+    if setting == "off" or (setting == "auto" and not cuda):
+        return None
+    if setting == "auto":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if setting == "fp16" and not cuda:
+        raise ConfigError(f"amp fp16 needs CUDA, the method is on {device}: use bf16, auto or off")
+    return torch.bfloat16 if setting == "bf16" else torch.float16
+
+
+def gradient_scaler() -> Any:
+    """Scales losses so that fp16 gradients neither vanish nor overflow."""
+    made = getattr(torch.amp, "GradScaler", None)  # PyTorch 2.3 and newer
+    return made("cuda") if made is not None else torch.cuda.amp.GradScaler()

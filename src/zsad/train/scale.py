@@ -1,0 +1,79 @@
+"""The colour scale of a trained model: which map values are cold and which are hot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from zsad.methods.base import Method
+from zsad.nn.filters import render_map
+from zsad.train.config import TrainConfig
+from zsad.train.features import FeatureSource
+from zsad.train.samples import TrainingSet
+
+_BINS = 8192
+_SCALE_IMAGES = 256  # of each label: the quantiles of their millions of pixels move no more
+_COLD_QUANTILE = 0.9
+_HOT_QUANTILE = 0.5
+_LEAST_SPAN = 0.05
+
+
+class Histogram:
+    """Counts of values in [0, 1] in equal bins: quantiles of any number of values in constant memory."""
+
+    def __init__(self, bins: int = _BINS) -> None:
+        self.counts = torch.zeros(bins, dtype=torch.int64)
+
+    def add(self, values: Tensor) -> None:
+        """Counts values of any shape."""
+        bins = len(self.counts)
+        places = (values.detach().float() * bins).long().clamp_(0, bins - 1)
+        self.counts += torch.bincount(places.flatten(), minlength=bins).cpu()
+
+    def quantile(self, share: float) -> float | None:
+        """The value below which `share` of all lie, to within a bin; None of nothing."""
+        total = int(self.counts.sum())
+        if not total:
+            return None
+        reached = torch.searchsorted(self.counts.cumsum(0), torch.tensor(max(1, round(share * total))))
+        return (int(reached) + 0.5) / len(self.counts)
+
+
+def colour_scale(
+    method: Method,
+    source: FeatureSource,
+    training: TrainingSet,
+    *,
+    config: TrainConfig,
+    report: Callable[[int, int], None],
+) -> tuple[float, float]:
+    """The map values (low, high) for the coldest and the hottest colour.
+
+    Low is what nine tenths of the pixels of normal images stay below, so that these are cold; high is the median
+    over anomalous pixels, and at least 0.05 more.
+
+    Args:
+        method: trained, in evaluation mode.
+        source: of the features.
+        training: the samples.
+        config: for batch size and seed.
+        report: called with batches done and in all.
+    """
+    rows = training.scale_rows(config, most=_SCALE_IMAGES)
+    batches = [rows[start : start + config.batch_size] for start in range(0, len(rows), config.batch_size)]
+    normal, anomalous = Histogram(), Histogram()
+    with torch.no_grad():
+        for done, (rows, features) in enumerate(
+            zip(batches, source.batches(training, batches), strict=True), 1
+        ):
+            maps = render_map(method(features).logits.float(), method.map_spec)
+            masks = training.masks(rows).to(maps.device)
+            labels = training.labels(rows).to(maps.device)
+            normal.add(maps[labels == 0])
+            anomalous.add(maps[masks > 0])
+            report(done, len(batches))
+    low = normal.quantile(_COLD_QUANTILE) or 0.0
+    high = anomalous.quantile(_HOT_QUANTILE)
+    return low, max(high if high is not None else 1.0, low + _LEAST_SPAN)
