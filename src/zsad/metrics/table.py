@@ -1,0 +1,169 @@
+"""The table of an evaluation: a row for each class, means for each data set and over data sets, and notes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Kind = Literal["class", "mean", "overall"]
+
+# Column of a row -> heading of the rendered table, in the order of the papers' tables.
+COLUMNS = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1_max": "image F1-max",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_pro": "PRO",
+    "pixel_ap": "pixel AP",
+    "pixel_f1_max": "pixel F1-max",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """One row: `metrics` by column in [0, 1] (NaN: undefined), `bounds` (low, high) where not exact.
+
+    `kind` is "class", "mean" (over the classes of a data set) or "overall" (over data sets); the latter two
+    say in `averaged` how many values entered each mean.
+    """
+
+    dataset: str
+    name: str
+    kind: Kind
+    normal: int
+    anomalous: int
+    metrics: dict[str, float]
+    bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
+    averaged: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def mean(cls, rows: Sequence[ResultRow], *, dataset: str, name: str, kind: Kind) -> ResultRow:
+        """The unweighted mean of `rows`; undefined values are left out of it and of the count."""
+        metrics, bounds, averaged = {}, {}, {}
+        for column in COLUMNS:
+            defined = [row for row in rows if not math.isnan(row.metrics[column])]
+            averaged[column] = len(defined)
+            metrics[column] = _mean([row.metrics[column] for row in defined])
+            if any(column in row.bounds for row in defined):
+                sides = [row.bounds.get(column, (row.metrics[column],) * 2) for row in defined]
+                bounds[column] = (_mean([low for low, _ in sides]), _mean([high for _, high in sides]))
+        return cls(
+            dataset=dataset,
+            name=name,
+            kind=kind,
+            normal=sum(row.normal for row in rows),
+            anomalous=sum(row.anomalous for row in rows),
+            metrics=metrics,
+            bounds=bounds,
+            averaged=averaged,
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """The row as JSON values; undefined is None."""
+        entry: dict[str, object] = {
+            "dataset": self.dataset,
+            "name": self.name,
+            "kind": self.kind,
+            "normal": self.normal,
+            "anomalous": self.anomalous,
+            "metrics": {column: _number(value) for column, value in self.metrics.items()},
+        }
+        if self.bounds:
+            entry["bounds"] = {
+                column: [_number(low), _number(high)] for column, (low, high) in self.bounds.items()
+            }
+        if self.averaged:
+            entry["averaged"] = self.averaged
+        return entry
+
+
+@dataclass(slots=True)
+class ResultTable:
+    """The result of an evaluation: `rows` in order, `notes` on what is undefined or left out and why.
+
+    `pro` names the PRO of the rows, "aupro" (whole curve) or "anomalyclip" (200 thresholds), up to `limit`.
+    """
+
+    rows: list[ResultRow]
+    notes: list[str] = field(default_factory=list)
+    pro: str = "aupro"
+    limit: float = 0.3
+
+    def row(self, name: str, *, dataset: str | None = None, kind: Kind = "class") -> ResultRow:
+        """The row of a class, or with `kind` the row "mean" or "overall". KeyError when there is none."""
+        for row in self.rows:
+            if row.name == name and row.kind == kind and dataset in (None, row.dataset):
+                return row
+        raise KeyError(f"no {kind} row {name!r}" + ("" if dataset is None else f" in data set {dataset!r}"))
+
+    def to_json(self) -> str:
+        """The table as a JSON document, values unrounded, undefined as null."""
+        document = {
+            "pro": {"name": self.pro, "limit": self.limit},
+            "rows": [row.to_dict() for row in self.rows],
+            "notes": self.notes,
+        }
+        return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
+
+    def to_csv(self) -> str:
+        """The rows as CSV with a header line, values unrounded, undefined as an empty field."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["dataset", "name", "kind", "normal", "anomalous", *COLUMNS])
+        for row in self.rows:
+            values = [_number(row.metrics[column]) for column in COLUMNS]
+            writer.writerow([row.dataset, row.name, row.kind, row.normal, row.anomalous, *values])
+        return text.getvalue()
+
+    def render(self, *, digits: int = 1) -> Table:
+        """The rows in percent as a `rich` table; undefined is a dash, a column all undefined is left out."""
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        shown = [
+            column for column in COLUMNS if any(not math.isnan(row.metrics[column]) for row in self.rows)
+        ]
+        # As plain text: a file name in a note may hold what looks like markup.
+        caption = Text("\n".join(self.notes)) if self.notes else None
+        table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+        several = len({row.dataset for row in self.rows if row.kind != "overall"}) > 1
+        if several:
+            table.add_column("data set", overflow="fold")
+        table.add_column("class", overflow="fold")
+        table.add_column("images", justify="right")
+        for column in shown:
+            heading = COLUMNS[column]
+            if column == "pixel_pro" and self.pro != "aupro":
+                heading = f"PRO ({self.pro})"
+            table.add_column(heading, justify="right")
+        previous = None
+        for row in self.rows:
+            if previous is not None and (row.kind == "overall" or row.dataset != previous.dataset):
+                table.add_section()
+            cells = [_percent(row.metrics[column], digits=digits) for column in shown]
+            lead = [row.dataset, row.name] if several else [row.name]
+            style = None if row.kind == "class" else "bold"
+            table.add_row(*lead, f"{row.normal} + {row.anomalous}", *cells, style=style)
+            previous = row
+        return table
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _percent(value: float, *, digits: int) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.{digits}f}"

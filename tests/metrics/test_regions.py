@@ -1,0 +1,73 @@
+"""Labelling against SciPy and against flooding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import ndimage
+
+from zsad.metrics import regions
+
+masks = hnp.arrays(
+    bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12), elements=st.booleans()
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(masks)
+def test_equals_flooding(oracle, mask):
+    expected, count = oracle.label(mask)
+    labels, found = regions.label_regions(mask)
+    assert found == count and labels.dtype == np.int32
+    assert np.array_equal(labels, expected)
+    weights, found = regions.region_weights(mask)
+    assert found == count
+    assert np.array_equal(weights, 1 / np.bincount(expected[mask], minlength=1)[expected[mask]])
+
+
+@pytest.mark.parametrize("density", [0.1, 0.3, 0.41, 0.5, 0.9])
+def test_equals_scipy_on_noise(density):
+    mask = np.random.default_rng(5).random((150, 131)) < density
+    labels, count = regions.label_regions(mask)
+    expected, expected_count = ndimage.label(mask, structure=np.ones((3, 3)))
+    assert count == expected_count
+    assert np.array_equal(labels, expected)
+
+
+def test_spirals_and_corners():
+    spiral = np.zeros((41, 41), bool)
+    y = x = 20
+    for step in range(1, 20):
+        for dy, dx, length in ((0, 1, 2 * step), (1, 0, 2 * step)):
+            sign = 1 if step % 2 else -1
+            for _ in range(length):
+                y, x = np.clip(y + sign * dy, 0, 40), np.clip(x + sign * dx, 0, 40)
+                spiral[y, x] = True
+    assert regions.label_regions(spiral)[1] == ndimage.label(spiral, structure=np.ones((3, 3)))[1]
+    assert regions.label_regions(np.eye(9, dtype=bool))[1] == 1
+    assert regions.label_regions(np.eye(9, dtype=bool)[::-1].copy())[1] == 1
+    # The end of one row and the start of the next are no neighbours.
+    wrapped = np.array([[0, 0, 1], [1, 0, 0]], bool)
+    assert regions.label_regions(wrapped)[1] == 2
+
+
+@settings(max_examples=50, deadline=None)
+@given(masks)
+def test_box_is_tight_and_weights_sum_to_the_regions(mask):
+    box = regions.bounding_box(mask)
+    if box is None:
+        assert not mask.any()
+        return
+    assert mask[box].sum() == mask.sum()
+    inner = mask[box]
+    assert inner[0].any() and inner[-1].any() and inner[:, 0].any() and inner[:, -1].any()
+    weights, count = regions.region_weights(inner)
+    assert weights.size == mask.sum() and weights.sum() == pytest.approx(count, abs=1e-12)
+
+
+def test_empty_mask():
+    assert regions.bounding_box(np.zeros((3, 4), bool)) is None
+    assert regions.label_regions(np.zeros((3, 4), bool))[1] == 0
