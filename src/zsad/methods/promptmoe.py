@@ -30,9 +30,9 @@ from torch.nn import functional as F
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
-from zsad.methods.similarity import image_probability, map_maximum, patch_logits, segmentation_losses
+from zsad.methods.similarity import image_probability, layer_maps, patch_logits, segmentation_losses
 from zsad.nn.attention import QueryAttention
-from zsad.nn.filters import MapSpec
+from zsad.nn.filters import gaussian
 from zsad.nn.losses import score_loss
 from zsad.nn.moe import Router, balance_loss, decouple_loss, mixture, topk_gates
 from zsad.nn.prompts import pack
@@ -142,46 +142,42 @@ class PromptMoE(Method):
     config_class = PromptMoEConfig
     feature_fields = (*Method.feature_fields, "cross_attention_input")
     config: PromptMoEConfig
+    _ids: Tensor
 
     def __init__(self, config: PromptMoEConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         encode = backbone.tokenizer.encode
         sos, *word, eos = encode(config.class_word)
-        self._ids = {
-            "sos": [sos],
-            "word": word,
-            "end": [*(encode(".")[1:-1] if config.full_stop else []), eos],
-        }
+        stop = encode(".")[1:-1] if config.full_stop else []
+        self.register_buffer("_ids", torch.tensor([sos, *word, *stop, eos]), persistent=False)
+        self._lengths = [1, len(word), len(stop) + 1]
         width = self._check(config)
         layers, moe = len(config.prompted), config.prompting == "moe"
         experts = 1 if config.prompting == "static" else config.experts
         self.pools = nn.ParameterList(torch.empty(layers, experts, tokens, width) for tokens in config.pools)
-        self.context = nn.Parameter(
-            torch.empty(layers if config.context == "per_layer" else 1, config.context_tokens, width)
-        )
-        shape = self.clip.config
-        self.attention = (
-            None
-            if not moe
-            else QueryAttention(
-                1 if config.sharing in ("attention", "both") else len(STATES),
-                layers,
-                queries=config.queries,
-                token_width=shape.embed_dim
-                if config.cross_attention_input == "projected"
-                else shape.vision.width,
-                width=width,
-                heads=config.heads,
-                scale=config.attention_scale,
-                query_projection=config.query_projection,
-                output_projection=config.output_projection,
-            )
-        )
+        contexts = layers if config.context == "per_layer" else 1
+        self.context = nn.Parameter(torch.empty(contexts, config.context_tokens, width))
+        self.attention = self._query_attention(layers, width) if moe else None
         self.router = Router((len(STATES), layers), width, config.router_hidden, experts) if moe else None
         # For each tapped layer the prompted layer whose text it meets.
         self._text_of = [sum(own < tap for own in config.prompted) for tap in config.layers]
         self._prompted = [config.layers.index(own) for own in config.prompted]
         self.reset_parameters()
+
+    def _query_attention(self, layers: int, width: int) -> QueryAttention:
+        config, shape = self.config, self.clip.config
+        raw = config.cross_attention_input == "raw"
+        return QueryAttention(
+            1 if config.sharing in ("attention", "both") else len(STATES),
+            layers,
+            queries=config.queries,
+            token_width=shape.vision.width if raw else shape.embed_dim,
+            width=width,
+            heads=config.heads,
+            scale=config.attention_scale,
+            query_projection=config.query_projection,
+            output_projection=config.output_projection,
+        )
 
     def _check(self, config: PromptMoEConfig) -> int:
         """Width D of the text tower's tokens, in which the prompts live.
@@ -195,7 +191,7 @@ class PromptMoE(Method):
                 f"heads = {config.heads} do not divide the text width {text.width}; use a divisor"
             )
         own = config.abnormal_tokens + (config.normal_tokens if config.abnormal_prompt == "concat" else 0)
-        length = max(own, config.normal_tokens) + config.context_tokens + sum(map(len, self._ids.values()))
+        length = max(own, config.normal_tokens) + config.context_tokens + sum(self._lengths)
         if length > text.context_length:
             raise ConfigError(
                 f"a prompt of {length} tokens does not fit the text tower's {text.context_length}; lower "
@@ -227,37 +223,31 @@ class PromptMoE(Method):
     def forward(self, features: ImageFeatures) -> Output:
         """Grids (Eq. 6 before Up), scores (Eq. 7) and the weights w of the experts (Eq. 3)."""
         logits, probability, routing = self._compare(features)
-        score = self._score(logits, probability, self.map_spec)
-        weights = {
-            state: topk_gates(routing[:, index], self.config.top_k)
-            for index, state in enumerate(STATES)
-            if routing is not None
-        }
-        return Output(logits, score, weights or None)
+        score = self._score(layer_maps(logits, self.map_spec, size=self.map_spec.size), probability)
+        if routing is None:
+            return Output(logits, score)
+        weights = topk_gates(routing, self.config.top_k)
+        return Output(logits, score, {state: weights[:, index] for index, state in enumerate(STATES)})
 
     def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The terms of Eq. 8, auxiliary ones with their weights."""
         config = self.config
         logits, probability, routing = self._compare(features)
-        side = masks.shape[-2], masks.shape[-1]
-        spec = self.map_spec
-        spec = spec.model_copy(update={"size": side, "sigma": spec.sigma * side[0] / spec.size[0]})
-        terms = segmentation_losses(
-            logits,
-            masks,
-            spec,
-            per_layer=config.segmentation == "per_layer",
-            both_channels=config.dice == "both",
-        )
-        terms["classify"] = score_loss(self._score(logits, probability, spec), labels)
+        maps = layer_maps(logits, self.map_spec, size=(masks.shape[-2], masks.shape[-1]))
+        per_layer, both_channels = config.segmentation == "per_layer", config.dice == "both"
+        terms = segmentation_losses(maps, masks, per_layer=per_layer, both_channels=both_channels)
+        terms["classify"] = score_loss(self._score(maps, probability), labels)
         if routing is not None:
             terms["balance"] = config.alpha * balance_loss(routing)
             terms["decouple"] = config.beta * torch.stack([decouple_loss(pool) for pool in self.pools]).sum()
         return terms
 
-    def _score(self, logits: Tensor, probability: Tensor, spec: MapSpec) -> Tensor:
-        """Eq. 7."""
-        return (map_maximum(logits, spec, smooth=self.config.score_map == "smoothed") + probability) / 2
+    def _score(self, maps: Tensor, probability: Tensor) -> Tensor:
+        """Eq. 7 of maps (B, L, H, W), which may be smaller in training, and the global feature's part (B,)."""
+        mean = maps.mean(dim=1)
+        if self.config.score_map == "smoothed" and self.config.sigma:
+            mean = gaussian(mean, self.config.sigma * mean.shape[-1] / self.config.image_size)
+        return (mean.amax(dim=(-2, -1)) + probability) / 2
 
     def _compare(self, features: ImageFeatures) -> tuple[Tensor, Tensor, Tensor | None]:
         """Grids (B, L, h, w), the global feature's probability (B,), and routing logits (B, 2, L', E)."""
@@ -266,16 +256,13 @@ class PromptMoE(Method):
         segments, routing = self._mix(patches, cls)
         text = self.encode(*segments)
         if routing is None:
-            # Static prompts stand in place of the batch: their outputs are averaged.
+            # Static prompts stand in place of the batch; averaging them averages their similarities.
             text = text.mean(dim=0, keepdim=True).expand(len(cls), -1, -1, -1)
         if config.cross_attention_input == "raw":
             patches, cls = visual.project(patches), visual.project(cls, norm=self._cls_norm)
-        logits = patch_logits(
-            patches, text[:, self._text_of], temperature=config.tau, normalise=config.normalise
-        )
-        probability = image_probability(
-            cls, text[:, -1], temperature=config.tau_prime, normalise=config.normalise
-        )
+        cosine, own = config.normalise, text[:, self._text_of]
+        logits = patch_logits(patches, own, temperature=config.tau, normalise=cosine)
+        probability = image_probability(cls, text[:, -1], temperature=config.tau_prime, normalise=cosine)
         return logits.view(*logits.shape[:2], *features.grid), probability, routing
 
     def _mix(self, patches: Tensor, cls: Tensor) -> tuple[list[Tensor], Tensor | None]:
@@ -293,14 +280,14 @@ class PromptMoE(Method):
             logits = self.router(read)
             weights = topk_gates(logits, config.top_k)
             mixed = [mixture(weights[:, index], pool) for index, pool in enumerate(pools)]
-        lengths = (config.normal_tokens, config.abnormal_tokens)
-        return [segment[..., :length, :] for segment, length in zip(mixed, lengths, strict=True)], logits
+        normal, abnormal = mixed
+        return [normal[..., : config.normal_tokens, :], abnormal[..., : config.abnormal_tokens, :]], logits
 
     def encode(self, normal: Tensor, abnormal: Tensor) -> Tensor:
         """F_T (B, L', 2, D) of segments S_n, S_a (B, L', M, D): Eq. 1, all prompts in one pass."""
         tower, (batch, layers) = self.clip.text, normal.shape[:2]
         dtype = tower.token_embedding.weight.dtype
-        sos, word, end = (tower.embed(torch.tensor(ids, device=normal.device)) for ids in self._ids.values())
+        sos, word, end = torch.split(tower.embed(self._ids), self._lengths)
         context = self.context.to(dtype).expand(layers, -1, -1).repeat(batch, 1, 1)
         s_n, s_a = normal.flatten(0, 1).to(dtype), abnormal.flatten(0, 1).to(dtype)
         tail = [word, context, end]
@@ -310,5 +297,5 @@ class PromptMoE(Method):
             prefix, branches = [sos], [[s_n, *tail], [s_a, *tail]]
         packed, layout = pack(prefix, branches, batch=batch * layers)
         text = tower.forward_packed(packed, positions=layout.positions, mask=layout.mask, eos=layout.ends)
-        text = text.to(normal.dtype).view(batch, layers, len(STATES), -1)
+        text = text.to(self.context.dtype).view(batch, layers, len(STATES), -1)
         return F.normalize(text, dim=-1) if self.config.normalise else text

@@ -1,11 +1,11 @@
-"""How patches meet text, in every method: cosine similarity, a two-way softmax, the map's maximum."""
+"""How patches meet text, in every method: cosine similarity, a two-way softmax, maps and their losses."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from zsad.nn.filters import MapSpec, render_map, upsample
+from zsad.nn.filters import MapSpec, upsample
 from zsad.nn.losses import dice_loss, focal_loss
 
 
@@ -32,28 +32,24 @@ def image_probability(cls: Tensor, text: Tensor, *, temperature: float, normalis
     return (cls * direction).sum(dim=-1).sigmoid()
 
 
-def map_maximum(logits: Tensor, spec: MapSpec, *, smooth: bool) -> Tensor:
-    """The largest value (B,) of each map of score grids (B, L, h, w)."""
-    return render_map(logits, spec, smooth=smooth).amax(dim=(-2, -1))
+def layer_maps(logits: Tensor, spec: MapSpec, *, size: tuple[int, int]) -> Tensor:
+    """The layers' maps (B, L, H, W) of score grids (B, L, h, w) at any size, without smoothing."""
+    if spec.order == "before_softmax":
+        return upsample(logits, size, align_corners=spec.align_corners).sigmoid()
+    return upsample(logits.sigmoid(), size, align_corners=spec.align_corners)
 
 
 def segmentation_losses(
-    logits: Tensor, masks: Tensor, spec: MapSpec, *, per_layer: bool, both_channels: bool
+    maps: Tensor, masks: Tensor, *, per_layer: bool, both_channels: bool
 ) -> dict[str, Tensor]:
-    """Dice, averaged over images, and Focal of maps at the masks' size, without smoothing.
+    """Dice, averaged over images, and Focal of maps.
 
     Args:
-        logits: (B, L, h, w) score grids.
+        maps: (B, L, H, W) probability of abnormal.
         masks: (B, H, W) in {0, 1}.
-        spec: order of upsampling and softmax.
         per_layer: sum both losses over the layers' maps, or take them of the mean map.
         both_channels: add the Dice of the normal channel.
     """
-    size = (masks.shape[-2], masks.shape[-1])
-    if spec.order == "before_softmax":
-        maps = upsample(logits, size, align_corners=spec.align_corners).sigmoid()
-    else:
-        maps = upsample(logits.sigmoid(), size, align_corners=spec.align_corners)
     if not per_layer:
         maps = maps.mean(dim=1, keepdim=True)
     layers, masks = maps.shape[1], masks.to(maps.dtype).unsqueeze(1)

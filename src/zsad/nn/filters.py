@@ -132,6 +132,15 @@ def upsample(logits: Tensor, size: tuple[int, int], *, align_corners: bool) -> T
     return rows @ logits @ columns.T
 
 
+def gaussian(maps: Tensor, sigma: float) -> Tensor:
+    """Maps (..., H, W) smoothed with a Gaussian of `sigma` pixels."""
+    height, width = maps.shape[-2:]
+    rows, columns = (
+        _tensor(side, side, side, sigma, False, maps.dtype, maps.device) for side in (height, width)
+    )
+    return rows @ maps @ columns.T
+
+
 def render_map_numpy(
     logits: Float32, spec: MapSpec, *, size: tuple[int, int] | None = None, smooth: bool = True
 ) -> Float32:

@@ -1,0 +1,99 @@
+"""Plain CLIP as an anomaly detector: no training, hand-written prompts (Radford et al., 2021; WinCLIP's words).
+
+Two text embeddings, the means over many sentences for a normal and a damaged object, meet the patch tokens and the
+global feature of the frozen tower:
+
+    M = mean over l of Up(softmax(F F_T^T / tau)),   s = (max M + softmax(F_cls F_T^T / tau')) / 2
+
+This is the baseline that every trained method has to beat. Score and maps are put together as in PromptMoE (Eqs. 6
+and 7), so that the two differ in their text alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from zsad.clip.presets import Preset
+from zsad.clip.weights import Backbone
+from zsad.errors import ConfigError
+from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.similarity import image_probability, layer_maps, patch_logits
+from zsad.prompts import state_prompts
+
+
+class ClipConfig(MethodConfig):
+    """All settings of plain CLIP."""
+
+    layers: tuple[int, ...] = Field(
+        default=(24,), min_length=1, description="Tapped blocks of the image tower, counted from 1."
+    )
+    map_order: Literal["before_softmax", "after_softmax"] = Field(
+        default="after_softmax", description="Upsample the map before the softmax or after it."
+    )
+    tau: float = Field(default=0.07, gt=0, description="Temperature of patches against text.")
+    tau_prime: float = Field(
+        default=0.01, gt=0, description="Temperature of the global feature against text."
+    )
+    class_word: str = Field(default="object", description="Name of the object in the prompts.")
+    templates: Literal["ensemble", "single"] = Field(
+        default="ensemble", description="Many sentences for each state phrase, or one."
+    )
+    score: Literal["map_and_global", "global"] = Field(
+        default="map_and_global",
+        description="Mean of the map's maximum and the global part, or the latter alone.",
+    )
+
+    @classmethod
+    def for_backbone(cls, preset: Preset, **settings: Any) -> ClipConfig:
+        """As for every method, but with the last tap alone: CLIP was trained to align only that with text."""
+        return super().for_backbone(preset, **{"layers": preset.taps[-1:], **settings})
+
+
+class ClipZeroShot(Method):
+    """The baseline on a backbone. It has no adapter: its text is encoded once, here."""
+
+    name = "clip"
+    config_class = ClipConfig
+    config: ClipConfig
+    text: Tensor
+
+    def __init__(self, config: ClipConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.register_buffer("text", self._encode(backbone), persistent=False)
+
+    @torch.no_grad()
+    def _encode(self, backbone: Backbone) -> Tensor:
+        """(1, 1, 2, D): for each state the mean of its sentences' embeddings, each of length one."""
+        tower, tokenizer = self.clip.text, backbone.tokenizer
+        means = []
+        for sentences in state_prompts(self.config.class_word, templates=self.config.templates):
+            ids = tokenizer.encode_batch(sentences, context_length=tower.config.context_length)
+            text = tower.encode(ids.to(tower.proj.device), eos=tokenizer.eos)
+            means.append(F.normalize(F.normalize(text.float(), dim=-1).mean(dim=0), dim=-1))
+        return torch.stack(means)[None, None].to(tower.proj.dtype)
+
+    def forward(self, features: ImageFeatures) -> Output:
+        """Grids and scores of features."""
+        config = self.config
+        patches, cls = features.patches.to(self.text.dtype), features.cls.to(self.text.dtype)
+        logits = patch_logits(patches, self.text, temperature=config.tau).view(
+            *patches.shape[:2], *features.grid
+        )
+        score = image_probability(cls, self.text[0], temperature=config.tau_prime)
+        if config.score == "map_and_global":
+            maps = layer_maps(logits, self.map_spec, size=self.map_spec.size)
+            score = (maps.mean(dim=1).amax(dim=(-2, -1)) + score) / 2
+        return Output(logits, score)
+
+    def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """There is nothing to train.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("method 'clip' has nothing to train; train 'promptmoe', or use 'clip' as it is")

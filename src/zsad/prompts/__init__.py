@@ -1,0 +1,44 @@
+"""Hand-written prompts as data: state phrases and sentence templates."""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from importlib import import_module
+from importlib.resources import files
+from typing import Any, cast
+
+_toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+
+
+@lru_cache(maxsize=1)
+def prompt_table() -> dict[str, Any]:
+    """The content of `states.toml`: `states` (normal, abnormal) and `templates` by name."""
+    return cast("dict[str, Any]", _toml.loads((files(__name__) / "states.toml").read_text(encoding="utf-8")))
+
+
+def state_prompts(object_name: str, *, templates: str = "ensemble") -> tuple[list[str], list[str]]:
+    """All normal and all abnormal sentences for an object: every state phrase in every template.
+
+    Args:
+        object_name: such as "object", "bottle" or "brain scan".
+        templates: name of a group of templates.
+
+    Raises:
+        KeyError: no group of that name.
+
+    Example:
+        >>> normal, abnormal = state_prompts("bottle", templates="single")
+        >>> normal[1], abnormal[0]
+        ('a photo of a flawless bottle.', 'a photo of a damaged bottle.')
+    """
+    table = prompt_table()
+    sentences = [
+        [
+            template.replace("{state}", phrase.replace("{}", object_name))
+            for phrase in table["states"][state]
+            for template in table["templates"][templates]
+        ]
+        for state in ("normal", "abnormal")
+    ]
+    return sentences[0], sentences[1]
