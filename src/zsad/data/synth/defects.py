@@ -194,7 +194,7 @@ def _finish(
     tall, wide = support.alpha.shape
     rows, columns = slice(support.top, support.top + tall), slice(support.left, support.left + wide)
     window = image[rows, columns]
-    difference = (np.maximum(window, drawn) - np.minimum(window, drawn)).max(axis=2)
+    difference = _largest(np.maximum(window, drawn) - np.minimum(window, drawn))
     changed = (difference > VISIBLE) & (support.alpha > 0.02)
     region = _clean(changed, support.alpha, radius=_closing(kind, support))
     count = int(region.sum())
@@ -223,7 +223,13 @@ def _closing(kind: str, support: Support) -> int:
 
 def _is_grey(image: ByteArray) -> bool:
     sample = image[::7, ::5].astype(np.int16)
-    return int(np.ptp(sample, axis=2).max()) <= 2
+    red, green, blue = sample[..., 0], sample[..., 1], sample[..., 2]
+    return int(np.abs(red - green).max()) <= 2 and int(np.abs(green - blue).max()) <= 2
+
+
+def _largest(difference: ByteArray) -> ByteArray:
+    """The largest of three channels; far faster than a reduction along an axis of three."""
+    return np.maximum(np.maximum(difference[..., 0], difference[..., 1]), difference[..., 2])
 
 
 def _clean(changed: BoolArray, alpha: FloatArray, *, radius: int) -> BoolArray:
@@ -247,7 +253,7 @@ def _seen(window: ByteArray, drawn: ByteArray, region: BoolArray) -> bool:
     inside = np.asarray(part) > 100
     if not inside.any():
         return True
-    return float(np.abs(after - before).max(axis=2)[inside].mean()) >= 0.8 * VISIBLE
+    return float(np.abs(after - before)[inside].max(axis=1).mean()) >= 0.8 * VISIBLE
 
 
 def _last_resort(

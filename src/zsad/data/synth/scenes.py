@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -42,6 +42,7 @@ _MEDICAL = (
     "speckle",
     "crack",
 )
+_PRINTED = frozenset({"plate", "pill", "bottle cap", "capsule"})
 # On a surface without order a moved block is no defect: nobody could tell.
 _NEEDS_ORDER = frozenset({"misplaced", "bend", "texture"})
 
@@ -143,6 +144,15 @@ def _scene(normal: _Normal, rng: np.random.Generator, kind: str | None, camera_s
 
 
 def _normal(rng: np.random.Generator, size: tuple[int, int], background: ByteArray | None) -> _Normal:
+    """A scene without a defect; one in eight as a grey camera sees it."""
+    normal = _coloured(rng, size, background)
+    if rng.random() > 1 / 8:
+        return normal
+    grey = np.asarray(Image.fromarray(normal.image).convert("L").convert("RGB"))
+    return replace(normal, image=grey)
+
+
+def _coloured(rng: np.random.Generator, size: tuple[int, int], background: ByteArray | None) -> _Normal:
     draw = rng.random()
     if background is not None or draw < 0.48:
         return _part_scene(rng, size, background)
@@ -165,13 +175,14 @@ def _part_scene(rng: np.random.Generator, size: tuple[int, int], background: Byt
     image = _ground(rng, size) if background is None else _fitted(background, size)
     cover = np.zeros(size, np.float32)
     style = int(rng.integers(2**63))
-    for centre, half, angle in _poses(rng, part, size):
+    poses = _poses(rng, part, size)
+    for centre, half, angle in poses:
         # Parts of one image are of one make: they share the style's seed.
         image, cover = _put(
             image, cover, np.random.default_rng(style), part, centre=centre, half=half, angle=angle
         )
-    if rng.random() < 0.15:
-        image = _decorated(image, rng)
+    if name in _PRINTED and len(poses) == 1 and rng.random() < 0.4:
+        image = _lettered(image, cover, rng, poses[0])
     return _Normal(to_bytes(image), cover > 0.5, name, KINDS)
 
 
@@ -249,6 +260,29 @@ def _put(
     image[top:bottom, left:right] = mix(window, tint(colours, light), alpha)
     cover[top:bottom, left:right] = np.maximum(cover[top:bottom, left:right], alpha)
     return image, cover
+
+
+def _lettered(
+    image: FloatArray,
+    cover: FloatArray,
+    rng: np.random.Generator,
+    pose: tuple[tuple[float, float], float, float],
+) -> FloatArray:
+    """Print a word on the middle of a part, along its length, as makers do."""
+    (row, column), half, angle = pose
+    text = "".join(rng.choice(list("ABCDEFGHIKLMNOPRSTUVXZ0123456789"), int(rng.integers(2, 7))))
+    size = max(7, int(half * rng.uniform(0.7, 1.1) / len(text) ** 0.7))
+    word = Image.new("L", (size * len(text) + 8, size * 2))
+    ImageDraw.Draw(word).text((word.width / 2, word.height / 2), text, fill=255, font_size=size, anchor="mm")
+    word = word.rotate(-float(np.degrees(angle)), Image.Resampling.BILINEAR, expand=True)
+    canvas = Image.new("L", (cover.shape[1], cover.shape[0]))
+    canvas.paste(word, (int(column - word.width / 2), int(row - word.height / 2)))
+    marks = np.asarray(canvas, dtype=np.float32) * np.float32(rng.uniform(0.4, 0.9) / 255) * cover
+    level = float(
+        image[min(max(int(row), 0), cover.shape[0] - 1), min(max(int(column), 0), cover.shape[1] - 1)].mean()
+    )
+    ink = colour(rng, brightness=(0, 0.3)) if level > 0.45 else colour(rng, brightness=(0.7, 1))
+    return mix(image, ink, marks)
 
 
 def _decorated(image: FloatArray, rng: np.random.Generator) -> FloatArray:
