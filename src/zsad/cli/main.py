@@ -1,0 +1,93 @@
+"""The command `zsad`: a table of verbs, each imported when it is called, and one place where errors end.
+
+Exit codes: 0 all went well; 2 one clear error, nothing done; 3 done, but some images failed; 1 a bug of zsad;
+130 interrupted, what was finished is valid.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Parameter
+
+import zsad
+from zsad.cli.console import note, printable, silence
+from zsad.errors import ZsadError
+
+VERBS = {
+    "predict": "Score images and outline what is wrong with them.",
+    "demo": "Score a pinned sample of real solar cells that the bundled model has never seen.",
+    "evaluate": "Measure a model on a data set: image and pixel metrics per class.",
+    "train": "Train a method on an auxiliary data set.",
+    "list": "List methods, backbones or bundled models.",
+    "doctor": "Show versions, devices, caches, and what is missing and how to get it.",
+    "version": "Print the version.",
+}
+EPILOGUE = (
+    "Start with `zsad demo`, then `zsad predict FOLDER`. Exit codes: 0 all well, 2 one clear error and nothing done, "
+    "3 done but some images failed, 130 interrupted with finished results valid."
+)
+
+_DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+
+def build_app() -> App:
+    """The command line, no verb imported yet."""
+    app = App(
+        name="zsad",
+        help="Zero-shot visual anomaly detection: defects and lesions in images of things the model never saw.",
+        help_epilogue=EPILOGUE,
+        help_format="plaintext",
+        version=zsad.__version__,
+        default_parameter=Parameter(negative_iterable=""),
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    for verb, help_text in VERBS.items():
+        app.command(f"zsad.cli.{verb}:{verb}_command", name=verb, help=help_text)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    try:
+        result = build_app()(
+            list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, print_error=False
+        )
+        return result if isinstance(result, int) else 0
+    except KeyboardInterrupt:
+        note("zsad: interrupted; finished results are valid, the same command goes on where it stopped")
+        return 130
+    except BrokenPipeError:
+        silence(sys.stdout)
+        return 0
+    except Exception as error:
+        if os.environ.get("ZSAD_DEBUG", "") not in ("", "0") and not isinstance(error, CycloptsError):
+            raise
+        message, code = explain(error)
+        note(f"zsad: error: {message}")
+        return code
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """One line about an error, and the exit code that goes with it."""
+    if isinstance(error, CycloptsError):
+        return f"{printable(error)} See zsad --help.", 2
+    if isinstance(error, ZsadError):
+        return printable(error), error.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory; use a smaller --batch-size or smaller images", 2
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return f"cannot write: {error.strerror}; free some space or choose another folder", 2
+    return (
+        f"internal error: {type(error).__name__}: {printable(error)} (a bug: please report it with the "
+        "traceback that ZSAD_DEBUG=1 shows)",
+        1,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""`zsad predict`: own images in, scores, heat maps and a report out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from zsad.types import Sample
+
+
+def predict_command(
+    *inputs: str,
+    model: str = "promptmoe-tiny",
+    out: Path = Path("results"),
+    backbone: str | None = None,
+    weights: Path | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    threads: int | None = None,
+    overlay: bool = True,
+    max_overlay_side: int = 1024,
+    report: bool = True,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Score images and outline what is wrong with them.
+
+    Prints a line for each image and writes predictions.jsonl, scores.csv, overlays and report.html. The same
+    command goes on where it was interrupted. A file that cannot be read is reported and skipped (exit code 3).
+
+    Args:
+        inputs: Images, folders (searched recursively) or patterns such as 'parts/*.png'.
+        model: Bundled model, run folder, checkpoint, or a method without training (clip, clip-tiny).
+        out: Folder for the results.
+        backbone: Another tower, by name or path, for methods that need no training.
+        weights: File or folder of the backbone's weights.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        batch_size: Images a pass; by default what suits the device.
+        threads: Processor threads; by default all cores.
+        overlay: Write a heat-map overlay for each image.
+        max_overlay_side: Longest side of an overlay, in pixels.
+        report: Write report.html.
+        overwrite: Throw away the run that lies in the folder.
+    """
+    from zsad.cli.scoring import Options, conclude, score_images
+    from zsad.data.loader import expand_inputs
+    from zsad.detector import load
+    from zsad.device import use_threads
+    from zsad.infer.writer import check_place
+
+    options = Options(
+        out=out,
+        overwrite=overwrite,
+        overlay=overlay,
+        max_overlay_side=max_overlay_side,
+        batch_size=batch_size,
+        report=report,
+    )
+    options.check()
+    check_place(out)
+    samples = _outside(expand_inputs(list(inputs)), out)
+    use_threads(threads)
+    detector = load(model, backbone=backbone, weights=weights, device=device)
+    outcome = score_images(
+        detector,
+        samples,
+        inputs=[os.path.abspath(name) for name in inputs],  # noqa: PTH100 - patterns are no paths to resolve
+        title=_title(list(inputs)),
+        options=options,
+    )
+    conclude(outcome, options=options)
+    return outcome.exit_code
+
+
+def _title(inputs: list[str]) -> str:
+    return inputs[0] if len(inputs) == 1 else f"{inputs[0]} and {len(inputs) - 1} more"
+
+
+def _outside(samples: list[Sample], out: Path) -> list[Sample]:
+    """The samples without the overlays of an earlier run, which may lie among the inputs."""
+    from zsad.errors import DataError
+
+    own = (out / "overlays").resolve()
+    kept = [sample for sample in samples if own not in sample.image.resolve().parents]
+    if not kept:
+        raise DataError(f"the only images found are the overlays of the run in {out}; name other inputs")
+    return kept

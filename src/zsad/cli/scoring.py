@@ -1,0 +1,206 @@
+"""What `predict` and `demo` share: samples through a detector into the folder of a run, a line for each image."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
+
+from zsad.cli.console import clock, note, plural, printable, progress, say
+from zsad.detector import Detector
+from zsad.device import describe_environment
+from zsad.errors import ConfigError, DataError, ImageError, ZsadError
+from zsad.files import storage_errors
+from zsad.infer.prediction import Prediction
+from zsad.infer.writer import RunWriter, file_state
+from zsad.types import Sample
+
+EXIT_OK, EXIT_SOME_FAILED = 0, 3
+_WAITING = 8  # predictions that may wait for their overlay: bounds the memory, hides the disk
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a run is written."""
+
+    out: Path
+    overwrite: bool = False
+    overlay: bool = True
+    max_overlay_side: int = 1024
+    batch_size: int | None = None
+    report: bool = True
+
+    def check(self) -> None:
+        """ConfigError where a number makes no sense."""
+        if self.max_overlay_side < 16:
+            raise ConfigError(f"--max-overlay-side is {self.max_overlay_side}, expected 16 or more")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"--batch-size is {self.batch_size}, expected 1 or more")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a run's samples."""
+
+    scored: int = 0
+    skipped: int = 0
+    errors: list[ZsadError] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every image was scored, 3 where some failed."""
+        return EXIT_SOME_FAILED if self.errors else EXIT_OK
+
+
+def score_images(
+    detector: Detector, samples: Sequence[Sample], *, inputs: list[str], title: str, options: Options
+) -> Outcome:
+    """Scores samples into the run's folder; finished ones of the same run are left as they are.
+
+    Args:
+        detector: the model.
+        samples: the images.
+        inputs: what the user named them by; part of the settings of the run.
+        title: headline of the report.
+        options: where and how results are written.
+
+    Raises:
+        ImageError: the one image given cannot be used.
+        DataError: none of several can, or the folder holds another run.
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    settings = {
+        "inputs": inputs,
+        "model": model_identity(detector),
+        "overlay": options.overlay,
+        "max_overlay_side": options.max_overlay_side,
+    }
+    details = {
+        "title": title,
+        "model_name": detector.name,
+        "card": detector.card.model_dump(mode="json"),
+        "map_spec": detector.method.map_spec.model_dump(mode="json"),
+        "environment": describe_environment(detector.device),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    with RunWriter(options.out, settings=settings, details=details, overwrite=options.overwrite) as writer:
+        todo = [sample for sample in samples if not writer.is_finished(sample.image)]
+        outcome = Outcome(skipped=len(samples) - len(todo))
+        if outcome.skipped:
+            note(
+                f"zsad: {plural(outcome.skipped, 'image')} of this run finished before, --overwrite starts anew"
+            )
+        start = time.perf_counter()
+        _score(detector, todo, writer=writer, options=options, outcome=outcome)
+        outcome.seconds = time.perf_counter() - start
+    if outcome.errors and not outcome.scored and not outcome.skipped:
+        if len(samples) == 1:
+            raise outcome.errors[0]
+        raise DataError(f"none of the {len(samples)} images could be used; nothing was written")
+    return outcome
+
+
+def _score(
+    detector: Detector, samples: list[Sample], *, writer: RunWriter, options: Options, outcome: Outcome
+) -> None:
+    alone = len(samples) == 1
+    waiting: deque[tuple[Prediction, Future[Path | None]]] = deque()
+    with progress("scoring", len(samples)) as advance, ThreadPoolExecutor(2, "zsad-overlay") as pool:
+
+        def on_error(sample: Sample, error: ZsadError) -> None:
+            outcome.errors.append(error)
+            writer.write_error(sample.image, str(error))
+            if not (alone and not outcome.skipped):
+                note(f"zsad: skipped: {printable(error)}")
+            advance(1)
+
+        def finish_first() -> None:
+            prediction, future = waiting.popleft()
+            overlay = future.result()
+            source = Path(str(prediction.source))
+            writer.write(prediction, overlay=overlay, state=file_state(source))
+            if outcome.scored == 0:
+                say(f"{'score':>6}  {'time':>8}  {'verdict':<9}  image")
+            outcome.scored += 1
+            say(result_line(prediction))
+            advance(1)
+
+        try:
+            predictions = detector.predict_samples(samples, batch_size=options.batch_size, on_error=on_error)
+            for prediction in predictions:
+                waiting.append((prediction, pool.submit(_overlay_job(prediction, writer, options))))
+                while len(waiting) >= _WAITING or (waiting and waiting[0][1].done()):
+                    finish_first()
+            while waiting:
+                finish_first()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _overlay_job(prediction: Prediction, writer: RunWriter, options: Options) -> Callable[[], Path | None]:
+    def job() -> Path | None:
+        if not options.overlay:
+            return None
+        path = writer.overlay_path(str(prediction.source))
+        content = io.BytesIO()
+        try:
+            picture = prediction.overlay(max_side=options.max_overlay_side)
+        except ImageError as error:  # gone or changed since it was scored
+            note(f"zsad: no overlay: {printable(error)}")
+            return None
+        picture.save(content, format="JPEG", quality=88)
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.write_bytes(content.getvalue())
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
+        return path
+
+    return job
+
+
+def result_line(prediction: Prediction) -> str:
+    """The line of one image: score, time of the model, verdict, path."""
+    source = printable(prediction.source)
+    verdict = prediction.verdict or "-"
+    return f"{prediction.score:6.3f}  {1000 * prediction.seconds:5.0f} ms  {verdict:<9}  {source}"
+
+
+def model_identity(detector: Detector) -> str:
+    """A short hash of all that decides a score: configuration, backbone, preprocessing and the adapter's tensors."""
+    card = detector.card
+    parts = [card.method, card.config, card.backbone.sha256, card.preprocess, card.map_spec.model_dump()]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode())
+    for name, tensor in sorted(detector.method.adapter_state().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def conclude(outcome: Outcome, *, options: Options) -> None:
+    """Writes the report and says what there is now."""
+    rate = (
+        f", {outcome.scored / outcome.seconds:.1f} a second" if outcome.seconds > 0 and outcome.scored else ""
+    )
+    failed = f", {len(outcome.errors)} skipped as unusable" if outcome.errors else ""
+    say(f"{plural(outcome.scored, 'image')} scored in {clock(outcome.seconds)}{rate}{failed}")
+    files = ["predictions.jsonl", "scores.csv"] + (["overlays/"] if options.overlay else [])
+    if options.report:
+        if find_spec("jinja2") is None:
+            note("zsad: no report.html: it needs jinja2, get it with: pip install 'zsad[report]'")
+        else:
+            from zsad.report.html import write_report
+
+            files.append(write_report(options.out).name)
+    say(f"wrote {', '.join(files)} into {printable(options.out)}")

@@ -1,0 +1,170 @@
+"""`zsad train`: an adapter trained on an auxiliary data set, on one process or under torchrun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from zsad.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from zsad.train.loop import Progress
+
+_LINE_EVERY = 20  # steps between lines where stderr is no terminal
+
+
+def train_command(
+    method: str,
+    /,
+    *,
+    data: Annotated[list[Path], Parameter(consume_multiple=True)],
+    out: Path,
+    backbone: str = "zsad-tiny",
+    weights: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    split: str = "test",
+    set_: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Train a method on an auxiliary data set, with masks of the anomalous images.
+
+    Interrupted at any moment, the same command goes on where the last state was saved. Several GPUs:
+    torchrun --nproc-per-node 4 -m zsad.cli.main train ...
+
+    Args:
+        method: Name of the method; see zsad list methods.
+        data: Folders or manifests to train on; may be several.
+        out: Folder of the run: checkpoint, card, log of every loss.
+        backbone: Frozen tower, by name or path; see zsad list backbones.
+        weights: File or folder of the backbone's weights.
+        device: auto, cpu or cuda.
+        threads: Processor threads; by default all cores.
+        split: Which part of the data to read, where its layout has parts.
+        set_: A setting of the method as key=value, such as experts=4; may be repeated.
+        config: Settings of the training.
+        overwrite: Throw away the run that lies in the folder.
+    """
+    import os
+
+    import torch
+
+    from zsad.clip.weights import load_backbone
+    from zsad.data.manifest import discover
+    from zsad.device import use_threads
+    from zsad.infer.writer import check_place
+    from zsad.methods.registry import build, find
+    from zsad.train.distributed import joined
+    from zsad.train.loop import train
+
+    settings = config or TrainConfig()
+    find(method)
+    check_place(out)
+    changes = parse_settings(set_ or [])
+    sets = [discover(folder, split=split) for folder in data]
+    use_threads(threads)
+    with ExitStack() as stack:
+        place = stack.enter_context(joined(os.environ, device=None if device == "auto" else device))
+        tower = load_backbone(backbone, weights=weights, device=place)
+        torch.manual_seed(settings.seed)  # the adapter's start
+        built = build(method, changes, tower).to(place)
+        report = stack.enter_context(_Reporter())
+        path = train(
+            built,
+            sets,
+            config=settings,
+            out=out,
+            card_parts=_card_parts(built.config.image_size, tower),
+            progress=report,
+            resume=not overwrite,
+        )
+    _say_done(path)
+    return 0
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """Settings of `key=value` pairs; a value is JSON where it can be read so, else text.
+
+    Raises:
+        ConfigError: a pair without "=".
+    """
+    import json
+
+    from zsad.errors import ConfigError
+
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"--set {pair!r} is no setting, expected key=value such as experts=4")
+        try:
+            settings[key.strip().replace("-", "_")] = json.loads(value)
+        except ValueError:
+            settings[key.strip().replace("-", "_")] = value
+    return settings
+
+
+def _card_parts(image_size: int, tower: Any) -> Any:
+    from zsad.data.image import Preprocess
+    from zsad.train.checkpoint import BackboneReference
+    from zsad.train.loop import CardParts
+
+    return CardParts(
+        backbone=BackboneReference(name=tower.name, sha256=tower.sha256),
+        preprocess=Preprocess(
+            image_size=(image_size, image_size), mean=tower.preset.mean, std=tower.preset.std
+        ),
+    )
+
+
+def _say_done(path: Path) -> None:
+    from zsad.cli.console import printable, say
+    from zsad.train.distributed import current_place
+
+    if current_place().leads:
+        say(f"wrote {printable(path)}; try: zsad evaluate {printable(path.parent)} --data DIR --out DIR")
+
+
+class _Reporter:
+    """Shows where a run stands: a bar for each stage on a terminal, else a line now and then."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._done = 0
+        self._stack = ExitStack()
+        self._advance: Callable[[int], None] = lambda steps: None
+
+    def __enter__(self) -> _Reporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __call__(self, now: Progress) -> None:
+        import sys
+
+        from zsad.cli.console import note, printable, progress
+
+        for line in now.notes:
+            note(f"zsad: {printable(line)}")
+        if now.stage in ("samples", "finished"):
+            return
+        if now.stage != self._stage:
+            self._stack.close()
+            self._stage, self._done = now.stage, 0
+            self._advance = self._stack.enter_context(progress(now.stage, now.total))
+        self._advance(now.done - self._done)
+        self._done = now.done
+        due = now.done % _LINE_EVERY == 0 or now.done == now.total
+        if now.losses is not None and due and not sys.stderr.isatty():
+            note(_loss_line(now))
+
+
+def _loss_line(now: Progress) -> str:
+    terms = "  ".join(f"{name} {value:.4g}" for name, value in (now.losses or {}).items())
+    return f"epoch {now.epoch}  step {now.done}/{now.total}  {terms}"

@@ -1,0 +1,106 @@
+"""Where a model runs and on how many threads: chosen by the caller, never read from the environment."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from zsad.errors import ConfigError
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use; fewer than the machine has where it is confined."""
+    try:
+        return max(1, len(os.sched_getaffinity(0)))
+    except AttributeError:  # macOS and Windows
+        return max(1, os.cpu_count() or 1)
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """The device that `name` means.
+
+    Args:
+        name: "auto" (CUDA where there is one, then Apple's GPU, then the CPU), or a device of PyTorch such as
+            "cpu", "cuda", "cuda:1", "mps".
+
+    Raises:
+        ConfigError: an unknown name, or a device that this machine or this build of PyTorch lacks.
+    """
+    if name == "auto":
+        return torch.device(_best())
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}, expected auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda":
+        _check_cuda(device, name)
+    elif device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise ConfigError(f"device {name!r} is not there; use --device cpu or auto")
+    elif device.type != "cpu":
+        raise ConfigError(f"device {name!r} is not supported, expected auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def _best() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _check_cuda(device: torch.device, name: str) -> None:
+    if not torch.cuda.is_available():
+        build = (
+            "no GPU is visible" if torch.version.cuda is not None else "this PyTorch is built without CUDA"
+        )
+        raise ConfigError(f"device {name!r} cannot be used: {build}; use --device cpu or auto")
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        raise ConfigError(
+            f"device {name!r} is not there: this machine has {count} CUDA device(s), from cuda:0"
+        )
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Images a pass: few on a CPU, where larger batches only cost memory, more on a GPU."""
+    return 4 if device.type == "cpu" else 32
+
+
+def use_threads(count: int | None = None) -> int:
+    """Sets PyTorch's threads for the whole process (for programs, not libraries) and returns their number.
+
+    Args:
+        count: threads; None takes one for each available core.
+
+    Raises:
+        ConfigError: a count below 1.
+    """
+    wanted = available_cores() if count is None else count
+    if wanted < 1:
+        raise ConfigError(f"threads is {wanted}, expected 1 or more")
+    torch.set_num_threads(wanted)
+    return wanted
+
+
+def describe_environment(device: torch.device) -> dict[str, str]:
+    """Versions and hardware as readable pairs, for run files and reports."""
+    import platform
+
+    import numpy
+    import PIL
+
+    import zsad
+
+    hardware = f"{device} ({torch.get_num_threads()} threads)"
+    if device.type == "cuda":
+        hardware = f"{device} ({torch.cuda.get_device_name(device)})"
+    return {
+        "zsad": zsad.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "pillow": PIL.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": hardware,
+    }

@@ -1,0 +1,112 @@
+"""Heat maps laid over pictures: a perceptually ordered colour table, and an opacity that grows with the value.
+
+Where nothing is wrong the picture shows unaltered: the opacity is exactly zero up to a tenth of the scale. The
+scale is fixed for a whole run, never stretched to an image's own extremes, so good parts do not glow.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from zsad.errors import ConfigError
+
+_SILENT = 0.10  # share of the scale below which the picture is left as it is
+_FULL = 0.60  # share of the scale from which the heat map has its whole opacity
+_OKLAB_TO_LMS = np.array(
+    [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
+)
+_LMS_TO_RGB = np.array(
+    [
+        [4.0767416621, -3.3077115913, 0.2309699292],
+        [-1.2684380046, 2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
+)
+
+
+@lru_cache(maxsize=1)
+def colour_table() -> npt.NDArray[np.uint8]:
+    """The 256 colours (256, 3) from cold to hot: violet, magenta, red, orange, pale yellow.
+
+    A path through OKLab (Ottosson, 2020) on which lightness rises by equal steps while the hue turns once, so
+    that the order of two values is seen even in grey print and with colour-blind eyes.
+    """
+    share = np.linspace(0, 1, 256)
+    lightness = 0.32 + 0.62 * share
+    hue = np.deg2rad(295 + 170 * share)
+    chroma = 0.17 + 0.07 * np.sin(np.pi * np.minimum(share * 1.15, 1.0))
+    for _ in range(60):  # shrink the chroma of colours that a screen cannot show
+        linear = _linear_rgb(lightness, chroma, hue)
+        outside = (linear < 0).any(axis=1) | (linear > 1).any(axis=1)
+        if not outside.any():
+            break
+        chroma = np.where(outside, chroma * 0.96, chroma)
+    linear = np.clip(linear, 0, 1)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    table: npt.NDArray[np.uint8] = np.rint(encoded * 255).astype(np.uint8)
+    table.setflags(write=False)
+    return table
+
+
+def _linear_rgb(
+    lightness: npt.NDArray[np.float64], chroma: npt.NDArray[np.float64], hue: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)
+    linear: npt.NDArray[np.float64] = (lab @ _OKLAB_TO_LMS.T) ** 3 @ _LMS_TO_RGB.T
+    return linear
+
+
+def levels(values: npt.NDArray[np.float32], scale: tuple[float, float]) -> npt.NDArray[np.uint8]:
+    """Map values (H, W) as places 0 to 255 of the colour table, `scale` giving the first and the last.
+
+    Raises:
+        ConfigError: a scale that does not rise.
+    """
+    low, high = scale
+    if not high > low:
+        raise ConfigError(f"colour scale is {low:g} to {high:g}, expected a rising pair")
+    share = (values - np.float32(low)) * np.float32(255 / (high - low))
+    places: npt.NDArray[np.uint8] = np.clip(np.rint(share), 0, 255).astype(np.uint8)
+    return places
+
+
+def opacity_table(opacity: float) -> list[int]:
+    """Opacity (0 to 255) of each of the 256 levels: zero, then a smooth rise to `opacity`."""
+    share = np.clip((np.linspace(0, 1, 256) - _SILENT) / (_FULL - _SILENT), 0, 1)
+    smooth = share * share * (3 - 2 * share)
+    return [int(value) for value in np.rint(smooth * opacity * 255)]
+
+
+def blend(
+    image: Image.Image,
+    values: npt.NDArray[np.float32],
+    *,
+    scale: tuple[float, float],
+    opacity: float = 0.7,
+) -> Image.Image:
+    """`image` (RGB) with the map laid over it; untouched wherever the map is low.
+
+    Args:
+        image: of W x H pixels.
+        values: (H, W) map values.
+        scale: values of the coldest and the hottest colour.
+        opacity: in [0, 1], of the hottest places.
+
+    Raises:
+        ConfigError: sizes that differ, an opacity outside [0, 1] or a scale that does not rise.
+    """
+    if values.shape != (image.height, image.width):
+        raise ConfigError(
+            f"map is {values.shape[1]}x{values.shape[0]}, picture {image.width}x{image.height}; "
+            "render the map at the size of the picture"
+        )
+    if not 0 <= opacity <= 1:
+        raise ConfigError(f"opacity is {opacity}, expected 0 to 1")
+    level = Image.fromarray(levels(values, scale))
+    colours = level.copy()
+    colours.putpalette(colour_table().tobytes())
+    return Image.composite(colours.convert("RGB"), image, level.point(opacity_table(opacity)))

@@ -1,0 +1,143 @@
+"""What a detector says of one image: score, grid, map, overlay."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from zsad.data.image import load_image
+from zsad.errors import ImageError
+from zsad.infer.overlay import blend
+from zsad.nn.filters import MapSpec, render_map_numpy
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class Prediction:
+    """The result for one image. Only the small grid is stored: maps are rebuilt from it when asked for.
+
+    Attributes:
+        source: path of the image; None for one given as array or Pillow image.
+        size: (H, W) of the upright image.
+        score: image score in [0, 1], higher is more anomalous.
+        verdict: "normal" or "anomalous" once a detector is calibrated, else None.
+        seconds: time of the model for this image (of a batch: its equal share).
+        grid: (L, h, w) logits of the patches, a grid a layer.
+        spec: how the grid becomes a map.
+        routing: for each pool of experts their weights (L, E); None for a method without experts.
+        label: 0 normal, 1 anomalous, None where not known.
+        picture: the image itself where it was given in memory.
+    """
+
+    source: str | None
+    size: tuple[int, int]
+    score: float
+    verdict: str | None
+    seconds: float
+    grid: Float32
+    spec: MapSpec
+    routing: dict[str, Float32] | None = None
+    label: int | None = None
+    picture: Image.Image | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def map(self) -> Float32:
+        """(H, W) anomaly map in [0, 1] at the image's own size, rebuilt at each access."""
+        return self.map_at(self.size)
+
+    def canonical_map(self) -> Float32:
+        """The map at the size on which metrics are taken, `spec.size`."""
+        return render_map_numpy(self.grid, self.spec)
+
+    def map_at(self, size: tuple[int, int]) -> Float32:
+        """The map at any size (H, W)."""
+        return render_map_numpy(self.grid, self.spec, size=size)
+
+    def overlay(
+        self, image: Image.Image | None = None, *, max_side: int | None = None, opacity: float = 0.7
+    ) -> Image.Image:
+        """The picture with its heat map; where the map is low it shows unaltered.
+
+        The colours stand for `spec.scale`, the same for every image, so overlays can be compared.
+
+        Args:
+            image: the picture; None reads it from `source` again.
+            max_side: shrink the result so that no side is longer; None keeps the image's size.
+            opacity: in [0, 1], of the hottest places.
+
+        Raises:
+            ImageError: no picture is given or known, or its file is gone or broken.
+        """
+        picture = self._picture(image, max_side)
+        values = self.map_at((picture.height, picture.width))
+        return blend(picture, values, scale=self.spec.scale, opacity=opacity)
+
+    def thumbnail(self, *, max_side: int) -> Image.Image:
+        """The picture without heat map, no side longer than `max_side`; errors as `overlay`."""
+        return self._picture(None, max_side)
+
+    def _picture(self, image: Image.Image | None, max_side: int | None) -> Image.Image:
+        given = image if image is not None else self.picture
+        if given is None and self.source is None:
+            raise ImageError("the picture is not known any more: give it, as in prediction.overlay(image)")
+        # Half the side: the decoder keeps at least twice the target, so the shrinking below stays sharp.
+        target = None if max_side is None else (max(1, max_side // 2),) * 2
+        picture = load_image(given if given is not None else str(self.source), target=target)
+        if max_side is not None and max(picture.size) > max_side:
+            picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        return picture
+
+    def to_dict(self, *, grid: bool = False) -> dict[str, Any]:
+        """Plain JSON values: everything but the picture, and the grid only if asked for."""
+        values: dict[str, Any] = {
+            "source": self.source,
+            "size": list(self.size),
+            "score": round(self.score, 6),
+            "verdict": self.verdict,
+            "ms": round(1000 * self.seconds, 2),
+        }
+        if self.label is not None:
+            values["label"] = self.label
+        if self.routing is not None:
+            values["routing"] = {
+                name: np.round(weights, 4).tolist() for name, weights in self.routing.items()
+            }
+        if grid:
+            values["map_spec"] = self.spec.model_dump(mode="json")
+            values["grid"] = np.round(self.grid, 4).tolist()
+        return values
+
+    def save(self, folder: str | Path, *, name: str | None = None) -> dict[str, Path]:
+        """Writes `name.json`, `name.overlay.jpg` and `name.map.png` (16 bits, 65535 for 1.0) into `folder`.
+
+        Args:
+            folder: created where missing.
+            name: stem of the files; None takes the source's, or "prediction".
+
+        Returns:
+            The paths under "json", "overlay" and "map".
+
+        Raises:
+            ImageError: the picture is not known any more.
+            StorageError: the disk is full or the folder cannot be written.
+        """
+        from zsad.files import atomic_write, write_text
+
+        stem = name or (Path(self.source).stem if self.source else "prediction")
+        paths = {
+            kind: Path(folder) / f"{stem}.{suffix}"
+            for kind, suffix in (("overlay", "overlay.jpg"), ("map", "map.png"), ("json", "json"))
+        }
+        overlay = self.overlay()
+        depth = Image.fromarray(np.rint(np.clip(self.map, 0, 1) * 65535).astype(np.uint16))
+        atomic_write(paths["overlay"], lambda stream: overlay.save(stream, format="JPEG", quality=90))
+        atomic_write(paths["map"], lambda stream: depth.save(stream, format="PNG"))
+        write_text(paths["json"], json.dumps(self.to_dict(grid=True)) + "\n")
+        return paths

@@ -1,0 +1,154 @@
+"""Reading a run's folder, and the two files that grow by one image at a time: rows and score grids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from zsad.errors import DataError
+from zsad.infer.prediction import Prediction
+from zsad.nn.filters import MapSpec
+
+RUN_FILE, ROWS_FILE, GRIDS_FILE = "run.json", "predictions.jsonl", "grids.npy"
+SCORES_FILE, REPORT_FILE, OVERLAYS = "scores.csv", "report.html", "overlays"
+_HEADER_BYTES = 128
+_MAGIC = b"\x93NUMPY\x01\x00"
+
+
+class GridFile:
+    """A .npy file of float16 (images, L, h, w) that grows by one grid at a time.
+
+    The header has a fixed length, so its number of images is corrected in place after each grid; a kill in
+    between leaves a grid too many, which the next run cuts off.
+    """
+
+    def __init__(self, path: Path, *, keep: int) -> None:
+        self._path = path
+        self._count = 0
+        self._shape: tuple[int, ...] | None = None
+        if keep and path.exists():
+            self._shape = read_grids(path).shape[1:]
+            self._count = keep
+            self._file: BinaryIO = path.open("r+b")
+            self._file.truncate(self._offset(keep))
+        else:
+            self._file = path.open("w+b")
+
+    def _offset(self, count: int) -> int:
+        return _HEADER_BYTES + count * 2 * int(np.prod(self._shape or (0,)))
+
+    def append(self, grid: npt.NDArray[np.float32]) -> int:
+        """Writes a grid (L, h, w) and returns its index."""
+        if self._shape is None:
+            self._shape = grid.shape
+        limit = float(np.finfo(np.float16).max)
+        self._file.seek(self._offset(self._count))
+        self._file.write(np.clip(grid, -limit, limit).astype("<f2").tobytes())
+        self._count += 1
+        self._file.seek(0)
+        self._file.write(_npy_header((self._count, *self._shape)))
+        self._file.flush()
+        return self._count - 1
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    text = repr({"descr": "<f2", "fortran_order": False, "shape": shape}).encode("ascii")
+    room = _HEADER_BYTES - len(_MAGIC) - 2
+    return _MAGIC + room.to_bytes(2, "little") + text.ljust(room - 1) + b"\n"
+
+
+def row_line(row: dict[str, Any]) -> bytes:
+    """A row as a line of predictions.jsonl."""
+    # ASCII only: a file name that is no valid UTF-8 survives as an escaped surrogate.
+    return json.dumps(row, allow_nan=False).encode("ascii") + b"\n"
+
+
+def read_run_file(folder: Path) -> dict[str, Any]:
+    """The content of run.json.
+
+    Raises:
+        DataError: missing or not JSON.
+    """
+    path = folder / RUN_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); choose another --out, or --overwrite") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is not the file of a run; choose another --out, or --overwrite")
+    return content
+
+
+def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yields the rows of predictions.jsonl, a torn last line left out; nothing where there is no file.
+
+    Raises:
+        DataError: a line that is no row.
+    """
+    path = folder / ROWS_FILE
+    if not path.exists():
+        return
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+                row["source"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"line {number} of {path} is no row; use --overwrite or another --out"
+                ) from error
+            yield row
+
+
+def read_grids(path: Path) -> npt.NDArray[np.float16]:
+    """The grids (images, L, h, w) of a run, memory-mapped.
+
+    Raises:
+        DataError: the file is missing or broken.
+    """
+    try:
+        grids: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); run again with --overwrite") from error
+    return grids
+
+
+def restore(row: dict[str, Any], grids: npt.NDArray[np.float16], spec: MapSpec) -> Prediction:
+    """The prediction of a row without error."""
+    routing = row.get("routing")
+    return Prediction(
+        source=row["source"],
+        size=(row["size"][0], row["size"][1]),
+        score=row["score"],
+        verdict=row["verdict"],
+        seconds=row["ms"] / 1000,
+        grid=np.asarray(grids[row["grid"]], dtype=np.float32),
+        spec=spec,
+        routing=None if routing is None else {k: np.asarray(v, np.float32) for k, v in routing.items()},
+        label=row.get("label"),
+    )
+
+
+def read_run(folder: str | Path) -> Iterator[Prediction]:
+    """Yields the predictions of a run's folder, with maps that can be rebuilt, in the order of writing.
+
+    Raises:
+        DataError: the folder holds no run.
+    """
+    folder = Path(folder)
+    spec = MapSpec.model_validate(read_run_file(folder)["map_spec"])
+    grids = read_grids(folder / GRIDS_FILE)
+    for row in read_rows(folder):
+        if "error" not in row:
+            yield restore(row, grids, spec)

@@ -1,0 +1,70 @@
+"""A tiny random model on disk and images to score with it, for the tests of the detector and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+
+from zsad.clip.config import CLIPConfig, TextConfig, VisionConfig
+from zsad.clip.model import CLIP
+from zsad.clip.presets import Preset
+from zsad.clip.weights import load_backbone
+from zsad.data.image import Preprocess
+from zsad.methods.registry import build
+from zsad.train.checkpoint import BackboneReference, Card, save_checkpoint
+
+
+def write_backbone(folder: Path, *, seed: int = 0) -> Path:
+    """A random CLIP of four narrow blocks in zsad's own layout."""
+    vision = VisionConfig(image_size=32, patch_size=8, width=32, layers=4, heads=4, mlp_width=64)
+    text = TextConfig(context_length=77, vocab_size=49408, width=16, layers=2, heads=2, mlp_width=32)
+    config = CLIPConfig(embed_dim=24, vision=vision, text=text)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        state = {name: tensor.contiguous() for name, tensor in CLIP(config).state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / "model.safetensors")
+    preset = Preset(
+        name="toy", clip=config, detection_size=64, taps=(2, 3, 4), value_value=True, value_value_from=2
+    )
+    (folder / "config.json").write_text(json.dumps(preset.model_dump(mode="json", by_alias=True)))
+    return folder
+
+
+def write_model(folder: Path, backbone: Path, *, seed: int = 1) -> Path:
+    """A run folder with an untrained PromptMoE on that backbone."""
+    tower = load_backbone(backbone)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        method = build("promptmoe", {"experts": 4, "top_k": 2, "heads": 4}, tower)
+    size = (method.config.image_size,) * 2
+    card = Card(
+        method="promptmoe",
+        config=method.config.model_dump(mode="json"),
+        backbone=BackboneReference(name=str(backbone), sha256=tower.sha256),
+        preprocess=Preprocess(image_size=size, mean=tower.preset.mean, std=tower.preset.std).to_dict(),
+        map_spec=method.map_spec,
+    )
+    save_checkpoint(folder, method, card)
+    return folder
+
+
+def write_images(folder: Path, count: int = 5) -> Path:
+    """Grey discs, every second one with a dark scratch; sizes and file kinds vary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        image = Image.new("RGB", (96 + 8 * index, 80), (190, 190, 186))
+        draw = ImageDraw.Draw(image)
+        draw.ellipse((16, 8, 80, 72), fill=(120, 124, 130))
+        if index % 2:
+            draw.line((30, 30, 66, 52), fill=(20, 16, 16), width=3)
+        noise = np.random.default_rng(index).normal(0, 3, (80, 96 + 8 * index, 3))
+        pixels = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
+        suffix = "png" if index % 3 else "jpg"
+        Image.fromarray(pixels).save(folder / f"part{index:02d}.{suffix}")
+    return folder
