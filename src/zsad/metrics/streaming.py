@@ -201,8 +201,9 @@ class PixelMetrics:
         if self._scratch is None or self._scratch[0].shape != values.shape:
             self._scratch = np.empty(values.shape, np.float32), np.empty(values.shape, np.intp)
         scaled, bins = self._scratch
-        np.subtract(values, np.float32(low), out=scaled)
-        np.multiply(scaled, np.float32(self.bins / (high - low)), out=scaled)
+        if low != 0.0:
+            values = np.subtract(values, np.float32(low), out=scaled)
+        np.multiply(values, np.float32(self.bins / (high - low)), out=scaled)
         np.copyto(bins, scaled, casting="unsafe")
         return bins
 
