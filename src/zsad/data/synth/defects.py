@@ -207,7 +207,7 @@ def _finish(
     result = image.copy()
     # A rim below the visible threshold is kept: cutting it would draw a hard edge that no defect has.
     keep = region | ~(difference > VISIBLE)
-    keep &= grow(region, 3)
+    keep &= grow(region, 3) & (support.alpha > 0)
     result[rows, columns] = np.where(keep[..., None], drawn, window)
     mask = np.zeros(image.shape[:2], np.bool_)
     mask[rows, columns] = region
