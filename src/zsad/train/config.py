@@ -29,7 +29,10 @@ class TrainConfig(BaseModel):
     )
     weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty added to the gradients.")
     seed: int = Field(
-        default=111, ge=0, lt=2**31, description="Seed of the order of the images and of any noise."
+        default=111,
+        ge=0,
+        lt=2**31,
+        description="Seed of the adapter's start, of the order of images, of any noise.",
     )
     amp: Literal["auto", "off", "bf16", "fp16"] = Field(
         default="auto", description="Mixed precision; auto takes bf16, else fp16, on CUDA and none elsewhere."

@@ -145,10 +145,6 @@ def open_cache(
 
 
 def feature_settings(method: Method) -> dict[str, object]:
-    """The settings on which `method.features` depends.
-
-    A method may name them in a class attribute `feature_fields`; without it the whole configuration counts.
-    """
-    settings: dict[str, object] = method.config.model_dump(mode="json")
-    names = getattr(type(method), "feature_fields", None)
-    return settings if names is None else {name: settings[name] for name in names}
+    """The settings on which `method.features` depends."""
+    settings = method.config.model_dump(mode="json")
+    return {name: settings[name] for name in method.feature_fields}

@@ -23,7 +23,7 @@ from zsad.train.config import RUN_FIELDS, TrainConfig
 from zsad.train.distributed import Place, current_place, parallel
 from zsad.train.features import FeatureSource, open_cache
 from zsad.train.precision import amp_dtype, gradient_scaler, learning_rate
-from zsad.train.samples import TrainingSet, prepare, step_seed
+from zsad.train.samples import TrainingSet, prepare, start_generator, step_seed
 from zsad.train.scale import colour_scale
 from zsad.train.state import RunFolder, StepLog, load_state, save_state, trainable
 
@@ -82,7 +82,7 @@ def train(
     the same bits as if it had never stopped (on a CPU). A finished run is left as it is.
 
     Args:
-        method: on its device; its parameters are where training starts.
+        method: on its device; its adapter is drawn anew from the seed.
         dataset: one set or several; samples need labels, anomalous ones masks.
         config: the settings.
         out: folder of the run: `run.json`, `log.jsonl`, `state.safetensors` until the end, cached features.
@@ -169,7 +169,7 @@ def _data(
 ) -> tuple[FeatureSource, TrainingSet]:
     """The usable samples, and where their features come from."""
     samples = [sample for dataset in sets for sample in dataset.samples]
-    training = prepare(samples, config=config, size=method.map_spec.size)
+    training = prepare(samples, config=config, size=method.train_map_size)
     cache = open_cache(
         method, parts.preprocess, backbone_sha256=parts.backbone.sha256, config=config, out=folder.out
     )
@@ -223,6 +223,8 @@ class Trainer:
         if self.folder.state.is_file():
             self.step, extra = load_state(self.folder.state, self.method, self.optimizer)
             self._restore_scaler(extra)
+        else:
+            self.method.reset_parameters(start_generator(self.config.seed, self.device))
         module = parallel(self.method, self.place)
         self.log = StepLog(self.folder.log, step=self.step) if self.place.leads else None
         try:

@@ -20,7 +20,7 @@ from zsad.train.cache import content_hash
 from zsad.train.config import TrainConfig
 from zsad.types import Sample
 
-_EPOCH, _LIMIT, _SCALE, _STEP = range(4)  # streams of random numbers that must not coincide
+_EPOCH, _LIMIT, _SCALE, _STEP, _START = range(5)  # streams of random numbers that must not coincide
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,11 @@ def stream_seed(seed: int, purpose: int, index: int) -> int:
     """The seed of `stream`."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
+
+
+def start_generator(seed: int, device: torch.device) -> torch.Generator:
+    """What the adapter is drawn from before the first step."""
+    return torch.Generator(device).manual_seed(stream_seed(seed, _START, 0))
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

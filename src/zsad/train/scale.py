@@ -68,7 +68,7 @@ def colour_scale(
         for done, (rows, features) in enumerate(
             zip(batches, source.batches(training, batches), strict=True), 1
         ):
-            maps = render_map(method(features).logits.float(), method.map_spec)
+            maps = render_map(method(features).logits.float(), method.map_spec, size=training.size)
             masks = training.masks(rows).to(maps.device)
             labels = training.labels(rows).to(maps.device)
             normal.add(maps[labels == 0])

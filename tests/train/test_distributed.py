@@ -1,0 +1,90 @@
+"""Several processes: how batches are dealt out, and two real processes that train together."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import distributed
+
+from zsad.errors import ConfigError
+from zsad.train.checkpoint import read_card
+from zsad.train.config import TrainConfig
+from zsad.train.distributed import Place, joined
+from zsad.train.loop import _check_batch
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 8])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_average_over_processes_is_the_mean_over_the_batch(length, size):
+    batch = list(range(10, 10 + length))
+    values = {row: float(row**2) for row in batch}
+    shares = [Place(rank, size).share(batch) for rank in range(size)]
+    average = sum(weight * sum(values[row] for row in rows) / len(rows) for rows, weight in shares) / size
+    assert average == pytest.approx(sum(values.values()) / length)
+    assert sorted(row for rows, weight in shares if weight for row in rows) == batch
+    assert all(rows for rows, _ in shares)
+
+
+def test_batch_must_be_a_multiple_of_the_processes():
+    with pytest.raises(ConfigError, match="multiple of 3"):
+        _check_batch(TrainConfig(batch_size=16), Place(0, 3))
+    _check_batch(TrainConfig(batch_size=16), Place(0, 4))
+
+
+def test_alone_nothing_is_joined():
+    with joined({}, device="cpu") as device:
+        assert device == torch.device("cpu") and not distributed.is_initialized()
+    with pytest.raises(ConfigError, match="torchrun"), joined({"WORLD_SIZE": "2", "RANK": "0"}, device="cpu"):
+        pass
+
+
+def _child(fake, rank: str, port: int, out: Path, data, config: TrainConfig) -> None:
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update({**place, "RANK": rank, "LOCAL_RANK": rank})
+    with joined(os.environ, device="cpu"):
+        method = fake.FakeMethod(fake.FakeConfig(dropout=0.0))
+        fake.train(method, data, config=config, out=out, card_parts=fake.PARTS)
+    save_file(method.adapter_state(), out / f"rank{rank}.st")
+
+
+@pytest.mark.skipif(not distributed.is_available() or os.name != "posix", reason="gloo and fork")
+def test_two_processes_train_as_one_would(fake, tmp_path):
+    """Without noise, and with losses that are means over images, the averaged gradients are the batch's own."""
+    data = fake.make_data(tmp_path / "data")
+    config = TrainConfig(epochs=3, batch_size=4, learning_rate=0.01, warmup_epochs=1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out, children = tmp_path / "two", []
+    for rank in ("0", "1"):
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                _child(fake, rank, port, out, data, config)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    first, second, written = (load_file(out / name) for name in ("rank0.st", "rank1.st", "model.safetensors"))
+    alone = fake.FakeMethod(fake.FakeConfig(dropout=0.0))
+    fake.train(alone, data, config=config, out=tmp_path / "one", card_parts=fake.PARTS)
+    for name, tensor in alone.adapter_state().items():
+        assert first[name].isfinite().all()
+        assert torch.equal(first[name], second[name]) and torch.equal(first[name], written[name])
+        torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=1e-4)
+    card = read_card(out / "model.safetensors")
+    assert (card.training.samples, card.training.steps) == (9, 9)
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("two", "one")]
+    for both, one in zip(*logs, strict=True):
+        assert json.loads(both)["total"] == pytest.approx(json.loads(one)["total"], rel=1e-3)
