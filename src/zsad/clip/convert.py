@@ -1,7 +1,7 @@
-"""Layouts of CLIP weights: Hugging Face's, open_clip's, OpenAI's and ours, told apart by their keys, both ways.
+"""Layouts of CLIP weights: Hugging Face's, open_clip's, OpenAI's and ours, told apart by their keys.
 
-A layout is a mapping of names and, in places, of shapes: Hugging Face keeps queries, keys and values apart and its
-projections transposed. Nothing is rounded on the way.
+A layout is a mapping of names and, in places, of shapes: Hugging Face keeps queries, keys and values apart
+and its projections transposed. Nothing is rounded on the way, in either direction.
 """
 
 from __future__ import annotations
@@ -89,13 +89,13 @@ def detect_layout(state: State) -> Layout:
         return "zsad"
     shown = ", ".join(sorted(state)[:3]) or "none"
     raise BackboneError(
-        f"weights are of no known layout: {len(state)} tensors ({shown}, ...), expected a whole CLIP ViT as Hugging "
-        f"Face, open_clip, OpenAI or zsad name it (image and text tower in one file)"
+        f"weights are of no known layout: {len(state)} tensors ({shown}, ...), expected a whole CLIP ViT as "
+        f"Hugging Face, open_clip, OpenAI or zsad name it (image and text tower in one file)"
     )
 
 
 def to_zsad(state: State, *, layout: Layout | None = None) -> State:
-    """A state dict of any known layout in our names; unknown tensors keep theirs, so that loading can name them."""
+    """A state dict of any known layout in our names; unknown tensors keep theirs, for loading to name."""
     layout = layout or detect_layout(state)
     if layout == "huggingface":
         return _from_huggingface(state)
@@ -252,6 +252,7 @@ def _shape(state: State, name: str, rank: int) -> tuple[int, ...]:
     if name not in state or state[name].ndim != rank:
         found = f"shape {tuple(state[name].shape)}" if name in state else "nothing"
         raise BackboneError(
-            f"weights hold {found} for {name!r}, expected a tensor of {rank} axes; the file is incomplete or not a CLIP"
+            f"weights hold {found} for {name!r}, expected a tensor of {rank} axes; the file is incomplete "
+            f"or not a CLIP"
         )
     return tuple(state[name].shape)

@@ -1,8 +1,12 @@
-"""Fetching weights from the Hugging Face hub, into its own cache. The package `huggingface_hub` is optional."""
+"""Fetching weights from the Hugging Face hub, into its own cache.
+
+The package `huggingface_hub` is optional; its cache folder, tokens and `HF_HUB_OFFLINE` are honoured by it.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +21,26 @@ def fetch(repository: str) -> Path:
     """The local folder of a repository's CLIP weights and configs, downloaded unless cached.
 
     Raises:
-        HubError: the package is not installed, the hub cannot be reached, or there is nothing to use in the repository.
+        HubError: the package is not installed, the hub cannot be reached, or the repository has no weights.
     """
     hub = _package(repository)
-    for name in WEIGHT_FILES:
-        path = _file(hub, repository, name)
-        if path is None:
-            continue
-        if name.endswith(".index.json"):
-            for shard in sorted(
-                set(json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values())
-            ):
-                _file(hub, repository, shard)
-        for side in SIDE_FILES:
-            _file(hub, repository, side)
-        return path.parent
-    raise HubError(
-        f"{repository} holds no safetensors weights (looked for {', '.join(WEIGHT_FILES)}); convert its weights "
-        f"with torch and safetensors once and pass `--weights PATH`"
-    )
+    try:
+        # Unlike a download, this call does not retry for half a minute when there is no network.
+        siblings = hub.HfApi().model_info(repository, timeout=10).siblings or ()
+    except (hub.errors.RepositoryNotFoundError, hub.errors.HFValidationError):
+        raise HubError(
+            f"the hub has no public repository {repository!r}; check the name, or give a local file with "
+            f"`--weights PATH`"
+        ) from None
+    except Exception as error:  # whatever the HTTP client of the day raises: then only the cache is left
+        return _cached(hub, repository, error)
+    return _download(hub, repository, [sibling.rfilename for sibling in siblings])
 
 
 def _package(repository: str) -> Any:
     try:
         import huggingface_hub
+        import huggingface_hub.errors
     except ImportError:
         raise HubError(
             f"the weights of {repository} are not here and huggingface-hub is not installed; run "
@@ -49,26 +49,39 @@ def _package(repository: str) -> Any:
     return huggingface_hub
 
 
-def _file(hub: Any, repository: str, name: str) -> Path | None:
-    """A file of a repository, or None where the repository does not have it."""
-    try:
-        return Path(hub.hf_hub_download(repository, name))
-    except hub.errors.LocalEntryNotFoundError as error:
-        if name in SIDE_FILES:
-            return None
-        raise HubError(f"{_unreachable(repository, error)}") from None
-    except hub.errors.EntryNotFoundError:
-        return None
-    except (hub.errors.RepositoryNotFoundError, hub.errors.HFValidationError):
+def _download(hub: Any, repository: str, present: Sequence[str]) -> Path:
+    name = next((name for name in WEIGHT_FILES if name in present), None)
+    if name is None:
         raise HubError(
-            f"the hub has no public repository {repository!r}; check the name, or pass weights with `--weights PATH`"
+            f"{repository} holds no safetensors weights (looked for {', '.join(WEIGHT_FILES)}); convert its "
+            f"weights once with torch and safetensors and pass `--weights PATH`"
+        )
+    try:
+        path = Path(hub.hf_hub_download(repository, name))
+        for other in (*_shards(path), *(side for side in SIDE_FILES if side in present)):
+            hub.hf_hub_download(repository, other)
+    except Exception as error:
+        raise HubError(
+            f"the download of {repository} broke off ({type(error).__name__}); try again, it resumes, or "
+            f"pass `--weights PATH`"
         ) from None
-    except Exception as error:  # whatever the HTTP client of the day raises
-        raise HubError(_unreachable(repository, error)) from None
+    return path.parent
 
 
-def _unreachable(repository: str, error: Exception) -> str:
-    return (
-        f"cannot fetch {repository} from the hub ({type(error).__name__}: offline, or no connection) and it is not "
-        f"in the local cache; connect once, or copy its safetensors file here and pass `--weights PATH`"
-    )
+def _cached(hub: Any, repository: str, error: Exception) -> Path:
+    """The folder of weights that were downloaded before."""
+    for name in WEIGHT_FILES:
+        path = hub.try_to_load_from_cache(repository, name)
+        if isinstance(path, str):
+            return Path(path).parent
+    raise HubError(
+        f"cannot fetch {repository} from the hub ({type(error).__name__}: no connection) and it is "
+        f"not in the local cache; connect once, or copy its safetensors file here and pass `--weights PATH`"
+    ) from None
+
+
+def _shards(index: Path) -> list[str]:
+    """The shards that an index names; none for a single file."""
+    if not index.name.endswith(".index.json"):
+        return []
+    return sorted(set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()))

@@ -1,9 +1,8 @@
-"""The backbones that zsad knows by name: shapes, preprocessing, where the weights live, which blocks to tap."""
+"""The backbones that zsad knows by name: shape, preprocessing, where weights live, which blocks to tap."""
 
 from __future__ import annotations
 
 import difflib
-from functools import lru_cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -52,9 +51,9 @@ def _openai(
 ) -> Preset:
     """One of OpenAI's four ViTs.
 
-    For ViT-L the taps {6, 12, 18, 24} and the branch from block 6 on (the last 19 of 24 blocks) are AnomalyCLIP's.
-    For ViT-B no paper fixes either: both are inferred by scaling to 12 blocks, so that the branch begins, as in
-    ViT-L, at the first tap.
+    For ViT-L the taps {6, 12, 18, 24} and the branch from block 6 on (the last 19 of 24 blocks) are
+    AnomalyCLIP's. For ViT-B no paper fixes either: both are inferred by scaling to 12 blocks, so that the
+    branch begins, as in ViT-L, at the first tap.
     """
     depth, width, text_width = (24, 1024, 768) if large else (12, 768, 512)
     size = f"L/{patch_size}" if large else f"B/{patch_size}"
@@ -164,7 +163,6 @@ def nearest(name: str) -> tuple[str, ...]:
     return tuple(folded[match] for match in difflib.get_close_matches(key, folded, n=2, cutoff=0.7))
 
 
-@lru_cache(maxsize=8)
 def read_preset(path: Path) -> Preset:
     """The preset written in a `config.json` of ours.
 
@@ -175,7 +173,8 @@ def read_preset(path: Path) -> Preset:
         return Preset.model_validate_json(path.read_bytes())
     except OSError as error:
         raise BackboneError(
-            f"cannot read the backbone's config {path} ({error.strerror}); reinstall zsad or name another backbone"
+            f"cannot read the backbone's config {path} ({error.strerror}); reinstall zsad or name "
+            f"another backbone"
         ) from None
     except ValidationError as error:
         first = error.errors()[0]

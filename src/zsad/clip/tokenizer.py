@@ -24,7 +24,7 @@ _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N
 def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Token ids and the 48,894 merges of OpenAI's CLIP, best merge first.
 
-    Ids are, in this order: the 256 bytes, the 256 bytes that end a word, the merges, SOS, EOS (49,408 in all).
+    Ids are, in this order: the 256 bytes, the 256 bytes that end a word, the merges, SOS, EOS: 49,408.
     """
     lines = gzip.decompress(_MERGES.read_bytes()).decode("utf-8").split("\n")
     merges = [(first, second) for first, second in (line.split(" ") for line in lines)]
@@ -61,11 +61,12 @@ def _clip_backend() -> _Backend:
 class Tokenizer:
     """Text to token ids, SOS first and EOS last.
 
-    HTML entities are undone twice, as OpenAI's tokenizer does; composition (NFC), white space and case are cleaned
-    as Hugging Face's fast tokenizer does. OpenAI's further repair of broken encodings (ftfy) is left out.
+    HTML entities are undone twice, as OpenAI's tokenizer does; composition (NFC), white space and case are
+    cleaned as Hugging Face's fast tokenizer does. OpenAI's repair of broken encodings (ftfy) is left out,
+    and a capital sigma at a word's end becomes "σ" rather than "ς".
 
     Args:
-        backend: a tokenizer of the `tokenizers` library whose vocabulary holds SOS and EOS; None for CLIP's own.
+        backend: a tokenizer of the `tokenizers` library whose vocabulary has SOS and EOS; None: CLIP's own.
 
     Example:
         >>> Tokenizer().encode("a photo of a cat")
@@ -74,13 +75,13 @@ class Tokenizer:
 
     def __init__(self, backend: _Backend | None = None) -> None:
         self._backend = _clip_backend() if backend is None else backend
-        ids = (self._backend.token_to_id(SOS), self._backend.token_to_id(EOS))
-        if None in ids:
+        sos, eos = self._backend.token_to_id(SOS), self._backend.token_to_id(EOS)
+        if sos is None or eos is None:
             raise BackboneError(
                 f"the tokenizer's vocabulary lacks {SOS} or {EOS}, so it is not one of CLIP's kind"
             )
-        self.sos: int = ids[0]
-        self.eos: int = ids[1]
+        self.sos: int = sos
+        self.eos: int = eos
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
@@ -145,7 +146,7 @@ class Tokenizer:
         if self.eos in kept:
             kept = kept[: kept.index(self.eos)]
         tokens = [self._backend.id_to_token(index) for index in kept if index != self.sos]
-        letters = {letter: byte for letter, byte in zip(_byte_letters(), _byte_order(), strict=True)}
+        letters = dict(zip(_byte_letters(), _byte_order(), strict=True))
         words = "".join(token or "" for token in tokens).replace("</w>", " ").strip()
         raw = b"".join(bytes([letters[letter]]) if letter in letters else letter.encode() for letter in words)
         return raw.decode("utf-8", errors="replace")

@@ -1,27 +1,20 @@
-"""Loading a backbone: from a preset's name, a safetensors file, a folder, or the Hugging Face hub.
-
-Weights are read from safetensors alone: pickles (`.pt`, `.bin`, `.pth`) can run code when opened and are refused.
-"""
+"""Loading a backbone: from a preset's name, a safetensors file, a folder, or the Hugging Face hub."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from zsad.clip import hub
 from zsad.clip.config import Activation, CLIPConfig
 from zsad.clip.convert import State, infer_config, to_zsad
+from zsad.clip.files import PICKLES, read_json, read_weights, weight_files, weights_sha256
 from zsad.clip.model import CLIP
 from zsad.clip.presets import (
     ASSETS,
@@ -37,12 +30,6 @@ from zsad.clip.presets import (
 )
 from zsad.clip.tokenizer import Tokenizer
 from zsad.errors import BackboneError, ConfigError, HubError
-
-_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
-_CONVERT = (
-    'convert it once: python -c "import torch, safetensors.torch as s; m = {how}; '
-    "s.save_file({{k: v.clone().contiguous() for k, v in m.items()}}, 'model.safetensors')\""
-)
 
 
 @dataclass(slots=True)
@@ -81,13 +68,13 @@ def load_backbone(
         weights: file or folder of weights for a named preset, instead of the hub.
         device: where to put it.
         dtype: of all weights.
-        activation: overrides the preset's, or the config file's beside the weights. Shapes do not show it: weights
-            without a config file are taken for OpenAI's, which use "quick_gelu"; LAION's need "gelu".
+        activation: overrides the preset's, or the config file's beside the weights. Shapes do not show it:
+            weights without a config file are taken for OpenAI's ("quick_gelu"); LAION's need "gelu".
         random_seed: random weights for a named preset, for timings and tests.
 
     Raises:
         ConfigError: no such preset; the message names the nearest.
-        BackboneError: weights missing, broken, of an unknown layout, a pickle, or not of the named preset's shape.
+        BackboneError: weights missing, broken, of an unknown layout, a pickle, or not of the shape named.
         HubError: the hub is needed and cannot give them.
     """
     named, source = _resolve(name_or_path, weights)
@@ -127,7 +114,7 @@ def _resolve(name_or_path: str | Path, weights: str | Path | None) -> tuple[Pres
     path = Path(name_or_path)
     if weights is not None:
         return preset(name), Path(weights)  # raises, naming the nearest
-    looks_local = isinstance(name_or_path, Path) or path.suffix in (".safetensors", *_PICKLES)
+    looks_local = isinstance(name_or_path, Path) or path.suffix in (".safetensors", *PICKLES)
     if path.exists() or looks_local:
         return None, path
     if nearest(name) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -150,128 +137,37 @@ def _fetch(named: Preset | None, name: str) -> Path:
     raise BackboneError(f"{named.name} names no repository to fetch it from; pass `--weights PATH`")
 
 
-def weight_files(source: Path) -> list[Path]:
-    """The safetensors files of a file or folder, in a fixed order.
-
-    Raises:
-        BackboneError: nothing there, nothing to use there, or a pickle.
-    """
-    if source.is_dir():
-        for name in hub.WEIGHT_FILES:
-            if (source / name).is_file():
-                return weight_files(source / name)
-        pickles = sorted(path.name for path in source.iterdir() if path.suffix in _PICKLES)
-        if pickles:
-            raise _refused(source / pickles[0])
-        raise BackboneError(
-            f"folder {source} holds none of {', '.join(hub.WEIGHT_FILES)}; name the weights' file"
-        )
-    if not source.exists():
-        raise BackboneError(
-            f"no weights at {source}; give a .safetensors file, a folder with one, or a backbone's name"
-        )
-    if source.name.endswith(".index.json"):
-        return _shards(source)
-    if source.suffix in _PICKLES:
-        raise _refused(source)
-    if source.suffix != ".safetensors":
-        raise BackboneError(f"{source} is not a .safetensors file, the only kind of weights that zsad reads")
-    return [source]
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise BackboneError(f"{index} is no index of sharded weights; fetch it again") from None
-    # Only the name counts: an index must not reach outside its folder.
-    files = [index.parent / Path(str(name)).name for name in names]
-    missing = [path.name for path in files if not path.is_file()]
-    if missing or not files:
-        raise BackboneError(
-            f"{index} names {len(files)} shards, missing {missing[:3]}; fetch them into its folder"
-        )
-    return files
-
-
-def _refused(path: Path) -> BackboneError:
-    how = "torch.load(PATH, weights_only=True)"
-    if path.suffix == ".pt":
-        how = "torch.jit.load(PATH, 'cpu').state_dict()"
-    command = _CONVERT.format(how=how.replace("PATH", repr(str(path))))
-    return BackboneError(
-        f"{path} is a pickle or TorchScript archive, which can run code when opened, so zsad does not read it; if you "
-        f"trust it, {command}"
-    )
-
-
-def read_weights(files: list[Path]) -> State:
-    """All tensors of safetensors files, in the names they have there.
-
-    Raises:
-        BackboneError: a file is broken, cut off or not safetensors.
-    """
-    state: State = {}
-    for path in files:
-        try:
-            state.update(load_file(path))
-        except (SafetensorError, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            with path.open("rb") as file:
-                if file.read(40).startswith(b"version https://git-lfs"):
-                    reason = "it is a git-lfs pointer, not the weights"
-            raise BackboneError(
-                f"cannot read {path} of {path.stat().st_size} bytes as safetensors ({reason}); fetch it again"
-            ) from None
-    return state
-
-
-def weights_sha256(files: list[Path]) -> str:
-    """SHA-256 of a file's content; of several, that of their digests in order."""
-    digests = [_file_sha256(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-@lru_cache(maxsize=64)
-def _file_sha256(path: str, size: int, modified: int) -> str:
-    """Digest of a file; size and time are in the key of the cache alone."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _preset_of(state: State, file: Path, *, named: Preset | None, activation: Activation | None) -> Preset:
-    """The preset of loaded weights: the named one, our own beside the file, a known shape's, or one made up for it."""
+    """The preset of loaded weights: the named one, ours beside the file, a known shape's, or made up."""
     if named is not None:
         return _activated(named, activation)
-    side = _read_side(file.parent / "config.json")
+    side = read_json(file.parent / "config.json")
     if "clip" in side:
         return _activated(read_preset(file.parent / "config.json"), activation)
     facts = _side_facts(file.parent, side)
     try:
         config = infer_config(
             state,
-            activation=activation or facts.pop("activation", "quick_gelu"),
-            **{key: facts.pop(key, None) for key in ("vision_heads", "text_heads")},
+            activation=activation or facts.get("activation", "quick_gelu"),
+            vision_heads=facts.get("vision_heads"),
+            text_heads=facts.get("text_heads"),
         )
     except ValidationError as error:
         raise BackboneError(f"weights in {file} make no CLIP: {error.errors()[0]['msg']}") from None
-    facts.pop("activation", None)
+    colours: dict[str, Any] = {key: facts[key] for key in ("mean", "std") if key in facts}
     for known in PRESETS.values():
         if _activated(known, config.vision.activation).config == config:
-            return known.model_copy(update={"config": config, **facts})
+            return known.model_copy(update={"config": config, **colours})
     taps = default_taps(config.vision.layers)
     return Preset(
-        name=file.parent.name if file.stem in ("model", "open_clip_model") else file.stem,
+        name=file.parent.name if file.name in hub.WEIGHT_FILES else file.stem,
         clip=config,
         detection_size=default_detection_size(config.vision.patch_size),
         taps=taps,
         value_value=True,
         value_value_from=taps[0],
         description=f"CLIP ViT read from {file.name}, its shape inferred from the tensors.",
-        **facts,
+        **colours,
     )
 
 
@@ -297,9 +193,9 @@ def _side_facts(folder: Path, huggingface: dict[str, Any]) -> dict[str, Any]:
         facts["activation"] = "gelu" if vision.get("hidden_act", "quick_gelu") == "gelu" else "quick_gelu"
         facts["vision_heads"] = vision.get("num_attention_heads")
         facts["text_heads"] = text.get("num_attention_heads")
-    processor = _read_side(folder / "preprocessor_config.json")
+    processor = read_json(folder / "preprocessor_config.json")
     mean, std = processor.get("image_mean"), processor.get("image_std")
-    open_clip = _read_side(folder / "open_clip_config.json")
+    open_clip = read_json(folder / "open_clip_config.json")
     if "model_cfg" in open_clip:
         model = open_clip["model_cfg"]
         facts["activation"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
@@ -311,17 +207,6 @@ def _side_facts(folder: Path, huggingface: dict[str, Any]) -> dict[str, Any]:
     if mean and std:
         facts.update(mean=tuple(mean), std=tuple(std))
     return facts
-
-
-def _read_side(path: Path) -> dict[str, Any]:
-    """A JSON object beside the weights; empty where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"cannot read {path} beside the weights ({error}); repair or remove it") from None
-    return content if isinstance(content, dict) else {}
 
 
 def _load_state(
@@ -364,8 +249,8 @@ def _check_shapes(state: State, expected: State, found: Preset, file: Path) -> N
     ]
     if problems:
         raise BackboneError(
-            f"weights in {file} do not fit {found.name}: {'; '.join(problems)}; name the backbone they are of, or "
-            f"fetch them again"
+            f"weights in {file} do not fit {found.name}: {'; '.join(problems)}; name the backbone they are "
+            f"of, or fetch them again"
         )
 
 
@@ -377,8 +262,8 @@ def _tokenizer(found: Preset, folder: Path | None) -> Tokenizer:
         tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
         if tokenizer.vocab_size > found.config.text.vocab_size:
             raise BackboneError(
-                f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, the text tower of {found.name} "
-                f"{found.config.text.vocab_size}; they do not belong together"
+                f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, the text tower of "
+                f"{found.name} {found.config.text.vocab_size}; they do not belong together"
             )
         return tokenizer
     tokenizer = Tokenizer()
