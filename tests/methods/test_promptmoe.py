@@ -62,7 +62,7 @@ def test_output_and_losses_equal_the_equations(backbone, pixels, masks, labels):
     terms = method.losses(features, masks, labels)
     assert terms.keys() == expected.keys()
     for name, term in terms.items():
-        assert float(term) == pytest.approx(expected[name], abs=1e-6), name
+        assert float(term.detach()) == pytest.approx(expected[name], abs=1e-6), name
 
 
 def test_routing_is_of_every_layer_and_state_with_k_weights(backbone, pixels):

@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
-from zsad.nn.filters import MapSpec, map_operator, render_map, render_map_numpy, upsample
+from zsad.nn.filters import MapSpec, gaussian, map_operator, render_map, render_map_numpy, upsample
 
 
 def slow_map(logits, spec, *, size=None, smooth=True):
@@ -91,3 +91,9 @@ def test_upsample_equals_interpolate_in_value_and_gradient():
     weights = torch.randn_like(ours)
     gradients = [torch.autograd.grad((out * weights).sum(), grids)[0] for out in (ours, theirs)]
     torch.testing.assert_close(*gradients, atol=1e-11, rtol=0)
+
+
+def test_gaussian_equals_scipy():
+    maps = torch.rand(2, 3, 20, 33, dtype=torch.float64)
+    expected = gaussian_filter(maps.numpy(), sigma=(0, 0, 2.5, 2.5))
+    np.testing.assert_allclose(gaussian(maps, 2.5).numpy(), expected, atol=1e-12)

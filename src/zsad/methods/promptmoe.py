@@ -146,9 +146,8 @@ class PromptMoE(Method):
 
     def __init__(self, config: PromptMoEConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        encode = backbone.tokenizer.encode
-        sos, *word, eos = encode(config.class_word)
-        stop = encode(".")[1:-1] if config.full_stop else []
+        sos, *word, eos = backbone.tokenizer.encode(config.class_word)
+        stop = backbone.tokenizer.encode(".")[1:-1] if config.full_stop else []
         self.register_buffer("_ids", torch.tensor([sos, *word, *stop, eos]), persistent=False)
         self._lengths = [1, len(word), len(stop) + 1]
         width = self._check(config)
