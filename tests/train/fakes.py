@@ -56,6 +56,7 @@ class FakeMethod(Method):
             self.inner = nn.Linear(8, self.config.hidden)
             self.outer = nn.Linear(self.config.hidden, 1)
             self.dropout = nn.Dropout(self.config.dropout)
+            self.unused = nn.Parameter(torch.ones(2))
             self.register_buffer("offset", torch.zeros(1))
         self.seen_pixels = 0
 

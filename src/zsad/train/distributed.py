@@ -107,30 +107,35 @@ def joined(environment: Mapping[str, str], *, device: str | None = None) -> Iter
 
 
 class LossModule(nn.Module):
-    """A method's losses as a forward pass, which is what data parallelism hooks into."""
+    """A method's losses as a forward pass, which is what data parallelism hooks into.
 
-    def __init__(self, method: Method) -> None:
+    Args:
+        method: whose losses are computed.
+        touch_all: make the total depend on every parameter, with gradient 0 where the losses do not: which
+            parameters a batch uses may differ between processes, which all wait for the gradients of all.
+    """
+
+    def __init__(self, method: Method, *, touch_all: bool = False) -> None:
         super().__init__()
         self.method = method
+        self.touch_all = touch_all
 
     def forward(
         self, patches: Tensor, cls: Tensor, grid: tuple[int, int], masks: Tensor, labels: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total loss and its terms; see `Method.losses`."""
         terms = self.method.losses(ImageFeatures(patches, cls, grid), masks, labels)
-        return torch.stack([term.float() for term in terms.values()]).sum(), terms
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        if self.touch_all:
+            total = total + sum(0.0 * p.sum() for p in self.method.parameters() if p.requires_grad)
+        return total, terms
 
 
 def parallel(method: Method, place: Place) -> nn.Module:
     """`LossModule`, wrapped for data parallelism where there are several processes."""
-    module = LossModule(method)
     if place.size == 1:
-        return module
+        return LossModule(method)
     device = next(method.parameters()).device
-    # Which experts a batch activates differs between processes: a parameter may be unused in one of them.
     return DistributedDataParallel(
-        module,
-        device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
-        find_unused_parameters=True,
+        LossModule(method, touch_all=True), device_ids=[device] if device.type == "cuda" else None
     )
