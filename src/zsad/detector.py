@@ -15,7 +15,14 @@ from zsad.errors import CheckpointError, ImageError, ZsadError
 from zsad.infer.engine import OnError, predict_pixels, predict_samples
 from zsad.infer.prediction import Prediction
 from zsad.methods.base import Method
-from zsad.train.checkpoint import BackboneReference, Card, build_method, save_checkpoint
+from zsad.train.checkpoint import (
+    BackboneReference,
+    Card,
+    build_method,
+    read_card,
+    resolve_model,
+    save_checkpoint,
+)
 from zsad.types import Sample
 
 DEFAULT_MODEL = "promptmoe-tiny"
@@ -201,24 +208,26 @@ def _load_untrained(
 def _load_trained(
     model: str | Path, *, backbone: str | Path | None, weights: Path | None, device: torch.device
 ) -> Detector:
+    from zsad.clip.presets import preset_names
     from zsad.clip.weights import load_backbone
-    from zsad.train.checkpoint import read_card, resolve_model
 
     tower = None
     if backbone is not None or weights is not None:
-        own = read_card(resolve_model(model)).backbone.name
-        tower = load_backbone(backbone or own, weights=weights, device=device)
-        _check_tower(model, resolve_model(model), tower.sha256, str(backbone or own))
+        own = read_card(resolve_model(model)).backbone
+        given = str(backbone or own.name)
+        known = preset_names()
+        # Two presets differ for certain: refused before gigabytes are fetched.
+        if given != own.name and given in known and own.name in known:
+            raise _other_backbone(model, own, given)
+        tower = load_backbone(given, weights=weights, device=device)
+        if tower.sha256 != own.sha256:
+            raise _other_backbone(model, own, f"{given} (sha256 {tower.sha256[:12]})")
     method, card = build_method(model, backbone=tower, device=device)
     return Detector(method, card, name=str(model))
 
 
-def _check_tower(model: str | Path, file: Path, sha256: str, given: str) -> None:
-    from zsad.train.checkpoint import read_card
-
-    own = read_card(file).backbone
-    if own.sha256 != sha256:
-        raise CheckpointError(
-            f"model {str(model)!r} was trained on backbone {own.name} (sha256 {own.sha256[:12]}), {given!r} has sha256 "
-            f"{sha256[:12]}; leave out --backbone, or use a method without training such as --model clip"
-        )
+def _other_backbone(model: str | Path, own: BackboneReference, given: str) -> CheckpointError:
+    return CheckpointError(
+        f"model {str(model)!r} was trained on backbone {own.name} (sha256 {own.sha256[:12]}), not on {given}; "
+        "leave out --backbone, or use a method without training such as --model clip"
+    )

@@ -41,7 +41,7 @@ def demo_command(
         overwrite: Throw away the run that lies in the folder.
     """
     from zsad.cli.scoring import Options, conclude, score_images
-    from zsad.detector import load
+    from zsad.detector import DEFAULT_MODEL, load
     from zsad.device import use_threads
     from zsad.infer.writer import check_place
 
@@ -58,7 +58,7 @@ def demo_command(
         title=f"Demo: {count} solar cells (elpv-dataset {release})",
         options=options,
     )
-    _say_auroc(out)
+    _say_auroc(out, unseen=model == DEFAULT_MODEL)
     conclude(outcome, options=options)
     return outcome.exit_code
 
@@ -119,7 +119,7 @@ def _hash(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-def _say_auroc(out: Path) -> None:
+def _say_auroc(out: Path, *, unseen: bool) -> None:
     from zsad.cli.console import say
     from zsad.infer.store import read_rows
     from zsad.metrics.functional import auroc
@@ -132,10 +132,11 @@ def _say_auroc(out: Path) -> None:
         return
     value = auroc(scores, labels)
     error = standard_error(value, normal=normal, anomalous=anomalous)
+    remark = ", a kind of thing the model has never seen" if unseen else ""
     say()
     say(
         f"image AUROC {100 * value:.1f} % (± {100 * error:.0f} at this sample size): {normal} functional against "
-        f"{anomalous} defective solar cells, of a kind the model has never seen"
+        f"{anomalous} defective solar cells{remark}"
     )
 
 

@@ -80,11 +80,17 @@ def _title(inputs: list[str]) -> str:
 
 
 def _outside(samples: list[Sample], out: Path) -> list[Sample]:
-    """The samples without the overlays of an earlier run, which may lie among the inputs."""
+    """The samples with absolute paths, without the overlays of an earlier run that may lie among the inputs."""
+    from dataclasses import replace
+
     from zsad.errors import DataError
 
     own = (out / "overlays").resolve()
-    kept = [sample for sample in samples if own not in sample.image.resolve().parents]
+    kept = [
+        replace(sample, image=Path(os.path.abspath(sample.image)))  # noqa: PTH100 - links stay as they are
+        for sample in samples
+        if own not in sample.image.resolve().parents
+    ]
     if not kept:
         raise DataError(f"the only images found are the overlays of the run in {out}; name other inputs")
     return kept

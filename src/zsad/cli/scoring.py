@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -113,6 +114,7 @@ def _score(
     detector: Detector, samples: list[Sample], *, writer: RunWriter, options: Options, outcome: Outcome
 ) -> None:
     alone = len(samples) == 1
+    base = _base([sample.image for sample in samples])
     waiting: deque[tuple[Prediction, Future[Path | None]]] = deque()
     with progress("scoring", len(samples)) as advance, ThreadPoolExecutor(2, "zsad-overlay") as pool:
 
@@ -131,7 +133,7 @@ def _score(
             if outcome.scored == 0:
                 say(f"{'score':>6}  {'time':>8}  {'verdict':<9}  image")
             outcome.scored += 1
-            say(result_line(prediction))
+            say(result_line(prediction, base=base))
             advance(1)
 
         try:
@@ -170,11 +172,23 @@ def _overlay_job(prediction: Prediction, writer: RunWriter, options: Options) ->
     return job
 
 
-def result_line(prediction: Prediction) -> str:
-    """The line of one image: score, time of the model, verdict, path."""
-    source = printable(prediction.source)
+def result_line(prediction: Prediction, *, base: Path) -> str:
+    """The line of one image: score, time of the model, verdict, path below `base`."""
+    source = Path(str(prediction.source))
+    shown = printable(source.relative_to(base) if source.is_relative_to(base) else source)
     verdict = prediction.verdict or "-"
-    return f"{prediction.score:6.3f}  {1000 * prediction.seconds:5.0f} ms  {verdict:<9}  {source}"
+    return f"{prediction.score:6.3f}  {1000 * prediction.seconds:5.0f} ms  {verdict:<9}  {shown}"
+
+
+def _base(paths: list[Path]) -> Path:
+    """The folder against which paths are shown: the working folder, or else the deepest that holds them all."""
+    working = Path.cwd()
+    if not paths or any(path.is_relative_to(working) for path in paths):
+        return working
+    try:
+        return Path(os.path.commonpath([path.parent for path in paths]))
+    except ValueError:  # several drives on Windows
+        return working
 
 
 def model_identity(detector: Detector) -> str:

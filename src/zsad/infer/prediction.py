@@ -106,12 +106,10 @@ class Prediction:
         if self.label is not None:
             values["label"] = self.label
         if self.routing is not None:
-            values["routing"] = {
-                name: np.round(weights, 4).tolist() for name, weights in self.routing.items()
-            }
+            values["routing"] = {name: _rounded(weights) for name, weights in self.routing.items()}
         if grid:
             values["map_spec"] = self.spec.model_dump(mode="json")
-            values["grid"] = np.round(self.grid, 4).tolist()
+            values["grid"] = _rounded(self.grid)
         return values
 
     def save(self, folder: str | Path, *, name: str | None = None) -> dict[str, Path]:
@@ -141,3 +139,8 @@ class Prediction:
         atomic_write(paths["map"], lambda stream: depth.save(stream, format="PNG"))
         write_text(paths["json"], json.dumps(self.to_dict(grid=True)) + "\n")
         return paths
+
+
+def _rounded(values: Float32) -> Any:
+    """Nested lists with four decimals; as float64, since a float32 has no short decimal form."""
+    return np.round(values.astype(np.float64), 4).tolist()

@@ -218,7 +218,7 @@ def _model_facts(run: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     training = card.get("training")
     if not training:
-        return [*facts, ("Training", "none: hand-written prompts")]
+        return [*facts, ("Training", "none recorded")]
     return [
         *facts,
         ("Trained on", ", ".join(training["datasets"]) or "not recorded"),

@@ -70,7 +70,7 @@ def routing_bars(weights: npt.NDArray[np.float32], *, pool: str, layers: Sequenc
         layers: numbers of the L layers.
     """
     rows, experts = weights.shape
-    cell, height, left = 13, 22, 26
+    cell, height, left = max(9, min(20, 132 // experts)), 22, 26
     parts = []
     for row in range(rows):
         base = (row + 1) * (height + 4)

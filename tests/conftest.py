@@ -1,11 +1,14 @@
-"""A tiny random model on disk and images to score with it, for the tests of the detector and the command."""
+"""A tiny random model on disk and images to score with it, shared by the tests of detector, report and command."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
@@ -68,3 +71,35 @@ def write_images(folder: Path, count: int = 5) -> Path:
         suffix = "png" if index % 3 else "jpg"
         Image.fromarray(pixels).save(folder / f"part{index:02d}.{suffix}")
     return folder
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Paths of a random backbone, of a run folder on it, and of five good images."""
+
+    backbone: Path
+    model: Path
+    images: Path
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    root = tmp_path_factory.mktemp("toy")
+    backbone = write_backbone(root / "backbone")
+    return Toy(backbone, write_model(root / "model", backbone), write_images(root / "images"))
+
+
+@pytest.fixture
+def make_images() -> Callable[..., Path]:
+    """`write_images(folder, count)`, for tests that break some of them."""
+    return write_images
+
+
+@pytest.fixture(scope="session")
+def toy_run(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished `zsad predict`; not to be changed."""
+    from zsad.cli.main import main
+
+    out = tmp_path_factory.mktemp("run") / "out"
+    assert main(["predict", str(toy.images), "--model", str(toy.model), "--out", str(out)]) == 0
+    return out

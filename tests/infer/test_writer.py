@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zsad.errors import DataError, StorageError
+from zsad.infer.prediction import Prediction
+from zsad.infer.store import read_rows, read_run
+from zsad.infer.writer import RunWriter, file_state, overlay_name
+from zsad.nn.filters import MapSpec
+
+SPEC = MapSpec(size=(16, 16), sigma=0)
+DETAILS = {"map_spec": SPEC.model_dump(mode="json")}
+
+
+def prediction(path: Path, score: float) -> Prediction:
+    grid = np.full((2, 3, 3), score, np.float32)
+    return Prediction(str(path), (32, 40), score, None, 0.01, grid, SPEC)
+
+
+def open_run(folder: Path, **changes: object) -> RunWriter:
+    return RunWriter(folder, **{"settings": {"model": "a", "inputs": ["x"]}, "details": DETAILS, **changes})
+
+
+def files(folder: Path, count: int) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{index}.png" for index in range(count)]
+    for path in paths:
+        path.write_bytes(b"x" * 10)
+    return paths
+
+
+def write(folder: Path, paths: list[Path], **changes: object) -> None:
+    with open_run(folder, **changes) as writer:
+        for index, path in enumerate(paths):
+            writer.write(prediction(path, index / 10), overlay=None, state=file_state(path))
+
+
+def test_run_is_read_back(tmp_path: Path) -> None:
+    paths = files(tmp_path / "in", 3)
+    write(tmp_path / "run", paths)
+    found = list(read_run(tmp_path / "run"))
+    assert [p.source for p in found] == [str(path) for path in paths]
+    np.testing.assert_allclose([p.grid.max() for p in found], [0, 0.1, 0.2], atol=1e-4)
+    np.testing.assert_allclose(found[2].map, 1 / (1 + np.exp(-0.2)), atol=1e-4)
+    rows = list(csv.DictReader((tmp_path / "run" / "scores.csv").open()))
+    assert [float(row["score"]) for row in rows] == [0.0, 0.1, 0.2]
+    assert rows[0]["width"] == "40"
+
+
+def test_grids_are_an_ordinary_array_file_after_every_image(tmp_path: Path) -> None:
+    paths = files(tmp_path / "in", 2)
+    with open_run(tmp_path / "run") as writer:
+        for count, path in enumerate(paths, 1):
+            writer.write(prediction(path, 0.5), overlay=None, state=file_state(path))
+            grids = np.load(tmp_path / "run" / "grids.npy", allow_pickle=False)
+            assert grids.shape == (count, 2, 3, 3) and grids.dtype == np.float16
+            assert len(list(read_rows(tmp_path / "run"))) == count
+
+
+def test_nothing_is_created_without_a_prediction(tmp_path: Path) -> None:
+    with open_run(tmp_path / "deep" / "run") as writer:
+        writer.write_error(tmp_path / "a.png", "broken")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resumed_run_skips_finished_rows_and_drops_a_torn_one(tmp_path: Path) -> None:
+    paths = files(tmp_path / "in", 4)
+    run = tmp_path / "run"
+    write(run, paths[:3])
+    lines = (run / "predictions.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "predictions.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:40])
+    with open_run(run) as writer:
+        assert [writer.is_finished(path) for path in paths] == [True, True, False, False]
+        for path in paths[2:]:
+            writer.write(prediction(path, 0.9), overlay=None, state=file_state(path))
+    found = list(read_run(run))
+    assert [Path(str(p.source)).name for p in found] == ["0.png", "1.png", "2.png", "3.png"]
+    np.testing.assert_allclose([p.grid.max() for p in found], [0, 0.1, 0.9, 0.9], atol=1e-3)
+    assert len(np.load(run / "grids.npy")) == 4
+
+
+def test_changed_file_is_scored_again(tmp_path: Path) -> None:
+    paths = files(tmp_path / "in", 2)
+    run = tmp_path / "run"
+    write(run, paths)
+    paths[0].write_bytes(b"other content")
+    with open_run(run) as writer:
+        assert [writer.is_finished(path) for path in paths] == [False, True]
+        writer.write(prediction(paths[0], 0.7), overlay=None, state=file_state(paths[0]))
+    assert [(Path(row["source"]).name, row["score"]) for row in read_rows(run)] == [
+        ("1.png", 0.1),
+        ("0.png", 0.7),
+    ]
+
+
+def test_error_rows_are_tried_again(tmp_path: Path) -> None:
+    paths = files(tmp_path / "in", 2)
+    run = tmp_path / "run"
+    with open_run(run) as writer:
+        writer.write_error(paths[0], "truncated")
+        writer.write(prediction(paths[1], 0.5), overlay=None, state=file_state(paths[1]))
+    assert [row.get("error") for row in read_rows(run)] == ["truncated", None]
+    with open_run(run) as writer:
+        assert not writer.is_finished(paths[0])
+        writer.write(prediction(paths[0], 0.6), overlay=None, state=file_state(paths[0]))
+    assert [row.get("error") for row in read_rows(run)] == [None, None]
+
+
+def test_other_settings_are_refused_unless_overwritten(tmp_path: Path) -> None:
+    paths = files(tmp_path / "in", 1)
+    run = tmp_path / "run"
+    write(run, paths)
+    other = {"model": "b", "inputs": ["x"]}
+    with pytest.raises(DataError, match=r"\(model\).*--overwrite"):
+        open_run(run, settings=other)
+    (run / "mine.txt").write_text("kept")
+    write(run, paths, settings=other, overwrite=True)
+    assert json.loads((run / "run.json").read_text())["settings"] == other
+    assert len(list(read_rows(run))) == 1 and (run / "mine.txt").exists()
+
+
+def test_foreign_rows_are_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "predictions.jsonl").write_text("mine\n")
+    with pytest.raises(DataError, match=r"no run\.json"):
+        open_run(tmp_path)
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="is a file"):
+        open_run(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "a b<script>.png", "C:\\x\\y.png", ".", "ü" * 300 + ".jpg", "con\n.png", ""]
+)
+def test_overlay_names_stay_inside_and_are_plain(name: str) -> None:
+    made = overlay_name(name)
+    assert made == Path(made).name and made.isascii() and len(made) < 90
+    assert not set(made) & set('<>:"/\\|?* \n')
+
+
+def test_overlay_names_differ_where_paths_do() -> None:
+    assert (
+        len({overlay_name(name) for name in ("a/x.png", "b/x.png", "a/x.jpg", "a/x!.png", "a/x?.png")}) == 5
+    )
