@@ -193,6 +193,25 @@ def test_our_own_folder_is_read_by_its_config(clip: CLIP, folder: Path) -> None:
         load_backbone(folder.parent / folder.name)
 
 
+def test_bundled_backbone(clip: CLIP, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zsad.clip import presets, weights
+
+    for module in (presets, weights):
+        monkeypatch.setattr(module, "ASSETS", folder.parent)
+    monkeypatch.setattr(presets, "TINY", folder.name)
+    monkeypatch.setattr(weights, "TINY", folder.name)
+    with pytest.raises(BackboneError, match="reinstall zsad"):
+        load_backbone(folder.name)
+    tiny = Preset(name=folder.name, config=clip.config, detection_size=40, taps=(2, 4), value_value=False)
+    (folder / "config.json").write_text(tiny.model_dump_json(by_alias=True))
+    write(folder / "model.safetensors", {name: tensor.half() for name, tensor in clip.state_dict().items()})
+    assert preset(folder.name) == tiny and folder.name in preset_names()
+    backbone = load_backbone(folder.name)
+    assert backbone.preset == tiny and backbone.tokenizer.eos == 4
+    assert torch.equal(backbone.clip.text.proj, clip.text.proj.half().float())
+    assert load_backbone(folder.name, random_seed=1).tokenizer.eos == 4
+
+
 def test_defaults_of_an_unknown_shape(clip: CLIP, folder: Path) -> None:
     found = load_backbone(write(folder / "x.safetensors", layouts(clip)["openai"])).preset
     assert found.taps == (1, 2, 3, 4) and found.value_value_from == 1

@@ -53,7 +53,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attention and output projection, (B, S_q, D). `mask` is boolean, true where a query may look."""
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
-        return self.out_proj(self._merge(mixed))
+        projected: Tensor = self.out_proj(self._merge(mixed))
+        return projected
 
     def rows(self, x: Tensor, rows: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Attention of the tokens at `rows` (B, Q) alone, looking at all of x (B, S, D): (B, Q, D).
@@ -86,7 +87,8 @@ class Block(nn.Module):
     def mlp(self, x: Tensor) -> Tensor:
         """The residual feed-forward half, (..., D) to (..., D)."""
         hidden: Tensor = self.act(self.fc(self.ln_2(x)))
-        return x + self.proj(hidden)
+        result: Tensor = x + self.proj(hidden)
+        return result
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """The whole block over tokens (B, S, D)."""

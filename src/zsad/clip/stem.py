@@ -43,7 +43,8 @@ class InvertedResidual(nn.Module):
         """(B, C, H, W) to (B, C', H / stride, W / stride)."""
         y = x if self.expand is None else F.relu6(self.expand(x))
         y = self.narrow(F.relu6(self.depthwise(y)))
-        return x + y if self.residual else y
+        result: Tensor = x + y if self.residual else y
+        return result
 
 
 class MobileStem(nn.Module):

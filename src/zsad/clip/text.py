@@ -43,7 +43,7 @@ class TextTower(nn.Module):
 
     def encode(self, ids: Tensor, *, eos: int) -> Tensor:
         """Embeddings (P, D) of token ids (P, S), each sequence ending at its first `eos` id."""
-        return self(self.embed(ids), eos=(ids == eos).int().argmax(dim=-1))
+        return self.forward(self.embed(ids), eos=(ids == eos).int().argmax(dim=-1))
 
     def forward(self, embeddings: Tensor, *, eos: Tensor, deep_tokens: Tensor | None = None) -> Tensor:
         """Embeddings (P, D) in the joint space, not normalised, of ready token embeddings.
@@ -96,7 +96,8 @@ class TextTower(nn.Module):
                 x = block(x, mask=mask, causal=mask is None)
         if not len(self.blocks):
             x = gather_rows(x, rows)
-        return self.ln_final(x) @ self.proj
+        normed: Tensor = self.ln_final(x)
+        return normed @ self.proj
 
     def _check_length(self, length: int) -> None:
         if length > self.config.context_length:
