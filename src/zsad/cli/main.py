@@ -58,8 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, print_error=False
         )
         return result if isinstance(result, int) else 0
-    except KeyboardInterrupt:
-        note("zsad: interrupted; finished results are valid, the same command goes on where it stopped")
+    except KeyboardInterrupt as stop:
+        reason = printable(stop) or "finished results are valid, the same command goes on where it stopped"
+        note(f"zsad: interrupted; {reason}")
         return 130
     except BrokenPipeError:
         silence(sys.stdout)

@@ -83,7 +83,7 @@ def train_command(
             progress=report,
             resume=not overwrite,
         )
-    _say_done(path)
+        _say_done(path)
     return 0
 
 

@@ -1,0 +1,122 @@
+"""`zsad predict` as a process of its own: signals, pipes, limits of files. One model start each, so few."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
+
+LIMITED = """
+import resource, sys
+from zsad.cli.main import main
+import zsad.detector, zsad.cli.scoring
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def command(toy, out: Path, *more: object) -> list[str]:
+    words = [
+        "predict",
+        toy.images,
+        "--model",
+        toy.model,
+        "--out",
+        out,
+        "--device",
+        "cpu",
+        "--threads",
+        1,
+        *more,
+    ]
+    return [str(word) for word in words]
+
+
+def sources(out: Path) -> list[str]:
+    return [json.loads(line)["source"] for line in (out / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_interrupted_process_goes_on(toy, make_images, tmp_path: Path) -> None:
+    images = make_images(tmp_path / "in", 60)
+    out = tmp_path / "out"
+    words = [*command(toy, out, "--batch-size", 1, "--no-report"), str(images)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zsad.cli.main", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for _ in range(4):  # the headline and three images
+        assert process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.count("\n") == 1 and "interrupted" in said
+    done = sources(out)
+    assert 3 <= len(done) < 65
+    again = subprocess.run([sys.executable, "-m", "zsad.cli.main", *words], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert f"{len(done)} images of this run finished before" in again.stderr
+    assert sources(out)[: len(done)] == done and len(set(sources(out))) == len(sources(out)) == 65
+
+
+def test_killed_process_leaves_whole_rows(toy, make_images, tmp_path: Path) -> None:
+    images = make_images(tmp_path / "in", 40)
+    out = tmp_path / "out"
+    words = [*command(toy, out, "--batch-size", 1, "--no-report"), str(images)]
+    process = subprocess.Popen([sys.executable, "-m", "zsad.cli.main", *words], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    for _ in range(6):
+        process.stdout.readline()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    done = sources(out)
+    assert len(done) >= 5
+    for line in (out / "predictions.jsonl").read_text().splitlines():
+        assert (out / json.loads(line)["overlay"]).stat().st_size > 500
+
+
+def test_reader_that_goes_away_does_not_stop_the_work(toy, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zsad.cli.main", *command(toy, out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(timeout=60) == 0
+    assert said == b"" and len(sources(out)) == 5
+
+
+def test_files_that_may_not_grow_are_one_clear_line(toy, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *command(toy, tmp_path / "out", "--no-overlay")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and "cannot write" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_full_standard_output_is_one_clear_line(toy, tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "zsad.cli.main", "list", "methods"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left" in done.stderr
