@@ -49,10 +49,23 @@ TEMPERATURE = 0.07
 def config(vocab_size: int) -> CLIPConfig:
     """The shape of zsad-tiny."""
     vision = VisionConfig(
-        image_size=256, patch_size=16, width=WIDTH, layers=DEPTH, heads=HEADS, mlp_width=4 * WIDTH, stem=STEM
+        image_size=256,
+        patch_size=16,
+        width=WIDTH,
+        layers=DEPTH,
+        heads=HEADS,
+        mlp_width=4 * WIDTH,
+        activation="gelu",
+        stem=STEM,
     )
     text = TextConfig(
-        context_length=CONTEXT, vocab_size=vocab_size, width=WIDTH, layers=3, heads=HEADS, mlp_width=4 * WIDTH
+        context_length=CONTEXT,
+        vocab_size=vocab_size,
+        width=WIDTH,
+        layers=3,
+        heads=HEADS,
+        mlp_width=4 * WIDTH,
+        activation="gelu",
     )
     return CLIPConfig(embed_dim=WIDTH, vision=vision, text=text)
 
@@ -92,28 +105,54 @@ class Batch:
     shares: Tensor
     labels: Tensor
     dense: Tensor
+    state: Tensor
     captions: list[str]
     opposites: list[str]
 
 
-def _turned(x: Tensor, turn: int, mirror: int) -> Tensor:
-    """Maps (B, h, w, ...) turned by quarter turns and mirrored."""
-    x = torch.rot90(x, turn, dims=(1, 2))
-    return x.flip(2) if mirror else x
+@dataclass(frozen=True, slots=True)
+class View:
+    """A part of the grid, turned by quarter turns and perhaps mirrored: the same for all maps of a batch.
+
+    Offsets and side are in patches of the teacher's last map, which is half as fine as the token grid.
+    """
+
+    turn: int = 0
+    mirror: bool = False
+    top: int = 0
+    left: int = 0
+    side: int = 8
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> View:
+        """A random view of 5 to 7 of the last map's 8 patches a side."""
+        side = int(rng.choice([5, 6, 6, 7]))
+        top, left = (int(offset) for offset in rng.integers(8 - side + 1, size=2))
+        return cls(int(rng.integers(4)), bool(rng.integers(2)), top, left, side)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Maps (B, h, w, ...) seen so."""
+        fine = x.shape[1] // 8
+        top, left, side = fine * self.top, fine * self.left, fine * self.side
+        x = torch.rot90(x[:, top : top + side, left : left + side], self.turn, dims=(1, 2))
+        return x.flip(2) if self.mirror else x
 
 
-def read_batch(shards: Shards, indices: np.ndarray, rng: np.random.Generator, device: str) -> Batch:
-    """The items of `indices`, all turned and mirrored alike."""
-    turn, mirror = int(rng.integers(4)), int(rng.integers(2))
+def read_batch(shards: Shards, indices: np.ndarray, view: View, device: str) -> Batch:
+    """The items of `indices`, all seen alike. What a part does not show is not its label: a cut-off defect is none."""
     records = [shards.records[index] for index in indices]
-    maps = {name: _turned(shards.take(name, indices), turn, mirror) for name in ("maps", "last", "shares")}
+    maps = {name: view(shards.take(name, indices)) for name in ("maps", "last", "shares")}
+    labels = torch.tensor([float(record["label"]) for record in records])
+    dense = torch.tensor([float(record["dense"]) for record in records])
+    shown = (maps["shares"] > 0).flatten(1).any(1).float()
     return Batch(
         maps=maps["maps"].to(device),
         logits=shards.take("logits", indices).to(device),
         last=maps["last"].to(device),
         shares=(maps["shares"] / 255).to(device),
-        labels=torch.tensor([float(record["label"]) for record in records], device=device),
-        dense=torch.tensor([float(record["dense"]) for record in records], device=device),
+        labels=torch.where(dense > 0, shown, labels).to(device),
+        dense=dense.to(device),
+        state=((dense == 0) | (shown == labels)).float().to(device),
         captions=[record["caption"] for record in records],
         opposites=[record["opposite"] for record in records],
     )
@@ -168,7 +207,7 @@ class Pretrainer:
         return {
             "soft": 0.5 * self._soft(image, batch.logits, scale, rng),
             "caption": 0.3 * _contrast(scale * image @ own.T, batch.captions),
-            "state": 0.5 * F.softplus(scale * ((opposite - own) * image).sum(-1)).mean(),
+            "state": 0.5 * (F.softplus(scale * ((opposite - own) * image).sum(-1)) * batch.state).mean(),
             **self._dense(patches, batch),
             "distil": 0.5 * self._distil(patches[-1], batch.last, grid),
         }
@@ -282,7 +321,8 @@ def train(options: argparse.Namespace) -> None:
     with (work / "pretrain.jsonl").open("a") as log:
         for step in range(first, options.steps):
             rng = np.random.default_rng([options.seed, 1, step])
-            batch = read_batch(shards, rng.choice(len(shards), options.batch, replace=False), rng, device)
+            indices = rng.choice(len(shards), options.batch, replace=False)
+            batch = read_batch(shards, indices, View.draw(rng), device)
             for group in adam.param_groups:
                 group["lr"] = rate(step, steps=options.steps, peak=options.rate)
             losses = trainer.losses(batch, rng)
@@ -337,6 +377,7 @@ def stem_training(options: argparse.Namespace) -> None:
                 / 255,
                 labels=torch.tensor([float(item.label) for item in items]),
                 dense=torch.tensor([float(item.dense) for item in items]),
+                state=torch.ones(len(items)),
                 captions=[item.caption for item in items],
                 opposites=[item.opposite for item in items],
             )
@@ -371,7 +412,7 @@ if __name__ == "__main__":
     )
     arguments(parser)
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=7e-4)
     parser.add_argument("--stem-steps", type=int, default=60)
     parser.add_argument("--stem-batch", type=int, default=8)
