@@ -471,6 +471,22 @@ class TestHub:
             hub.fetch("../../etc")
 
 
+def test_building_on_the_meta_device_imports_nothing() -> None:
+    """Drawing random numbers for meta tensors pulls in PyTorch's symbolic stack: seconds before the first image."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from zsad.clip.presets import preset; from zsad.clip.weights import empty_clip\n"
+        "before = set(sys.modules)\n"
+        "clip = empty_clip(preset('ViT-B/32').config)\n"
+        "assert all(parameter.is_meta for parameter in clip.parameters())\n"
+        "print(len(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20
+
+
 def test_count_blocks_of_two_digits() -> None:
     state = {f"b.{index}.w": torch.zeros(1) for index in (0, 2, 10)}
     assert convert.count_blocks(state, "b.") == 11

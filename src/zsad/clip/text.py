@@ -28,12 +28,12 @@ class TextTower(nn.Module):
         self.config = config
         width = config.width
         self.token_embedding = nn.Embedding(config.vocab_size, width)
-        self.position_embedding = nn.Parameter(torch.randn(config.context_length, width) * 0.01)
+        self.position_embedding = nn.Parameter(torch.empty(config.context_length, width).normal_(std=0.01))
         self.blocks = nn.ModuleList(
             Block(width, config.heads, config.mlp_width, config.activation) for _ in range(config.layers)
         )
         self.ln_final = nn.LayerNorm(width)
-        self.proj = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)
+        self.proj = nn.Parameter(torch.empty(width, embed_dim).normal_(std=width**-0.5))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
     def embed(self, ids: Tensor) -> Tensor:

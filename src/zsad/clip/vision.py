@@ -56,14 +56,14 @@ class VisionTower(nn.Module):
             )
         else:
             self.patch_embedding = MobileStem(config.stem, width)
-        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.position_embedding = nn.Parameter(torch.randn(1 + side * side, width) * width**-0.5)
+        self.class_embedding = nn.Parameter(torch.empty(width).normal_(std=width**-0.5))
+        self.position_embedding = nn.Parameter(torch.empty(1 + side * side, width).normal_(std=width**-0.5))
         self.ln_pre = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
             Block(width, config.heads, config.mlp_width, config.activation) for _ in range(config.layers)
         )
         self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)
+        self.proj = nn.Parameter(torch.empty(width, embed_dim).normal_(std=width**-0.5))
         self._positions: tuple[tuple[object, ...], Tensor] | None = None
 
     def positions(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from zsad.clip import hub
 from zsad.clip.config import Activation, CLIPConfig
@@ -209,12 +210,28 @@ def _side_facts(folder: Path, huggingface: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
+class _SkipRandom(TorchFunctionMode):
+    """Leaves tensors unfilled: drawing numbers for meta tensors imports PyTorch's compiler, for seconds."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_"):
+            return args[0] if args else (kwargs or {})["tensor"]  # `nn.init` passes it by name
+        return func(*args, **(kwargs or {}))
+
+
+def empty_clip(config: CLIPConfig) -> CLIP:
+    """A model of shapes alone, on the meta device."""
+    with torch.device("meta"), _SkipRandom():
+        return CLIP(config)
+
+
 def _load_state(
     state: State, found: Preset, file: Path, *, device: str | torch.device, dtype: torch.dtype
 ) -> CLIP:
     """The model with the tensors in place of its own, which are never allocated."""
-    with torch.device("meta"):
-        clip = CLIP(found.config)
+    clip = empty_clip(found.config)
     expected = clip.state_dict()
     _check_shapes(state, expected, found, file)
     placed = {name: _placed(state.pop(name), device=device, dtype=dtype) for name in expected}
@@ -277,9 +294,7 @@ def _tokenizer(found: Preset, folder: Path | None) -> Tokenizer:
 
 def _random_clip(config: CLIPConfig, seed: int) -> CLIP:
     """A model with weights that keep activations near unit size, from its own generator."""
-    with torch.device("meta"):
-        clip = CLIP(config)
-    clip = clip.to_empty(device="cpu")
+    clip = empty_clip(config).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in clip.named_parameters():
