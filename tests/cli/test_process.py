@@ -99,6 +99,23 @@ def test_reader_that_goes_away_does_not_stop_the_work(toy, tmp_path: Path) -> No
     assert said == b"" and len(sources(out)) == 5
 
 
+def test_bar_on_the_terminal_leaves_results_on_stdout(toy, tmp_path: Path) -> None:
+    import pty
+
+    terminal, side = pty.openpty()
+    with os.fdopen(terminal, "rb", buffering=0) as shown:
+        done = subprocess.run(
+            [sys.executable, "-m", "zsad.cli.main", *command(toy, tmp_path / "out")],
+            stdout=subprocess.PIPE,
+            stderr=side,
+            env={**os.environ, "TERM": "xterm"},
+        )
+        os.close(side)
+        bar = shown.read(4096)
+    assert done.returncode == 0 and b"scoring" in bar
+    assert done.stdout.count(b"part0") == 5 and b"\x1b" not in done.stdout
+
+
 def test_files_that_may_not_grow_are_one_clear_line(toy, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, *command(toy, tmp_path / "out", "--no-overlay")],

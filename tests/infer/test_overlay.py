@@ -55,12 +55,14 @@ def test_normal_picture_is_unaltered_and_hot_spot_is_not() -> None:
     assert (mixed == np.asarray(picture)).all()
 
 
-@pytest.mark.parametrize(
-    ("size", "scale", "opacity", "said"),
-    [((4, 5), (0, 1), 0.5, "5x4"), ((4, 4), (1, 1), 0.5, "rising"), ((4, 4), (0, 1), 1.5, "opacity")],
-)
-def test_nonsense_is_refused(
-    size: tuple[int, int], scale: tuple[float, float], opacity: float, said: str
-) -> None:
+def test_map_of_another_size_is_stretched_over_the_picture() -> None:
+    picture = Image.new("RGB", (64, 48), (128, 128, 128))
+    values = np.array([[0.0, 0.0], [0.0, 1.0]], np.float32)
+    changed = np.asarray(blend(picture, values, scale=(0, 1))) != 128
+    assert changed[40, 56].any() and not changed[:12].any() and not changed[:, :16].any()
+
+
+@pytest.mark.parametrize(("scale", "opacity", "said"), [((1, 1), 0.5, "rising"), ((0, 1), 1.5, "opacity")])
+def test_nonsense_is_refused(scale: tuple[float, float], opacity: float, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        blend(Image.new("RGB", (4, 4)), np.zeros(size, np.float32), scale=scale, opacity=opacity)
+        blend(Image.new("RGB", (4, 4)), np.zeros((4, 4), np.float32), scale=scale, opacity=opacity)

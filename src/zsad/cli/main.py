@@ -53,6 +53,9 @@ def build_app() -> App:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
+    # NumPy only ever multiplies small matrices here, in threads beside the model's own: a pool of threads for each
+    # product would cost more than the product. To be said before NumPy is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         result = build_app()(
             list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, print_error=False
@@ -76,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def explain(error: Exception) -> tuple[str, int]:
     """One line about an error, and the exit code that goes with it."""
     if isinstance(error, CycloptsError):
-        return f"{printable(error)} See zsad --help.", 2
+        return f"{printable(_usage(error))} See zsad --help.", 2
     if isinstance(error, ZsadError):
         return printable(error), error.exit_code
     if isinstance(error, MemoryError):
@@ -88,6 +91,17 @@ def explain(error: Exception) -> tuple[str, int]:
         "traceback that ZSAD_DEBUG=1 shows)",
         1,
     )
+
+
+def _usage(error: CycloptsError) -> str:
+    """What is wrong with the words of a command line; pydantic's own message runs over several lines."""
+    cause = error.__cause__ or error.__context__
+    details = getattr(cause, "errors", None)
+    if details is None:
+        return str(error)
+    first = details()[0]
+    option = "-".join(str(part) for part in first["loc"]).replace("_", "-")
+    return f"--{option} {first['input']}: {first['msg'][:1].lower()}{first['msg'][1:]}."
 
 
 if __name__ == "__main__":

@@ -96,22 +96,17 @@ def blend(
     """`image` (RGB) with the map laid over it; untouched wherever the map is low.
 
     Args:
-        image: of W x H pixels.
-        values: (H, W) map values.
+        image: the picture.
+        values: (H, W) map values, resized to the picture in 256 levels: all that colours can show, and cheap.
         scale: values of the coldest and the hottest colour.
         opacity: in [0, 1], of the hottest places.
 
     Raises:
-        ConfigError: sizes that differ, an opacity outside [0, 1] or a scale that does not rise.
+        ConfigError: an opacity outside [0, 1] or a scale that does not rise.
     """
-    if values.shape != (image.height, image.width):
-        raise ConfigError(
-            f"map is {values.shape[1]}x{values.shape[0]}, picture {image.width}x{image.height}; "
-            "render the map at the size of the picture"
-        )
     if not 0 <= opacity <= 1:
         raise ConfigError(f"opacity is {opacity}, expected 0 to 1")
-    level = Image.fromarray(levels(values, scale))
+    level = Image.fromarray(levels(values, scale)).resize(image.size, Image.Resampling.BILINEAR)
     colours = level.copy()
     colours.putpalette(colour_table().tobytes())
     return Image.composite(colours.convert("RGB"), image, level.point(opacity_table(opacity)))

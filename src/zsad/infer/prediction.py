@@ -76,8 +76,7 @@ class Prediction:
             ImageError: no picture is given or known, or its file is gone or broken.
         """
         picture = self._picture(image, max_side)
-        values = self.map_at((picture.height, picture.width))
-        return blend(picture, values, scale=self.spec.scale, opacity=opacity)
+        return blend(picture, self.canonical_map(), scale=self.spec.scale, opacity=opacity)
 
     def thumbnail(self, *, max_side: int) -> Image.Image:
         """The picture without heat map, no side longer than `max_side`; errors as `overlay`."""
