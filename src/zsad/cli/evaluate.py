@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from zsad.detector import Detector
     from zsad.errors import ZsadError
     from zsad.infer.prediction import Prediction
+    from zsad.metrics.table import ResultTable
     from zsad.types import Sample
 
 
@@ -93,15 +94,13 @@ class Scorer:
         note(f"zsad: skipped: {printable(error)}")
 
 
-def _print_table(table: object) -> None:
+def _print_table(table: ResultTable) -> None:
     import sys
 
     from rich.console import Console
 
     from zsad.cli.console import say
-    from zsad.metrics.table import ResultTable
 
-    assert isinstance(table, ResultTable)
     # A pipe or a file has no width; the table is not to be folded there.
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
     rendered = table.render()
@@ -113,14 +112,12 @@ def _print_table(table: object) -> None:
         say(f"note: {line}")
 
 
-def _write(out: Path, table: object, detector: Detector) -> list[str]:
+def _write(out: Path, table: ResultTable, detector: Detector) -> list[str]:
     import json
 
     from zsad.device import describe_environment
     from zsad.files import write_json, write_text
-    from zsad.metrics.table import ResultTable
 
-    assert isinstance(table, ResultTable)
     document = {
         **json.loads(table.to_json()),
         "model": detector.name,
