@@ -28,7 +28,7 @@ def ship(options: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_file(options.work / "tokenizer.json")
     shape = config(tokenizer.vocab_size)
-    state = load_file(options.work / "final.safetensors")
+    state = load_file(options.work / options.state)
     weights = {key[5:]: tensor.half() for key, tensor in state.items() if key.startswith("clip.")}
     CLIP(shape).load_state_dict(weights)
     if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
@@ -91,4 +91,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("src/zsad/assets") / NAME)
+    parser.add_argument("--state", default="final.safetensors", help="which of the work folder's states")
     ship(parser.parse_args())
