@@ -23,7 +23,7 @@ SHARES = {"scene": 0.52, "photo": 0.28, "thumbnail": 0.10, "textile": 0.10}
 
 @dataclass(slots=True)
 class Item:
-    """One training image (SIDE, SIDE, 3) with its defect mask, label and two captions: its own and its opposite state's.
+    """One training image (SIDE, SIDE, 3), its defect mask and label, its own caption and that of the opposite state.
 
     `dense` is False where the image is defective but nobody drew the mask. `name` is the thing shown.
     """

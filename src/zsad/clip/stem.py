@@ -85,7 +85,9 @@ class MobileStem(nn.Module):
     def maps(self, pixels: Tensor) -> Tensor:
         """The joined maps (B, h, w, C_joined) of pixels (B, 3, H, W); sides lose what exceeds the stride."""
         height, width = (side - side % self.stride for side in pixels.shape[-2:])
-        x = F.relu6(self.first(pixels[..., :height, :width]))
+        # Depthwise convolutions on a processor run about twice as fast with the channels innermost.
+        x = pixels[..., :height, :width].contiguous(memory_format=torch.channels_last)
+        x = F.relu6(self.first(x))
         joined = []
         for index, stage in enumerate(self.stages):
             x = stage(x)
