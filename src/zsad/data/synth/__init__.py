@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from zsad.data.synth.camera import photometric
 from zsad.data.synth.captions import GOOD, caption_for
+from zsad.data.synth.dataset import write_data_set
 from zsad.data.synth.defects import KINDS, VISIBLE, add_defect
 from zsad.data.synth.foreground import guess_foreground
 from zsad.data.synth.scenes import MATERIALS, Scene, generate, pair
@@ -32,4 +33,5 @@ __all__ = [
     "guess_foreground",
     "pair",
     "photometric",
+    "write_data_set",
 ]
