@@ -135,8 +135,15 @@ def run(options: argparse.Namespace) -> None:
     settings = json.loads(options.settings)
     image_size = settings.get("image_size", backbone.preset.detection_size)
     features = Features(backbone, options.work / "features", image_size=image_size)
+    if options.features_only:
+        for name in (*FOLDS["A"], *FOLDS["B"], *UNSEEN):
+            dataset = discover(options.data / name)
+            for _ in features.batches(dataset.samples):
+                pass
+            print(f"features of {len(dataset.samples)} images of {name}", flush=True)
+        return
     for fold in options.folds:
-        trained_on = [discover(options.data / name) for name in FOLDS[fold]]
+        trained_on = [*(discover(options.data / name) for name in FOLDS[fold]), *map(discover, options.also)]
         targets = [discover(options.data / name) for name in (*FOLDS["B" if fold == "A" else "A"], *UNSEEN)]
         for seed in options.seeds:
             done = options.work / f"{options.name}-{fold}-{seed}.json"
@@ -259,6 +266,10 @@ def main() -> None:
     first.add_argument("--backbone", default="zsad-tiny")
     first.add_argument("--folds", nargs="+", default=list(FOLDS), choices=list(FOLDS))
     first.add_argument("--seeds", nargs="+", type=int, default=[111, 112, 113])
+    first.add_argument(
+        "--also", nargs="*", type=Path, default=[], help="further sets to train on, in both folds"
+    )
+    first.add_argument("--features-only", action="store_true", help="only compute the image features")
     first.add_argument("--settings", default="{}", help="the method's settings as JSON")
     first.add_argument("--training", default="{}", help="training settings as JSON")
     second = verbs.add_parser("table")
