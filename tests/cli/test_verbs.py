@@ -119,6 +119,28 @@ def test_evaluate_refuses_what_cannot_be_measured(call, toy, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+def test_evaluate_names_bad_masks(call, toy, mvtec: Path, tmp_path: Path) -> None:
+    out, mask = tmp_path / "out", next((mvtec / "disc" / "ground_truth" / "scratch").iterdir())
+    mask.write_bytes(b"")
+    code, printed, _ = call("evaluate", toy.model, "--data", mvtec, "--out", out)
+    assert code == 3 and f"{mask} is empty" in printed
+    Image.new("L", (9, 11), 1).save(mask)
+    code, printed, said = call("evaluate", toy.model, "--data", mvtec, "--out", tmp_path / "other")
+    assert (code, printed) == (2, "") and "9x11 px" in said and str(mask) in said
+    assert said.splitlines()[-1].startswith("zsad: error: mask ") and not (tmp_path / "other").exists()
+
+
+def test_evaluate_interrupted_promises_nothing(call, toy, mvtec: Path, tmp_path: Path, monkeypatch) -> None:
+    from zsad.metrics.protocols import ClassScores
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ClassScores, "add", stop)
+    code, _, said = call("evaluate", toy.model, "--data", mvtec, "--out", tmp_path / "out")
+    assert code == 130 and "nothing was written" in said.splitlines()[-1] and not (tmp_path / "out").exists()
+
+
 def test_train_then_resume_then_predict(call, toy, mvtec: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = [

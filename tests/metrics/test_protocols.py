@@ -211,13 +211,28 @@ def test_masks_that_vanish_are_missing_or_are_broken(data, tmp_path):
     notes = "\n".join(table.notes)
     assert "1 anomalous images whose mask is empty at the map size" in notes
     assert "2 images without a mask and not known as normal" in notes
-    assert "1 masks unreadable" in notes and "broken.png" in notes
+    assert "1 masks unreadable" in notes and "broken.png" in notes and table.unreadable == 1
     assert "1 images without a label" in notes
     used = [0, 3]
     maps = [detector.given[data.samples[i].image][1] for i in used]
     truth = [load_mask(masks[i], size=SIZE) for i in used]
     assert not truth[0].any()
     assert table.row("bolt").metrics["pixel_pro"] == pytest.approx(F.aupro(maps, truth), abs=1e-12)
+
+
+def test_a_mask_of_another_size_is_refused_before_anything_is_computed(data, tmp_path):
+    """The image is there, so that both sizes can be read; a normal image's mask is not looked at."""
+    image = tmp_path / "shown.png"
+    Image.new("RGB", (40, 30)).save(image)
+    mask = write_mask(tmp_path / "other.png", size=(30, 44))
+    data.samples.append(Sample(image, "bolt", 1, mask))
+    detector = FakeDetector()
+    with pytest.raises(DataError, match=r"other\.png is 44x30 px, its image .*shown\.png is 40x30"):
+        evaluate(detector, data)
+    assert not detector.given
+    assert evaluate(detector, data, classes=["nut"]).row("nut").anomalous == 3
+    data.samples[-1] = Sample(image, "bolt", 0, mask)
+    assert evaluate(detector, data).row("bolt").normal == 4
 
 
 def test_chosen_classes(data):

@@ -68,19 +68,21 @@ def evaluate_command(
             advance(position - done)
             done = position
 
-        table = evaluate(scorer, found, classes=classes, progress=moved, metrics=metrics, pro=pro)
+        try:
+            table = evaluate(scorer, found, classes=classes, progress=moved, metrics=metrics, pro=pro)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{done} of {total} images were scored, nothing was written") from None
     _print_table(table)
     written = _write(out, table, scorer.detector)
     say(f"wrote {', '.join(written)} into {printable(out)}")
-    return 3 if scorer.failed else 0
+    return 3 if table.unreadable else 0
 
 
 class Scorer:
-    """A detector that reports unreadable files on stderr and counts them."""
+    """A detector that reports unreadable files on stderr."""
 
     def __init__(self, detector: Detector, *, batch_size: int | None) -> None:
         self.detector = detector
-        self.failed = 0
         self._batch_size = batch_size
 
     def predict_samples(self, samples: Sequence[Sample]) -> Iterator[Prediction]:
@@ -90,7 +92,6 @@ class Scorer:
     def _report(self, sample: Sample, error: ZsadError) -> None:
         from zsad.cli.console import note, printable
 
-        self.failed += 1
         note(f"zsad: skipped: {printable(error)}")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -36,6 +37,9 @@ PIXEL_COLUMNS = {"pixel_auroc": "auroc", "pixel_ap": "ap", "pixel_f1_max": "f1_m
 
 # Bounds wider than this show in the second decimal of a percentage, so they are worth a note.
 WIDE_BOUND = 1e-4
+
+# Unreadable masks of a class that are named in the notes; the rest is counted.
+_NAMED_AT_MOST = 20
 
 
 class ScoredImage(Protocol):
@@ -158,8 +162,8 @@ class ClassScores:
         if self.emptied:
             yield f"{self.emptied} anomalous images whose mask is empty at the map size"
         if self.unread_masks:
-            first = self.unread_masks[0]
-            yield f"{len(self.unread_masks)} masks unreadable, not in the pixel metrics; the first: {first}"
+            yield f"{len(self.unread_masks)} masks unreadable, not in the pixel metrics"
+            yield from self.unread_masks[:_NAMED_AT_MOST]
 
 
 def evaluate_scores(
@@ -222,7 +226,8 @@ def evaluate(
         pro: "aupro", or "anomalyclip" for the PRO of most papers; the latter needs "exact".
 
     Raises:
-        DataError: neither labels nor masks, or an unknown class.
+        DataError: neither labels nor masks, an unknown class, or a mask of another size than its image; the last
+            is looked for before anything is computed.
         ConfigError: an unknown `metrics` or `pro`, or a pair that does not fit.
         MetricError: predictions that do not belong to the samples, or maps with NaN.
     """
@@ -237,6 +242,7 @@ def evaluate(
 
         data = discover(data)
     samples = _chosen(data, classes)
+    _check_masks(samples)
     groups = _groups(samples, fallback=data.name, metrics=metrics)
     notes = list(data.notes)
     measured = 0
@@ -249,7 +255,19 @@ def evaluate(
         raise DataError(f"none of the {len(samples)} images of {data.name} could be read; check the files")
     if measured < len(samples):
         notes.append(f"{len(samples) - measured} of {len(samples)} images could not be read and are left out")
-    return evaluate_scores(groups.values(), pro=pro, notes=notes)
+    table = evaluate_scores(groups.values(), pro=pro, notes=notes)
+    table.unreadable = len(samples) - measured + sum(len(group.unread_masks) for group in groups.values())
+    return table
+
+
+def _check_masks(samples: Sequence[Sample]) -> None:
+    """DataError for a mask of another size than its image; files without a readable header are left for later."""
+    from zsad.data.manifest import check_mask
+
+    for sample in samples:
+        if sample.label != 0:
+            with suppress(ImageError):
+                check_mask(sample)
 
 
 def _chosen(data: DataSet, classes: Sequence[str] | None) -> list[Sample]:

@@ -90,12 +90,14 @@ class ResultTable:
     """The result of an evaluation: `rows` in order, `notes` on what is undefined or left out and why.
 
     `pro` names the PRO of the rows, "aupro" (whole curve) or "anomalyclip" (200 thresholds), up to `limit`.
+    `unreadable` counts the images and masks that were left out because their files cannot be read.
     """
 
     rows: list[ResultRow]
     notes: list[str] = field(default_factory=list)
     pro: str = "aupro"
     limit: float = 0.3
+    unreadable: int = 0
 
     def row(self, name: str, *, dataset: str | None = None, kind: Kind = "class") -> ResultRow:
         """The row of a class, or with `kind` the row "mean" or "overall". KeyError when there is none."""
