@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class ZsadError(Exception):
-    """Base of all errors that are the input's fault, never a bug of zsad. `exit_code` is what the command exits with."""
+    """Base of all errors that the user can put right; `exit_code` is what the command exits with."""
 
     exit_code = 2
 
@@ -35,6 +35,10 @@ class BackboneError(ZsadError):
 
 class HubError(BackboneError):
     """A model hub that cannot be reached, or a repository that is not there."""
+
+
+class TrainingError(ZsadError):
+    """A training that cannot go on: a loss or a gradient is not finite."""
 
 
 class StorageError(ZsadError):

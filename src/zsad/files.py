@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -100,6 +101,46 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keeps other processes from entering the same block for this folder; the system ends it with the process.
+
+    Args:
+        folder: must exist. Where the file system knows no locks, nothing is kept from anybody.
+
+    Raises:
+        StorageError: another process is in the block.
+    """
+    handle = _locked(folder)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _locked(folder: Path) -> int | None:
+    """An open handle of a folder that carries a lock, or None where there are no such locks."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise StorageError(
+                f"another zsad is writing into {folder}: wait until it has finished, or choose another --out"
+            ) from error
+        return None
+    return handle
 
 
 def remove_leftovers(folder: Path) -> None:

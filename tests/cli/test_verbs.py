@@ -180,6 +180,11 @@ def test_train_then_resume_then_predict(call, toy, mvtec: Path, tmp_path: Path) 
         (["promptmoe", "--set", "expert=4"], "did you mean 'experts'"),
         (["promptmoe", "--set", "experts"], "key=value"),
         (["promptmoe", "--epochs", "0"], "epochs"),
+        (["promptmoe", "--betas", "2", "3"], "betas"),
+        (["promptmoe", "--learning-rate", "inf"], "learning-rate"),
+        (["promptmoe", "--device", "gpu"], "unknown device 'gpu'"),
+        (["promptmoe", "--amp", "fp16", "--device", "cpu"], "needs CUDA"),
+        (["clip"], "no parameters to train"),
     ],
 )
 def test_train_refuses_nonsense(call, toy, mvtec: Path, tmp_path: Path, words: list[str], word: str) -> None:
@@ -188,6 +193,16 @@ def test_train_refuses_nonsense(call, toy, mvtec: Path, tmp_path: Path, words: l
     )
     assert code == 2 and word in said and said.count("\n") == 1 and "pydantic" not in said
     assert not (tmp_path / "run").exists()
+
+
+def test_train_names_broken_files_and_tells_by_the_exit_code(call, toy, mvtec: Path, tmp_path: Path) -> None:
+    mask = min((mvtec / "disc" / "ground_truth" / "scratch").iterdir())
+    Image.new("L", (9, 11), 1).save(mask)
+    words = ["promptmoe", "--data", mvtec, "--out", tmp_path / "run", "--backbone", toy.backbone]
+    code, _, said = call("train", *words, "--epochs", 1, "--set", "heads=4", "--device", "cpu")
+    assert code == 3 and (tmp_path / "run" / "model.safetensors").is_file()
+    (line,) = [line for line in said.splitlines() if "left out" in line]
+    assert str(mask) in line and "9x11 px" in line and "104x80 px" in line
 
 
 def test_demo_sample_is_pinned_and_balanced() -> None:

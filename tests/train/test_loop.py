@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zsad.errors import ConfigError, DataError
+from zsad.errors import CheckpointError, ConfigError, DataError, StorageError, TrainingError
 from zsad.train.checkpoint import read_card
 from zsad.train.config import TrainConfig
 from zsad.train.precision import amp_dtype, learning_rate
@@ -253,8 +255,60 @@ def test_bad_images_are_skipped_and_logged(fake, tmp_path):
     assert read_card(model).training.samples == 9
     notes = next(event.notes for event in events if event.stage == "samples")
     assert "5 normal and 4 anomalous images" in notes and len(notes) == 5
+    # Two files are broken; the other two are merely not known well enough.
+    assert [event.broken for event in events if event.stage == "samples"] == [2]
     _, uncached = fake.run(tmp_path / "uncached", mixed, TrainConfig(**SMALL, cache=False))
     assert read_card(uncached).training.data_fingerprint == read_card(model).training.data_fingerprint
+
+
+def test_settings_that_cannot_work_write_and_remove_nothing(fake, reference, tmp_path):
+    data, _, model = reference
+    before = sorted(model.parent.iterdir())
+    with pytest.raises(ConfigError, match="needs CUDA"):
+        fake.run(model.parent, data, TrainConfig(**SMALL, amp="fp16"), resume=False)
+    assert sorted(model.parent.iterdir()) == before
+    with pytest.raises(ConfigError, match="needs CUDA"):
+        fake.run(tmp_path / "run", data, TrainConfig(**SMALL, amp="fp16"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("setting", [{"betas": (2, 0.9)}, {"betas": (0.9, 1)}, {"learning_rate": math.inf}])
+def test_impossible_settings(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        TrainConfig(**setting)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
+@pytest.mark.parametrize("existed", [False, True])
+def test_second_run_into_the_same_folder_is_refused(fake, tmp_path, existed):
+    data, refused = fake.make_data(tmp_path / "data"), []
+
+    def meanwhile(event):
+        if event.stage == "train" and not refused:
+            for resume in (True, False):
+                with pytest.raises(StorageError, match="another zsad is writing"):
+                    fake.run(tmp_path / "run", data, TrainConfig(**SMALL), resume=resume)
+            refused.append(event.done)
+
+    if existed:
+        (tmp_path / "run").mkdir()
+    _, model = fake.run(tmp_path / "run", data, TrainConfig(**SMALL), progress=meanwhile)
+    assert refused == [1] and model.is_file() and len(lines(model.parent)) == 9
+    fake.run(tmp_path / "run", data, TrainConfig(**SMALL), resume=False)
+
+
+def test_broken_state_says_how_to_go_on(fake, tmp_path):
+    data = fake.make_data(tmp_path / "data")
+
+    def stop(event):
+        if event.stage == "train":
+            raise Stop
+
+    with pytest.raises(Stop):
+        fake.run(tmp_path / "run", data, TrainConfig(**SMALL), progress=stop)
+    (tmp_path / "run" / "state.safetensors").write_bytes(b"half a file")
+    with pytest.raises(CheckpointError, match="start over with --overwrite"):
+        fake.run(tmp_path / "run", data, TrainConfig(**SMALL))
 
 
 def test_nothing_to_learn_from(fake, tmp_path):
@@ -273,7 +327,7 @@ def test_nan_loss_stops_naming_step_and_term(fake, tmp_path, monkeypatch):
         return {**terms, "image": terms["image"] * float("nan")} if len(calls) == 4 else terms
 
     monkeypatch.setattr(fake.FakeMethod, "losses", losses)
-    with pytest.raises(ConfigError, match=r"step 4 of 9, image = nan, total = nan: lower learning_rate"):
+    with pytest.raises(TrainingError, match=r"step 4 of 9, image = nan, total = nan: lower learning_rate"):
         fake.run(tmp_path / "run", data, TrainConfig(**SMALL))
     state = load_file(tmp_path / "run" / "state.safetensors")
     assert all(tensor.isfinite().all() for tensor in state.values())

@@ -34,8 +34,8 @@ def train_command(
 ) -> int:
     """Train a method on an auxiliary data set, with masks of the anomalous images.
 
-    Interrupted at any moment, the same command goes on where the last state was saved. Several GPUs:
-    torchrun --nproc-per-node 4 -m zsad.cli.main train ...
+    Interrupted at any moment, the same command goes on where the last state was saved. Broken files are named
+    and left out (exit code 3). Several GPUs: torchrun --nproc-per-node 4 -m zsad train ...
 
     Args:
         method: Name of the method; see zsad list methods.
@@ -56,7 +56,7 @@ def train_command(
 
     from zsad.clip.weights import load_backbone
     from zsad.data.manifest import discover
-    from zsad.device import use_threads
+    from zsad.device import select_device, use_threads
     from zsad.infer.writer import check_place
     from zsad.methods.registry import build, find
     from zsad.train.distributed import joined
@@ -64,6 +64,8 @@ def train_command(
 
     settings = config or TrainConfig()
     find(method)
+    if device != "auto":
+        select_device(device)
     check_place(out)
     changes = parse_settings(set_ or [])
     sets = [discover(folder, split=split) for folder in data]
@@ -84,7 +86,7 @@ def train_command(
             resume=not overwrite,
         )
         _say_done(path)
-    return 0
+    return 3 if report.broken else 0
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
@@ -136,6 +138,7 @@ class _Reporter:
     def __init__(self) -> None:
         self._stage = ""
         self._done = 0
+        self.broken = 0
         self._stack = ExitStack()
         self._advance: Callable[[int], None] = lambda steps: None
 
@@ -152,6 +155,7 @@ class _Reporter:
 
         for line in now.notes:
             note(f"zsad: {printable(line)}")
+        self.broken += now.broken
         if now.stage in ("samples", "finished"):
             return
         if now.stage != self._stage:

@@ -62,7 +62,9 @@ class FeatureCache:
     def __init__(self, folder: Path, *, key_parts: Mapping[str, Any], max_bytes: int | None = None) -> None:
         key = json.dumps({"format": FORMAT, **key_parts}, sort_keys=True, default=str)
         self.root = folder
-        self.folder = make_folder(folder / hashlib.sha256(key.encode()).hexdigest()[:24])
+        place = folder / hashlib.sha256(key.encode()).hexdigest()[:24]
+        self._created = [path for path in (place, *place.parents) if not path.exists()]
+        self.folder = make_folder(place)
         self.max_bytes = max_bytes
         self._layout: tuple[int, int, int, int, int] | None = None
         self._where: dict[str, tuple[str, int]] = {}
@@ -124,17 +126,19 @@ class FeatureCache:
             free = shutil.disk_usage(self.root).free
             used = sum(file.stat().st_size for file in self.root.glob("*/*.bin"))
         advice = "train on fewer images (limit_per_class), set another cache_folder, or turn the cache off"
+        problem = ""
         if self.max_bytes is not None and used + needed > self.max_bytes:
-            raise StorageError(
-                f"feature cache {self.root} needs {_gb(needed)} more and holds {_gb(used)}, its limit is "
-                f"{_gb(self.max_bytes)}: raise cache_limit_gb to {math.ceil((used + needed) / 1e8) / 10}, "
-                f"or {advice}"
+            problem = (
+                f" and holds {_gb(used)}, its limit is {_gb(self.max_bytes)}: raise cache_limit_gb to "
+                f"{math.ceil((used + needed) / 1e8) / 10}, or {advice}"
             )
-        if needed + _RESERVE_BYTES > free:
-            raise StorageError(
-                f"feature cache {self.root} needs {_gb(needed)} more, the disk has {_gb(free)} free: "
-                f"free some space, {advice}"
-            )
+        elif needed + _RESERVE_BYTES > free:
+            problem = f", the disk has {_gb(free)} free: free some space, {advice}"
+        if problem:
+            for made in self._created:
+                with suppress(OSError):  # not empty: another run's
+                    made.rmdir()
+            raise StorageError(f"feature cache {self.root} needs {_gb(needed)} more{problem}")
 
     def add(self, hashes: Sequence[str], features: ImageFeatures) -> None:
         """Appends the features of a batch and commits them; images already there are left out.

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 RUN_FIELDS = frozenset({"cache", "cache_folder", "cache_limit_gb", "workers", "checkpoint_every"})
 """Fields that say how a run is carried out: a run may be resumed with other values of these."""
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class TrainConfig(BaseModel):
     """How an adapter is trained. The defaults are PromptMoE's (section "Implementation details")."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: int = Field(default=15, ge=1, description="Passes over the training images.")
     batch_size: int = Field(default=16, ge=1, description="Images a step, over all processes together.")
     learning_rate: float = Field(default=1e-3, gt=0, description="Adam's learning rate after the warm-up.")
-    betas: tuple[float, float] = Field(
+    betas: tuple[_Decay, _Decay] = Field(
         default=(0.6, 0.999), description="Adam's decay of both moments, in [0, 1)."
     )
     warmup_epochs: float = Field(

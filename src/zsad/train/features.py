@@ -18,6 +18,7 @@ from zsad.train.samples import Item, Skipped, TrainingSet
 from zsad.types import Sample
 
 Report = Callable[[int, int], None]
+_CHANGED = "the image changed while it was being read"
 
 
 class FeatureSource:
@@ -113,7 +114,7 @@ class FeatureSource:
         done = 0
         samples = [item.sample for item in training.items]
         for batch in iter_batches(samples, self.preprocess, batch_size=16, workers=self.config.workers):
-            bad += [Skipped(sample, str(error)) for sample, error in batch.errors]
+            bad += [Skipped(sample, str(error), broken=True) for sample, error in batch.errors]
             done += len(batch.samples) + len(batch.errors)
             report(done, len(samples))
         return bad
@@ -122,8 +123,8 @@ class FeatureSource:
         """Reads what has no features once more, for the reason."""
         bad: list[Skipped] = []
         for batch in iter_batches(samples, self.preprocess, batch_size=1, workers=self.config.workers):
-            bad += [Skipped(sample, str(error)) for sample, error in batch.errors]
-            bad += [Skipped(sample, "the image changed while it was being read") for sample in batch.samples]
+            bad += [Skipped(sample, str(error), broken=True) for sample, error in batch.errors]
+            bad += [Skipped(sample, _CHANGED, broken=True) for sample in batch.samples]
         return bad
 
 

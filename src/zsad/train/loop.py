@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,17 +15,16 @@ from torch import Tensor
 
 from zsad.data.image import Preprocess
 from zsad.data.manifest import DataSet
-from zsad.errors import ConfigError
-from zsad.files import storage_errors
+from zsad.errors import ConfigError, TrainingError
 from zsad.methods.base import ImageFeatures, Method
-from zsad.train.checkpoint import BackboneReference, Card, Training, save_checkpoint
+from zsad.train.checkpoint import BackboneReference, Card, Training
 from zsad.train.config import RUN_FIELDS, TrainConfig
 from zsad.train.distributed import Place, current_place, parallel
 from zsad.train.features import FeatureSource, open_cache
 from zsad.train.precision import amp_dtype, gradient_scaler, learning_rate
 from zsad.train.samples import TrainingSet, prepare, start_generator, step_seed
 from zsad.train.scale import colour_scale
-from zsad.train.state import RunFolder, StepLog, load_state, save_state, trainable
+from zsad.train.state import START_OVER, RunFolder, StepLog, load_state, save_state, trainable
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +52,7 @@ class Progress:
         epoch: the current one, from 0, while training.
         losses: the step's terms with "total" and "lr".
         notes: lines for a human, such as samples left out.
+        broken: at the stage "samples", how many were left out because a file is broken.
     """
 
     stage: Literal["samples", "features", "train", "scale", "finished"]
@@ -61,6 +61,7 @@ class Progress:
     epoch: int | None = None
     losses: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()
+    broken: int = 0
 
 
 Callback = Callable[[Progress], None]
@@ -94,43 +95,45 @@ def train(
         The path of the checkpoint.
 
     Raises:
-        ConfigError: `out` holds another run, settings that cannot work here, or a loss that is not finite.
+        ConfigError: `out` holds another run, or settings that cannot work here.
+        TrainingError: a loss that is not finite.
         DataError: nothing to learn from.
-        StorageError: the disk is full or cannot be written.
+        StorageError: the disk is full or cannot be written, or another process trains into `out`.
         KeyboardInterrupt: with the state saved; the message says where.
     """
     place = current_place()
     notify = progress if progress is not None and place.leads else _silent
     folder = RunFolder(out.expanduser())
-    if not resume and place.leads:
-        folder.clear()
-    place.barrier()
-    identity = _identity(method, config, card_parts)
-    folder.check(identity)
-    if folder.finished:
-        note = f"this run has finished before: {folder.model}; start over with resume off"
-        notify(Progress("finished", 1, 1, notes=(note,)))
-        return folder.model
-    _check_batch(config, place)
+    _check_settings(method, config, place)  # before anything is written or removed
     sets = [dataset] if isinstance(dataset, DataSet) else list(dataset)
-    source, training = _data(method, sets, config, card_parts, folder, place, notify)
-    identity |= {"data": training.fingerprint()}
-    folder.check(identity)
-    place.barrier()
-    if place.leads:
-        folder.begin(identity)
-    place.barrier()
-    trainer = Trainer(method, source, training, config=config, folder=folder, place=place, notify=notify)
-    trainer.run()
-    if place.leads:
-        report = lambda done, total: notify(Progress("scale", done, total))  # noqa: E731
-        method.map_scale = colour_scale(method, source, training, config=config, report=report)
-        names = [dataset.name for dataset in sets]
-        save_checkpoint(folder.out, method, _card(method, training, names, config, card_parts, trainer.steps))
-        with storage_errors(folder.state):
-            folder.state.unlink(missing_ok=True)
-        notify(Progress("finished", 1, 1, notes=(f"model written to {folder.model}",)))
-    place.barrier()
+    with ExitStack() as stack:
+        if place.leads:
+            folder.lock(stack)
+            if not resume:
+                folder.clear()
+        place.barrier()
+        identity = _identity(method, config, card_parts)
+        folder.check(identity)
+        if folder.finished:
+            note = f"this run has finished before: {folder.model}; start over with {START_OVER}"
+            notify(Progress("finished", 1, 1, notes=(note,)))
+            return folder.model
+        source, training = _data(method, sets, config, card_parts, folder, place, notify)
+        identity |= {"data": training.fingerprint()}
+        folder.check(identity)
+        place.barrier()
+        if place.leads:
+            folder.begin(identity)
+            folder.lock(stack)
+        place.barrier()
+        trainer = Trainer(method, source, training, config=config, folder=folder, place=place, notify=notify)
+        trainer.run()
+        if place.leads:
+            report = lambda done, total: notify(Progress("scale", done, total))  # noqa: E731
+            method.map_scale = colour_scale(method, source, training, config=config, report=report)
+            folder.finish(method, _card(method, training, sets, config, card_parts, trainer.steps))
+            notify(Progress("finished", 1, 1, notes=(f"model written to {folder.model}",)))
+        place.barrier()
     return folder.model
 
 
@@ -148,6 +151,13 @@ def _identity(method: Method, config: TrainConfig, parts: CardParts) -> dict[str
         "preprocess": parts.preprocess.to_dict(),
         "training": {name: value for name, value in settings.items() if name not in RUN_FIELDS},
     }
+
+
+def _check_settings(method: Method, config: TrainConfig, place: Place) -> None:
+    """ConfigError where training cannot work with these settings, whatever the data."""
+    _check_batch(config, place)
+    trainable(method)
+    amp_dtype(config.amp, next(method.parameters()).device)
 
 
 def _check_batch(config: TrainConfig, place: Place) -> None:
@@ -186,7 +196,8 @@ def _data(
     ]
     if not training.count(0):
         notes.append("no normal images: image scores will not be trained to tell them apart")
-    notify(Progress("samples", len(training.items), len(samples), notes=tuple(notes)))
+    broken = sum(entry.broken for entry in training.skipped)
+    notify(Progress("samples", len(training.items), len(samples), notes=tuple(notes), broken=broken))
     return source, training
 
 
@@ -295,14 +306,14 @@ class Trainer:
         """The step's losses, averaged over processes.
 
         Raises:
-            ConfigError: one of them is not finite.
+            TrainingError: one of them is not finite.
         """
         stacked = torch.stack([*(term.detach().float() for term in terms.values()), total.detach().float()])
         values = dict(zip([*terms, "total"], self.place.mean(stacked, weight=weight).tolist(), strict=True))
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             found = ", ".join(f"{name} = {values[name]}" for name in bad)
-            raise ConfigError(
+            raise TrainingError(
                 f"training stopped at step {self.step + 1} of {self.steps}, {found}: lower learning_rate "
                 f"({self.config.learning_rate}), lengthen warmup_epochs, or set amp to off"
             )
@@ -316,7 +327,7 @@ class Trainer:
                 for name, parameter in trainable(self.method).items()
                 if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
             ]
-            raise ConfigError(
+            raise TrainingError(
                 f"training stopped at step {self.step + 1} of {self.steps}, gradients of {', '.join(names[:4])} are "
                 f"not finite: lower learning_rate ({self.config.learning_rate}), or set amp to off"
             )
@@ -363,7 +374,7 @@ class Trainer:
 def _card(
     method: Method,
     training: TrainingSet,
-    names: Sequence[str],
+    sets: Sequence[DataSet],
     config: TrainConfig,
     parts: CardParts,
     steps: int,
@@ -375,7 +386,7 @@ def _card(
         preprocess=parts.preprocess.to_dict(),
         map_spec=method.map_spec.model_copy(update={"scale": method.map_scale}),
         training=Training(
-            datasets=tuple(names),
+            datasets=tuple(dataset.name for dataset in sets),
             classes=tuple(sorted({item.sample.class_name for item in training.items})),
             samples=len(training.items),
             normal=training.count(0),

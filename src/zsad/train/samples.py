@@ -25,10 +25,11 @@ _EPOCH, _LIMIT, _SCALE, _STEP, _START = range(5)  # streams of random numbers th
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A sample that is not trained on."""
+    """A sample that is not trained on; `broken` when one of its files is the reason, not what is known of it."""
 
     sample: Sample
     reason: str
+    broken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +190,12 @@ def _item(sample: Sample, size: tuple[int, int]) -> Item | Skipped:
         full = image_size(sample.image)
         digest = content_hash(sample.image)
         if digest is None:
-            return Skipped(sample, f"{sample.image} cannot be read: check its permissions")
+            return Skipped(sample, f"{sample.image} cannot be read: check its permissions", broken=True)
         if sample.label == 0 or sample.mask is None:
             return Item(sample, digest, None)
         mask = load_mask(sample.mask, size=size, image=sample.image, image_size=full)
     except ZsadError as error:
-        return Skipped(sample, str(error))
+        return Skipped(sample, str(error), broken=True)
     return Item(sample, digest, np.packbits(mask))
 
 

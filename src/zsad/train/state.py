@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,14 +14,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from zsad.errors import CheckpointError, ConfigError
-from zsad.files import make_folder, remove_leftovers, storage_errors, write_bytes, write_json
+from zsad.files import make_folder, remove_leftovers, sole_writer, storage_errors, write_bytes, write_json
 from zsad.methods.base import Method
-from zsad.train.checkpoint import CARD_FILE, MODEL_FILE, STATE_FILE, read_safetensors
+from zsad.train.checkpoint import CARD_FILE, MODEL_FILE, STATE_FILE, Card, read_safetensors, save_checkpoint
 
 FORMAT = 1
 RUN_FILE = "run.json"
 LOG_FILE = "log.jsonl"
+START_OVER = "--overwrite (in Python: resume=False)"
 _META_KEY = "state"
+_NAMED_AT_MOST = 4
 
 
 class RunFolder:
@@ -33,11 +35,22 @@ class RunFolder:
         self.state = out / STATE_FILE
         self.log = out / LOG_FILE
         self._run = out / RUN_FILE
+        self._locked = False
 
     @property
     def finished(self) -> bool:
         """True where the final model has been written."""
         return self.model.is_file()
+
+    def lock(self, stack: ExitStack) -> None:
+        """Keeps other processes out until `stack` ends; a folder that is not there yet cannot be locked.
+
+        Raises:
+            StorageError: another process trains into the folder.
+        """
+        if not self._locked and self.out.is_dir():
+            stack.enter_context(sole_writer(self.out))
+            self._locked = True
 
     def check(self, identity: Mapping[str, Any]) -> None:
         """Refuses a folder that holds another run.
@@ -52,7 +65,7 @@ class RunFolder:
             if self.finished or self.state.is_file():
                 raise ConfigError(
                     f"folder {self.out} holds a model but no {RUN_FILE}, so it cannot be told whether it is of "
-                    f"this run: choose another folder, or start over with resume off"
+                    f"this run: choose another folder, or start over with {START_OVER}"
                 )
             return
         there = self._read()
@@ -61,10 +74,12 @@ class RunFolder:
             for name, value in _flat(identity).items()
             if there.get(name) != value
         ]
+        if len(differing) > _NAMED_AT_MOST:
+            differing[_NAMED_AT_MOST:] = [f"{len(differing) - _NAMED_AT_MOST} more settings"]
         if differing:
             raise ConfigError(
                 f"folder {self.out} holds another run; it differs in {', '.join(differing)}: give the same "
-                f"settings to resume it, choose another folder, or start over with resume off"
+                f"settings to resume it, choose another folder, or start over with {START_OVER}"
             )
 
     def begin(self, identity: Mapping[str, Any]) -> None:
@@ -76,6 +91,16 @@ class RunFolder:
         make_folder(self.out)
         remove_leftovers(self.out)
         write_json(self._run, dict(identity))
+
+    def finish(self, method: Method, card: Card) -> None:
+        """Writes the model and removes the state.
+
+        Raises:
+            StorageError: the disk is full or cannot be written.
+        """
+        save_checkpoint(self.out, method, card)
+        with storage_errors(self.state):
+            self.state.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Removes the run's own files, so that it starts over; the feature cache stays."""
@@ -89,7 +114,7 @@ class RunFolder:
             values = json.loads(self._run.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"{self._run} cannot be read ({error}): start over with resume off"
+                f"{self._run} cannot be read ({error}): start over with {START_OVER}"
             ) from error
         return _flat(values) if isinstance(values, dict) else {}
 
@@ -210,12 +235,18 @@ def load_state(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> 
     Raises:
         CheckpointError: the file is broken or of another method.
     """
-    metadata, tensors = read_safetensors(path)
+    try:
+        metadata, tensors = read_safetensors(path)
+    except CheckpointError as error:
+        reason = str(error).partition(";")[0]
+        raise CheckpointError(f"{reason}, so the run cannot go on: start over with {START_OVER}") from error
     try:
         values = json.loads(metadata[_META_KEY])
         form, step = int(values["format"]), int(values["step"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a saved training state: start over with resume off") from error
+        raise CheckpointError(
+            f"{path} is not a saved training state: start over with {START_OVER}"
+        ) from error
     if form > FORMAT:
         raise CheckpointError(
             f"{path} has format {form}, at most {FORMAT} is read: upgrade zsad, or start over"
