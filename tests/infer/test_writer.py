@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,52 @@ def test_overlay_names_differ_where_paths_do() -> None:
     assert (
         len({overlay_name(name) for name in ("a/x.png", "b/x.png", "a/x.jpg", "a/x!.png", "a/x?.png")}) == 5
     )
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "text"])
+def test_rows_without_their_grid_are_done_again(tmp_path: Path, damage: str) -> None:
+    """A power cut may lose the end of one file and not of the other."""
+    paths, run = files(tmp_path / "in", 3), tmp_path / "run"
+    write(run, paths)
+    grids, whole = run / "grids.npy", (run / "grids.npy").read_bytes()
+    grids.unlink()
+    if damage != "gone":
+        grids.write_bytes({"empty": b"", "cut": whole[:-1], "text": b"no array"}[damage])
+    left = 2 if damage == "cut" else 0
+    with open_run(run) as writer:
+        assert [writer.is_finished(path) for path in paths] == [index < left for index in range(3)]
+        for index in range(left, 3):
+            writer.write(prediction(paths[index], index / 10), overlay=None, state=file_state(paths[index]))
+    assert [row["grid"] for row in read_rows(run)] == [0, 1, 2] and grids.read_bytes() == whole
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", "text", '{"source": "a"}', '{"source": 3, "error": "x"}'])
+def test_lines_that_are_no_rows_are_refused(tmp_path: Path, line: str) -> None:
+    write(tmp_path / "run", files(tmp_path / "in", 1))
+    (tmp_path / "run" / "predictions.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError, match=r"line 1 of .* is no row"):
+        open_run(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text('{"settings": []}')
+    with pytest.raises(DataError, match="not the file of a run"):
+        open_run(tmp_path / "run")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
+def test_two_writers_never_share_a_folder(tmp_path: Path) -> None:
+    paths, run = files(tmp_path / "in", 2), tmp_path / "run"
+    late = open_run(run)  # nothing is there yet, so nothing is locked
+    with open_run(run) as writer:
+        writer.write(prediction(paths[0], 0.1), overlay=None, state=file_state(paths[0]))
+        with pytest.raises(StorageError, match="another zsad is writing into"):
+            open_run(run)
+        with pytest.raises(StorageError, match="another zsad is writing into"):
+            late.write(prediction(paths[1], 0.1), overlay=None, state=file_state(paths[1]))
+        late.close()
+    late = open_run(tmp_path / "other")
+    write(tmp_path / "other", paths)
+    with pytest.raises(StorageError, match="meanwhile"):
+        late.write(prediction(paths[1], 0.1), overlay=None, state=file_state(paths[1]))
+    late.close()
+    assert len(list(read_rows(tmp_path / "other"))) == 2 and len(list(read_rows(run))) == 1
+    with open_run(run, overwrite=True) as writer:
+        writer.write(prediction(paths[1], 0.1), overlay=None, state=file_state(paths[1]))

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -165,7 +166,10 @@ def _overlay_job(prediction: Prediction, writer: RunWriter, options: Options) ->
             try:
                 path.write_bytes(content.getvalue())
             except OSError:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+                    path.parent.rmdir()  # where this would have been the first file
+                    path.parent.parent.rmdir()
                 raise
         return path
 

@@ -31,8 +31,9 @@ class GridFile:
         self._path = path
         self._count = 0
         self._shape: tuple[int, ...] | None = None
-        if keep and path.exists():
-            self._shape = read_grids(path).shape[1:]
+        held, shape = held_grids(path) if keep else (0, ())
+        if keep and held >= keep:
+            self._shape = shape
             self._count = keep
             self._file: BinaryIO = path.open("r+b")
             self._file.truncate(self._offset(keep))
@@ -60,6 +61,21 @@ class GridFile:
         self._file.close()
 
 
+def held_grids(path: Path) -> tuple[int, tuple[int, ...]]:
+    """How many whole grids a file holds, and their shape (L, h, w); 0 where it is missing or broken."""
+    try:
+        with path.open("rb") as stream:
+            np.lib.format.read_magic(stream)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            ours = stream.tell() == _HEADER_BYTES and dtype == np.dtype("<f2") and len(shape) > 1
+        each = 2 * int(np.prod(shape[1:]))
+        if not ours or not each:
+            return 0, ()
+        return min(shape[0], (path.stat().st_size - _HEADER_BYTES) // each), tuple(shape[1:])
+    except (OSError, ValueError, EOFError):
+        return 0, ()
+
+
 def _npy_header(shape: tuple[int, ...]) -> bytes:
     text = repr({"descr": "<f2", "fortran_order": False, "shape": shape}).encode("ascii")
     room = _HEADER_BYTES - len(_MAGIC) - 2
@@ -83,7 +99,7 @@ def read_run_file(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); choose another --out, or --overwrite") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not isinstance(content.get("settings", {}), dict):
         raise DataError(f"{path} is not the file of a run; choose another --out, or --overwrite")
     return content
 
@@ -103,12 +119,23 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
                 return
             try:
                 row = json.loads(line)
-                row["source"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"line {number} of {path} is no row; use --overwrite or another --out"
-                ) from error
+            except ValueError:
+                row = None
+            if not _is_row(row):
+                raise DataError(f"line {number} of {path} is no row; use --overwrite or another --out")
             yield row
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a line says what the others do: the source, and either an error or a result."""
+    if not isinstance(row, dict) or not isinstance(row.get("source"), str):
+        return False
+    numbers = (row.get("score"), row.get("grid"), row.get("ms"))
+    return "error" in row or (
+        all(isinstance(number, int | float) for number in numbers)
+        and isinstance(row.get("file"), list)
+        and isinstance(row.get("size"), list)
+    )
 
 
 def read_grids(path: Path) -> npt.NDArray[np.float16]:
@@ -119,8 +146,9 @@ def read_grids(path: Path) -> npt.NDArray[np.float16]:
     """
     try:
         grids: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); run again with --overwrite") from error
+    except (OSError, ValueError, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no array or is cut off"
+        raise DataError(f"{path} cannot be read ({reason}); run the same again, or --overwrite") from error
     return grids
 
 

@@ -17,12 +17,14 @@ import io
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from zsad.errors import DataError, StorageError
-from zsad.files import make_folder, storage_errors, write_bytes, write_json
+from zsad.files import make_folder, sole_writer, storage_errors, write_bytes, write_json
 from zsad.infer.prediction import Prediction
 from zsad.infer.store import (
     GRIDS_FILE,
@@ -32,6 +34,7 @@ from zsad.infer.store import (
     RUN_FILE,
     SCORES_FILE,
     GridFile,
+    held_grids,
     read_rows,
     read_run_file,
     row_line,
@@ -78,7 +81,7 @@ class RunWriter:
 
     Raises:
         DataError: the folder holds a run with other settings, or other files of the same names.
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or another process writes a run into it.
     """
 
     def __init__(
@@ -93,9 +96,27 @@ class RunWriter:
         self._started = False
         self._overwrite = overwrite
         self._finished: dict[str, list[int]] = {}
+        self._stack = ExitStack()
+        self._locked = False
         check_place(folder)
-        if not overwrite and self._check_settings():
-            self._finished = {row["source"]: row["file"] for row in read_rows(folder) if "error" not in row}
+        try:
+            self._lock()
+            if not overwrite and self._check_settings():
+                self._finished = {row["source"]: row["file"] for row in self._whole_rows()}
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _lock(self) -> None:
+        """Keeps other processes out of the folder, once it is there, until the run is closed."""
+        if not self._locked and self.folder.is_dir():
+            self._stack.enter_context(sole_writer(self.folder))
+            self._locked = True
+
+    def _whole_rows(self) -> Iterator[dict[str, Any]]:
+        """Rows of results whose grid is there, too: a power cut may lose what was written last."""
+        held, _ = held_grids(self.folder / GRIDS_FILE)
+        return (row for row in read_rows(self.folder) if "error" not in row and row["grid"] < held)
 
     def _check_settings(self) -> bool:
         """Whether a run with these settings lies here."""
@@ -164,6 +185,12 @@ class RunWriter:
         if self._started:
             return
         make_folder(self.folder / OVERLAYS)
+        if not self._locked:
+            self._lock()
+            if (self.folder / ROWS_FILE).exists() and not self._overwrite:
+                raise StorageError(
+                    f"another zsad has written into {self.folder} meanwhile: run the same again to go on"
+                )
         kept = self._prepare()
         document = {"settings": self._settings, **self._details}
         write_json(self.folder / RUN_FILE, document)
@@ -182,11 +209,7 @@ class RunWriter:
                 (self.folder / name).unlink(missing_ok=True)
             for old in (self.folder / OVERLAYS).glob("*.jpg"):
                 old.unlink(missing_ok=True)
-        rows = [
-            row
-            for row in read_rows(self.folder)
-            if "error" not in row and self._is_current(Path(row["source"]), row["file"])
-        ]
+        rows = [row for row in self._whole_rows() if self._is_current(Path(row["source"]), row["file"])]
         if (self.folder / ROWS_FILE).exists():
             write_bytes(self.folder / ROWS_FILE, b"".join(row_line(row) for row in rows))
         return max((row["grid"] + 1 for row in rows), default=0)
@@ -204,6 +227,10 @@ class RunWriter:
 
     def close(self) -> None:
         """Closes the files and writes scores.csv from the rows, also of an interrupted run."""
+        with self._stack:
+            self._finish()
+
+    def _finish(self) -> None:
         if self._pending and self._finished:
             self._start()
         if not self._started:
