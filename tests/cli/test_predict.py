@@ -6,6 +6,9 @@ import csv
 import errno
 import json
 import os
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +155,36 @@ def test_only_bad_images_leave_nothing(predict, make_images, tmp_path: Path) -> 
     assert (code, printed) == (2, "")
     assert "none of the 4 images could be used" in said.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links and pipes of POSIX")
+def test_links_that_lead_nowhere_and_pipes(predict, make_images, tmp_path: Path) -> None:
+    images = make_images(tmp_path / "in", 2)
+    (images / "dead.png").symlink_to(tmp_path / "nowhere.png")
+    (images / "loop.png").symlink_to(images / "loop.png")
+    (images / "folder.png").mkdir()
+    os.mkfifo(images / "pipe.png")
+    code, _, said = predict(images, "--out", tmp_path / "out")
+    assert code == 3 and len(said.splitlines()) == 2
+    assert all(f"{name}.png is a link that leads nowhere" in said for name in ("dead", "loop"))
+    for name, word in (("dead", "leads nowhere"), ("loop", "leads nowhere"), ("pipe", "not a regular file")):
+        code, printed, said = predict(images / f"{name}.png", "--out", tmp_path / "one")
+        assert (code, printed) == (2, "") and word in said and said.count("\n") == 1
+
+
+def test_picture_beyond_the_warning_of_pillow_is_one_line(predict, tmp_path: Path) -> None:
+    """A header that claims 119 megapixels: more than Pillow likes, less than it refuses."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 10900, 10900, 1, 0, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IEND", b""))
+    with warnings.catch_warnings(record=True) as told:  # and puts back the filters that the command sets
+        warnings.simplefilter("always")
+        code, _, said = predict(tmp_path / "huge.png", "--out", tmp_path / "out")
+    assert code == 2 and "truncated" in said and said.count("\n") == 1 and not told
 
 
 def test_odd_but_good_images(predict, tmp_path: Path) -> None:

@@ -126,6 +126,24 @@ def test_files_that_may_not_grow_are_one_clear_line(toy, tmp_path: Path) -> None
     assert done.stderr.count("\n") == 1 and "cannot write" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_standard_streams_do_not_matter(tmp_path: Path, closed: str) -> None:
+    shell = f'exec "$0" -m zsad list methods {closed}'
+    done = subprocess.run(["sh", "-c", shell, sys.executable], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert ("promptmoe" in done.stdout) == (">&-" not in closed.replace("2>&-", ""))
+
+
+def test_help_into_a_closed_pipe_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zsad", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    said = process.stderr.read()
+    assert (process.wait(timeout=60), said) == (0, b"")
+
+
 def test_full_standard_output_is_one_clear_line(toy, tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")

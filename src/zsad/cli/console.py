@@ -37,6 +37,16 @@ def _write(stream: TextIO, line: str) -> None:
         silence(stream)
 
 
+def open_streams() -> None:
+    """Gives a process that was started with closed standard streams ones that lead nowhere.
+
+    Python leaves None in their place; and the numbers of closed streams would go to the next files opened.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - until the end
+
+
 def silence(stream: TextIO) -> None:
     """Sends what is still written to a stream nowhere."""
     try:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Parameter
 
 import zsad
-from zsad.cli.console import note, printable, silence
+from zsad.cli.console import note, open_streams, printable, silence
 from zsad.errors import ZsadError
 
 VERBS = {
@@ -56,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # NumPy only ever multiplies small matrices here, in threads beside the model's own: a pool of threads for each
     # product would cost more than the product. To be said before NumPy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    open_streams()
+    # What is wrong with an image is said once, by zsad; Pillow's remarks on headers would come on top.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         result = build_app()(
             list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, print_error=False
@@ -68,6 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         silence(sys.stdout)
         return 0
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # rich's answer to `zsad --help | head`
+            return 0
+        raise
     except Exception as error:
         if os.environ.get("ZSAD_DEBUG", "") not in ("", "0") and not isinstance(error, CycloptsError):
             raise

@@ -89,7 +89,7 @@ def _outside(samples: list[Sample], out: Path) -> list[Sample]:
     kept = [
         replace(sample, image=Path(os.path.abspath(sample.image)))  # noqa: PTH100 - links stay as they are
         for sample in samples
-        if own not in sample.image.resolve().parents
+        if own not in Path(os.path.realpath(sample.image)).parents  # Path.resolve raises on circles
     ]
     if not kept:
         raise DataError(f"the only images found are the overlays of the run in {out}; name other inputs")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -245,7 +246,9 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     with _decoding(str(path)):
         if path.is_dir():
             raise ImageError(f"{path} is a folder, expected an image file")
-        if not path.exists():
+        if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises on links in a circle)
+            if path.is_symlink():
+                raise ImageError(f"{path} is a link that leads nowhere: remove it or restore its target")
             raise ImageError(f"{path} does not exist: check the path")
         if not path.is_file():
             raise ImageError(f"{path} is not a regular file, expected an image file")

@@ -6,6 +6,7 @@ MVTec (class/test/kind with class/ground_truth/kind), good against other folders
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -62,8 +63,16 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
+def _is_dead_link(path: Path) -> bool:
+    """True for a link of an image's name that leads nowhere: to be reported, not passed over."""
+    return path.is_symlink() and path.suffix.lower() in IMAGE_SUFFIXES and not os.path.exists(path)  # noqa: PTH110
+
+
 def walk_images(folder: Path, *, skip_masks: bool = False) -> Iterator[Path]:
-    """Yield the images below a folder in a fixed order; every real folder is entered once, so loops end."""
+    """Yield the images below a folder in a fixed order; every real folder is entered once, so loops end.
+
+    Links that lead nowhere are yielded, so that whoever reads them says so.
+    """
     seen: set[tuple[int, int]] = set()
     pending = [folder]
     while pending:
@@ -73,7 +82,7 @@ def walk_images(folder: Path, *, skip_masks: bool = False) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         inside = entries(current)
-        yield from (path for path in inside if is_image(path))
+        yield from (path for path in inside if is_image(path) or _is_dead_link(path))
         deeper = [path for path in inside if path.is_dir() and not (skip_masks and is_mask_folder(path))]
         pending.extend(reversed(deeper))
 

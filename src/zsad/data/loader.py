@@ -110,8 +110,8 @@ def _images_of(given: str | Path) -> list[Path]:
         if not images:
             raise DataError(f"{path} holds no images: name a folder with images")
         return images
-    if os.path.isfile(path):  # noqa: PTH113
-        return [path]
+    if os.path.lexists(path):
+        return [path]  # also of another kind, or a link that leads nowhere: the reader says what it is
     if not glob.has_magic(str(path)):
         raise DataError(f"{path} does not exist: check the path")
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (absolute patterns)
