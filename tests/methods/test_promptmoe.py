@@ -281,3 +281,24 @@ def test_every_setting_is_described():
     assert all(field.description for field in PromptMoEConfig.model_fields.values())
     again = PromptMoEConfig.model_validate_json(PromptMoEConfig(layers=(12, 24)).model_dump_json())
     assert again.layers == (12, 24) and again.prompted == (12, 24)
+
+
+@pytest.mark.parametrize("settings", [{}, {"cross_attention_input": "raw"}, {"prompting": "static_ensemble"}])
+def test_mixed_precision_ends_with_the_text(backbone, pixels, masks, labels, settings, monkeypatch):
+    """With the prompts and their text held fixed, bf16 changes no bit of the losses; with all of it, little."""
+    method = method_on(backbone, **settings)
+    features = method.features(pixels)
+    segments, routing = method._mix(features.patches, features.cls)
+    text = method.encode(*segments)
+    plain = method.losses(features, masks, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = method.losses(features, masks, labels)
+    for name, term in plain.items():
+        assert mixed[name].dtype == torch.float32
+        assert float(mixed[name].detach()) == pytest.approx(float(term.detach()), rel=0.05), name
+    monkeypatch.setattr(method, "_mix", lambda *_: (segments, routing))
+    monkeypatch.setattr(method, "encode", lambda *_: text)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fixed = method.losses(features, masks, labels)
+    for name, term in plain.items():
+        assert torch.equal(fixed[name], term), name

@@ -30,7 +30,13 @@ from torch.nn import functional as F
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
-from zsad.methods.similarity import image_probability, layer_maps, patch_logits, segmentation_losses
+from zsad.methods.similarity import (
+    full_precision,
+    image_probability,
+    layer_maps,
+    patch_logits,
+    segmentation_losses,
+)
 from zsad.nn.attention import QueryAttention
 from zsad.nn.filters import gaussian
 from zsad.nn.losses import score_loss
@@ -232,13 +238,15 @@ class PromptMoE(Method):
         """The terms of Eq. 8, auxiliary ones with their weights."""
         config = self.config
         logits, probability, routing = self._compare(features)
-        maps = layer_maps(logits, self.map_spec, size=(masks.shape[-2], masks.shape[-1]))
-        per_layer, both_channels = config.segmentation == "per_layer", config.dice == "both"
-        terms = segmentation_losses(maps, masks, per_layer=per_layer, both_channels=both_channels)
-        terms["classify"] = score_loss(self._score(maps, probability), labels)
-        if routing is not None:
-            terms["balance"] = config.alpha * balance_loss(routing)
-            terms["decouple"] = config.beta * torch.stack([decouple_loss(pool) for pool in self.pools]).sum()
+        with full_precision(logits.device):
+            maps = layer_maps(logits, self.map_spec, size=(masks.shape[-2], masks.shape[-1]))
+            per_layer, both_channels = config.segmentation == "per_layer", config.dice == "both"
+            terms = segmentation_losses(maps, masks, per_layer=per_layer, both_channels=both_channels)
+            terms["classify"] = score_loss(self._score(maps, probability), labels)
+            if routing is not None:
+                decouple = torch.stack([decouple_loss(pool) for pool in self.pools]).sum()
+                terms["balance"] = config.alpha * balance_loss(routing)
+                terms["decouple"] = config.beta * decouple
         return terms
 
     def _score(self, maps: Tensor, probability: Tensor) -> Tensor:
@@ -250,19 +258,27 @@ class PromptMoE(Method):
 
     def _compare(self, features: ImageFeatures) -> tuple[Tensor, Tensor, Tensor | None]:
         """Grids (B, L, h, w), the global feature's probability (B,), and routing logits (B, 2, L', E)."""
-        config, visual = self.config, self.clip.visual
         patches, cls = (tokens.to(self.context.dtype) for tokens in (features.patches, features.cls))
         segments, routing = self._mix(patches, cls)
         text = self.encode(*segments)
-        if routing is None:
-            # Static prompts stand in place of the batch; averaging them averages their similarities.
-            text = text.mean(dim=0, keepdim=True).expand(len(cls), -1, -1, -1)
+        # Mixed precision ends here: logits are differences over a small temperature, scores are close to 0 or 1.
+        with full_precision(text.device):
+            if routing is None:
+                # Static prompts stand in place of the batch; averaging them averages their similarities.
+                text = text.mean(dim=0, keepdim=True).expand(len(cls), -1, -1, -1)
+            else:
+                routing = routing.to(self.context.dtype)
+            logits, probability = self._similarities(patches, cls, text)
+        return logits.view(*logits.shape[:2], *features.grid), probability, routing
+
+    def _similarities(self, patches: Tensor, cls: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, L, N) of patches and the global feature's probability (B,), for text (B, L', 2, D)."""
+        config, visual = self.config, self.clip.visual
         if config.cross_attention_input == "raw":
             patches, cls = visual.project(patches), visual.project(cls, norm=self._cls_norm)
         cosine, own = config.normalise, text[:, self._text_of]
         logits = patch_logits(patches, own, temperature=config.tau, normalise=cosine)
-        probability = image_probability(cls, text[:, -1], temperature=config.tau_prime, normalise=cosine)
-        return logits.view(*logits.shape[:2], *features.grid), probability, routing
+        return logits, image_probability(cls, text[:, -1], temperature=config.tau_prime, normalise=cosine)
 
     def _mix(self, patches: Tensor, cls: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Eqs. 2 and 3: segments S_n, S_a (B, L', M, D) and routing logits z (B, 2, L', E).

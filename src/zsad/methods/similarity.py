@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from zsad.nn.filters import MapSpec, upsample
 from zsad.nn.losses import dice_loss, focal_loss
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """A block without autocast, where a device has it: what is computed within keeps the type of its inputs."""
+    return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()
 
 
 def patch_logits(patches: Tensor, text: Tensor, *, temperature: float, normalise: bool = True) -> Tensor:
