@@ -15,7 +15,6 @@ _EXTRAS = {
     "report": (("jinja2", "jinja2"),),
     "eval": (("scipy", "scipy"),),
     "hub": (("huggingface_hub", "huggingface-hub"),),
-    "train": (("accelerate", "accelerate"), ("tensorboard", "tensorboard")),
 }
 _CORE = ("torch", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "cyclopts", "rich")
 _PURPOSE = {
@@ -23,7 +22,6 @@ _PURPOSE = {
     "report": "report.html",
     "eval": "faster connected components",
     "hub": "backbones by hub id",
-    "train": "several GPUs, TensorBoard",
 }
 
 
