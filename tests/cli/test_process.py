@@ -9,7 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from zsad.train.checkpoint import read_card
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
 
@@ -155,3 +159,33 @@ def test_full_standard_output_is_one_clear_line(toy, tmp_path: Path) -> None:
             text=True,
         )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left" in done.stderr
+
+
+def test_torchrun_trains_with_two_processes(toy, tmp_path: Path) -> None:
+    """The command of the README on two processes of gloo: one model, one log, one voice."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_gloo_available()):
+        pytest.skip("no gloo in this PyTorch")
+    for index, kind in enumerate(("good", "good", "spot", "spot")):
+        pixels = np.random.default_rng(index).integers(60, 120, (40, 40, 3), dtype=np.uint8)
+        mask = np.zeros((40, 40), np.uint8)
+        mask[10:20, 10:24] = 255
+        pixels[mask > 0] = 240 if kind == "spot" else pixels[mask > 0]
+        for folder, image in (("test", pixels), ("ground_truth", mask)):
+            if folder == "test" or kind == "spot":
+                place = tmp_path / "disc" / folder / kind
+                place.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(place / f"{index}.png")
+    out = tmp_path / "run"
+    launch = "-m torch.distributed.run --standalone --nproc-per-node 2 -m zsad train promptmoe --device cpu"
+    words = [*launch.split(), "--threads", "1", "--data", str(tmp_path / "disc"), "--out", str(out)]
+    words += ["--backbone", str(toy.backbone), "--epochs", "1", "--batch-size", "2"]
+    words += ["--set", "heads=4", "--set", "experts=2", "--set", "top_k=1"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote ") == 1 and done.stderr.count("2 normal and 2 anomalous") == 1
+    assert "Traceback" not in done.stderr
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in log] == [1, 2]
+    assert read_card(out / "model.safetensors").training.samples == 4
