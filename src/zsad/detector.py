@@ -103,7 +103,7 @@ class Detector:
             samples,
             self.preprocess,
             on_error=on_error or _warn,
-            batch_size=batch_size or default_batch_size(self.device),
+            batch_size=default_batch_size(self.device) if batch_size is None else batch_size,
         )
 
     def save(self, path: str | Path) -> Path:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,36 @@ def test_saved_detector_is_the_same(detector: Detector, toy, tmp_path: Path) -> 
     path = toy.images / "part02.png"
     assert again.predict(path).score == detector.predict(path).score
     assert again.card.method == "promptmoe"
+
+
+def test_impossible_numbers(detector: Detector, toy) -> None:
+    for size in (0, -1):
+        with pytest.raises(ConfigError, match=f"batch_size is {size}"):
+            list(detector.predict_folder(toy.images, batch_size=size))
+        with pytest.raises(ConfigError, match=f"max_side is {size}"):
+            detector.predict(toy.images / "part00.jpg").overlay(max_side=size)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"method": "nope"}, "no method is called 'nope'"),
+        ({"config": {"nope": 3}}, "unknown setting 'nope'"),
+        ({"config": {"experts": 3, "top_k": 2, "heads": 4}}, "tensor 'pools.0' has shape"),
+    ],
+)
+def test_checkpoint_of_another_make_is_named(toy, tmp_path: Path, change: dict, word: str) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    path = toy.model / "model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        card = json.loads(file.metadata()["card"])
+    broken = tmp_path / "broken.safetensors"
+    save_file(load_file(path), broken, {"card": json.dumps({**card, **change})})
+    with pytest.raises(CheckpointError, match=word) as caught:
+        zsad.load(broken, device="cpu")
+    assert str(broken) in str(caught.value)
 
 
 def test_untrained_method_on_any_backbone(toy) -> None:

@@ -44,7 +44,7 @@ def _package(repository: str) -> Any:
     except ImportError:
         raise HubError(
             f"the weights of {repository} are not here and huggingface-hub is not installed; run "
-            f"`pip install zsad[hub]`, or download them by hand and pass `--weights PATH`"
+            f"`pip install 'zsad[hub]'`, or download them by hand and pass `--weights PATH`"
         ) from None
     return huggingface_hub
 

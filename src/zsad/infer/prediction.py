@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from zsad.data.image import load_image
-from zsad.errors import ImageError
+from zsad.errors import ConfigError, ImageError
 from zsad.infer.overlay import blend
 from zsad.nn.filters import MapSpec, render_map_numpy
 
@@ -73,6 +73,7 @@ class Prediction:
             opacity: in [0, 1], of the hottest places.
 
         Raises:
+            ConfigError: `max_side` below 1.
             ImageError: no picture is given or known, or its file is gone or broken.
         """
         picture = self._picture(image, max_side)
@@ -83,6 +84,8 @@ class Prediction:
         return self._picture(None, max_side)
 
     def _picture(self, image: Image.Image | None, max_side: int | None) -> Image.Image:
+        if max_side is not None and max_side < 1:
+            raise ConfigError(f"max_side is {max_side}, expected 1 or more")
         given = image if image is not None else self.picture
         if given is None and self.source is None:
             raise ImageError("the picture is not known any more: give it, as in prediction.overlay(image)")

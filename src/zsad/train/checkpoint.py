@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 import zsad
-from zsad.errors import CheckpointError
+from zsad.errors import CheckpointError, ConfigError
 from zsad.files import write_bytes, write_text
 from zsad.methods.base import MapSpec, Method
 
@@ -218,7 +218,10 @@ def load_checkpoint(path: str | Path, method: Method, *, backbone_sha256: str | 
             raise CheckpointError(
                 f"tensor {name!r} of {path} holds NaN or infinity; fetch or train the model again"
             )
-    method.load_adapter(tensors)
+    try:
+        method.load_adapter(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     method.map_scale = card.map_spec.scale
     return card
 
@@ -315,6 +318,9 @@ def build_method(
         name = card.backbone.name if backbone is None else backbone
         loaded = load_backbone(name, device=device, dtype=dtype)
     _check_backbone(card, path, loaded.sha256)
-    method = build(card.method, card.config, loaded)
+    try:
+        method = build(card.method, card.config, loaded)
+    except ConfigError as error:
+        raise CheckpointError(f"the card of {path} cannot be used by this zsad: {error}") from error
     load_checkpoint(path, method, backbone_sha256=loaded.sha256)
     return method.to(next(loaded.clip.parameters()).device).eval(), card
