@@ -278,6 +278,17 @@ def test_full_disk_is_one_line_and_finished_rows_stay(
     assert len(rows_of(out)) == 5
 
 
+def test_disk_full_from_the_start_leaves_nothing(predict, toy, tmp_path: Path, monkeypatch) -> None:
+    def full(self: Path, content: bytes) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, printed, said = predict(toy.images, "--out", tmp_path / "out")
+    assert (code, printed) == (2, "") and "the disk is full" in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_interrupt_keeps_finished_rows(predict, toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import zsad.cli.scoring as scoring
 

@@ -168,8 +168,6 @@ def _overlay_job(prediction: Prediction, writer: RunWriter, options: Options) ->
             except OSError:
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
-                    path.parent.rmdir()  # where this would have been the first file
-                    path.parent.parent.rmdir()
                 raise
         return path
 

@@ -18,7 +18,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -98,6 +98,7 @@ class RunWriter:
         self._finished: dict[str, list[int]] = {}
         self._stack = ExitStack()
         self._locked = False
+        self._created = [path for path in (folder / OVERLAYS, folder) if not path.exists()]
         check_place(folder)
         try:
             self._lock()
@@ -234,6 +235,9 @@ class RunWriter:
         if self._pending and self._finished:
             self._start()
         if not self._started:
+            for made in self._created:  # by overlays that a full disk refused, as the first files
+                with suppress(OSError):
+                    made.rmdir()
             return
         self._started = False
         assert self._rows is not None and self._grids is not None
