@@ -17,7 +17,9 @@ from zsad.errors import ConfigError
 from zsad.train.checkpoint import read_card
 from zsad.train.config import TrainConfig
 from zsad.train.distributed import Place, joined
+from zsad.train.features import FeatureSource, open_cache
 from zsad.train.loop import _check_batch
+from zsad.train.samples import prepare
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 8])
@@ -88,3 +90,21 @@ def test_two_processes_train_as_one_would(fake, tmp_path):
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("two", "one")]
     for both, one in zip(*logs, strict=True):
         assert json.loads(both)["total"] == pytest.approx(json.loads(one)["total"], rel=1e-3)
+
+
+def test_process_that_starts_late_deals_out_the_same_images(fake, tmp_path):
+    """The second of two processes looks into the shared cache when the first has filled its part already."""
+    data = fake.make_data(tmp_path / "data")
+    config, method = TrainConfig(batch_size=2), fake.FakeMethod()
+    training = prepare(data.samples, config=config, size=method.train_map_size)
+
+    def extract(rank):
+        cache = open_cache(method, fake.PREPROCESS, backbone_sha256="ab", config=config, out=tmp_path / "run")
+        source = FeatureSource(method, fake.PREPROCESS, config=config, cache=cache)
+        source._extract(training.items, cache, Place(rank, 2), lambda done, total: None)
+        return cache
+
+    assert 0 < len(extract(0)) < 9
+    last = extract(1)
+    last.refresh()
+    assert len(last) == 9 and all(item.digest in last for item in training.items)

@@ -59,7 +59,7 @@ def train_command(
     from zsad.device import select_device, use_threads
     from zsad.infer.writer import check_place
     from zsad.methods.registry import build, find
-    from zsad.train.distributed import joined
+    from zsad.train.distributed import current_place, joined
     from zsad.train.loop import train
 
     settings = config or TrainConfig()
@@ -86,7 +86,8 @@ def train_command(
             resume=not overwrite,
         )
         _say_done(path)
-    return 3 if report.broken else 0
+        # To torchrun any code but 0 is a crash of the process.
+        return 3 if report.broken and current_place().size == 1 else 0
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:

@@ -88,8 +88,12 @@ class FeatureSource:
         # whether or not the extraction was interrupted.
         size = self.config.batch_size
         chunks = [items[start : start + size] for start in range(0, len(items), size)]
-        todo = [chunk for chunk in chunks if any(item.digest not in cache for item in chunk)][
-            place.rank :: place.size
+        # Dealt out before looking what is there: a process that starts late sees what others have written by
+        # then, and would deal out another list.
+        todo = [
+            chunk
+            for chunk in chunks[place.rank :: place.size]
+            if any(item.digest not in cache for item in chunk)
         ]
         if not todo:
             return
