@@ -41,6 +41,11 @@ from zsad.types import Sample
 
 FOLDS = {"A": ("MVTec", "MVTec3D-RGB", "CVC-ColonDB"), "B": ("MagneticTile", "BSData", "CrackForest")}
 UNSEEN = ("BrainMRI", "Br35H", "BUSI")
+# Choices are made inside a fold: (sets to train on, sets to choose by).
+INNER = {
+    "A-inner": (("MVTec",), ("MVTec3D-RGB", "CVC-ColonDB")),
+    "B-inner": (("MagneticTile",), ("BSData", "CrackForest")),
+}
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")
 BATCH = 16
 
@@ -136,15 +141,18 @@ def run(options: argparse.Namespace) -> None:
     image_size = settings.get("image_size", backbone.preset.detection_size)
     features = Features(backbone, options.work / "features", image_size=image_size)
     if options.features_only:
-        for name in (*FOLDS["A"], *FOLDS["B"], *UNSEEN):
-            dataset = discover(options.data / name)
+        folders = [options.data / name for name in (*FOLDS["A"], *FOLDS["B"], *UNSEEN)]
+        for dataset in map(discover, [*folders, *options.also]):
             for _ in features.batches(dataset.samples):
                 pass
-            print(f"features of {len(dataset.samples)} images of {name}", flush=True)
+            print(f"features of {len(dataset.samples)} images of {dataset.name}", flush=True)
         return
     for fold in options.folds:
-        trained_on = [*(discover(options.data / name) for name in FOLDS[fold]), *map(discover, options.also)]
-        targets = [discover(options.data / name) for name in (*FOLDS["B" if fold == "A" else "A"], *UNSEEN)]
+        inner = INNER.get(fold)
+        own = inner[0] if inner else FOLDS[fold]
+        others = inner[1] if inner else (*FOLDS["B" if fold == "A" else "A"], *UNSEEN)
+        trained_on = [*(discover(options.data / name) for name in own), *map(discover, options.also)]
+        targets = [discover(options.data / name) for name in others]
         for seed in options.seeds:
             done = options.work / f"{options.name}-{fold}-{seed}.json"
             if done.exists():
@@ -171,7 +179,9 @@ def one(
     parts = CardParts(BackboneReference(name=backbone.name, sha256=backbone.sha256), features.preprocess)
     out = options.work / "runs" / f"{options.name}-{fold}-{seed}"
     path = train(method, trained_on, config=config, out=out, card_parts=parts)
-    trained, _ = build_method(path)
+    trained, _ = build_method(path, backbone=backbone)
+    if fold in INNER:
+        return {"trained": measure(trained, features, targets)}
     untrained = build("promptmoe", settings, backbone)
     untrained.reset_parameters(torch.Generator().manual_seed(seed))
     shared = {key: settings[key] for key in ("image_size",) if key in settings}
@@ -264,7 +274,7 @@ def main() -> None:
     first = verbs.add_parser("run")
     first.add_argument("data", type=Path)
     first.add_argument("--backbone", default="zsad-tiny")
-    first.add_argument("--folds", nargs="+", default=list(FOLDS), choices=list(FOLDS))
+    first.add_argument("--folds", nargs="+", default=list(FOLDS), choices=[*FOLDS, *INNER])
     first.add_argument("--seeds", nargs="+", type=int, default=[111, 112, 113])
     first.add_argument(
         "--also", nargs="*", type=Path, default=[], help="further sets to train on, in both folds"

@@ -1,7 +1,7 @@
 """Puts a finished run into the package as a bundled model, in half precision.
 
-    zsad train promptmoe --data DATA/MVTec --data DATA/MVTec3D-RGB ... --out RUN --seed 111
-    python tools/ship_adapter.py RUN promptmoe-tiny
+zsad train promptmoe --data DATA/MVTec --data DATA/MVTec3D-RGB ... --out RUN --seed 111
+python tools/ship_adapter.py RUN promptmoe-tiny
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ ASSETS = Path(__file__).parent.parent / "src" / "zsad" / "assets"
 
 def main() -> None:
     """Reads the command line and writes `assets/NAME`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
     options = parser.parse_args()
