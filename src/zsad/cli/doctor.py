@@ -13,14 +13,12 @@ from pathlib import Path
 _EXTRAS = {
     "demo": (("elpv_dataset", "elpv-dataset"), ("jinja2", "jinja2")),
     "report": (("jinja2", "jinja2"),),
-    "eval": (("scipy", "scipy"),),
     "hub": (("huggingface_hub", "huggingface-hub"),),
 }
 _CORE = ("torch", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "cyclopts", "rich")
 _PURPOSE = {
     "demo": "zsad demo on real solar cells",
     "report": "report.html",
-    "eval": "faster connected components",
     "hub": "backbones by hub id",
 }
 
