@@ -394,7 +394,7 @@ def _card(
             epochs=config.epochs,
             steps=steps,
             seed=config.seed,
-            settings=config.model_dump(mode="json"),
+            settings=config.model_dump(mode="json", exclude=set(RUN_FIELDS)),
             data_fingerprint=training.fingerprint(),
         ),
     )

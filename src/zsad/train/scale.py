@@ -15,9 +15,9 @@ from zsad.train.samples import TrainingSet
 
 _BINS = 8192
 _SCALE_IMAGES = 256  # of each label: the quantiles of their millions of pixels move no more
-_COLD_QUANTILE = 0.9
-_HOT_QUANTILE = 0.5
-_LEAST_SPAN = 0.05
+_COLD_QUANTILE = 0.99
+_HOT_QUANTILE = 0.95
+_LEAST_SPAN = 0.2
 
 
 class Histogram:
@@ -51,8 +51,8 @@ def colour_scale(
 ) -> tuple[float, float]:
     """The map values (low, high) for the coldest and the hottest colour.
 
-    Low is what nine tenths of the pixels of normal images stay below, so that these are cold; high is the median
-    over anomalous pixels, and at least 0.05 more.
+    Low is what 99 % of the pixels of normal images stay below, so that these are cold also on things of another
+    kind, whose maps lie higher; high is what 5 % of the anomalous pixels exceed, and at least 0.2 more than low.
 
     Args:
         method: trained, in evaluation mode.
