@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import sys
 
 import torch
 
@@ -63,8 +66,8 @@ def _check_cuda(device: torch.device, name: str) -> None:
 
 
 def default_batch_size(device: torch.device) -> int:
-    """Images a pass: few on a CPU, where larger batches only cost memory, more on a GPU."""
-    return 4 if device.type == "cpu" else 32
+    """Images a pass: one on a CPU, where the maps of larger batches outgrow the cache, more on a GPU."""
+    return 1 if device.type == "cpu" else 32
 
 
 def use_threads(count: int | None = None) -> int:
@@ -80,7 +83,23 @@ def use_threads(count: int | None = None) -> int:
     if wanted < 1:
         raise ConfigError(f"threads is {wanted}, expected 1 or more")
     torch.set_num_threads(wanted)
+    _keep_freed_memory()
     return wanted
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc keep what is freed for the next image, instead of asking the system for every map anew.
+
+    Pages that come fresh from the system are cleared on first touch: for a small convolutional tower that is a
+    quarter of the time. Without glibc nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    trim_threshold, mmap_threshold, large = -1, -3, 1 << 30
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(trim_threshold, large)
+        library.mallopt(mmap_threshold, large)
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:

@@ -28,6 +28,11 @@ class SameConv(nn.Conv2d):
         return F.conv2d(padded, self.weight, self.bias, stride, 0, 1, self.groups)
 
 
+def _relu6(x: Tensor) -> Tensor:
+    """ReLU6 of a tensor that nobody else holds: in place where no gradient needs the input."""
+    return F.relu6(x, inplace=not x.requires_grad)
+
+
 class InvertedResidual(nn.Module):
     """Widen, filter each channel in space, narrow; with a residual where the shape allows (MobileNetV2)."""
 
@@ -87,7 +92,7 @@ class MobileStem(nn.Module):
         height, width = (side - side % self.stride for side in pixels.shape[-2:])
         # Depthwise convolutions on a processor run about twice as fast with the channels innermost.
         x = pixels[..., :height, :width].contiguous(memory_format=torch.channels_last)
-        x = F.relu6(self.first(x))
+        x = _relu6(self.first(x))
         joined = []
         for index, stage in enumerate(self.stages):
             x = stage(x)
