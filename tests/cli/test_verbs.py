@@ -130,15 +130,33 @@ def test_evaluate_names_bad_masks(call, toy, mvtec: Path, tmp_path: Path) -> Non
     assert said.splitlines()[-1].startswith("zsad: error: mask ") and not (tmp_path / "other").exists()
 
 
-def test_evaluate_interrupted_promises_nothing(call, toy, mvtec: Path, tmp_path: Path, monkeypatch) -> None:
+def test_evaluate_interrupted_goes_on(call, toy, mvtec: Path, tmp_path: Path, monkeypatch) -> None:
     from zsad.metrics.protocols import ClassScores
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+    words = ["evaluate", toy.model, "--data", mvtec, "--device", "cpu", "--out"]
+    assert call(*words, tmp_path / "whole")[0] == 0
+    whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    add, seen = ClassScores.add, []
 
-    monkeypatch.setattr(ClassScores, "add", stop)
-    code, _, said = call("evaluate", toy.model, "--data", mvtec, "--out", tmp_path / "out")
-    assert code == 130 and "nothing was written" in said.splitlines()[-1] and not (tmp_path / "out").exists()
+    def stop(self: ClassScores, sample: object, scored: object) -> None:
+        seen.append(sample)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        add(self, sample, scored)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassScores, "add", stop)
+        code, _, said = call(*words, out)
+    assert code == 130 and "goes on there" in said.splitlines()[-1] and not (out / "metrics.json").exists()
+    kept = (out / "predictions.jsonl").read_text().splitlines()
+    assert len(kept) == 3
+    assert call(*words, out)[0] == 0
+    assert (out / "predictions.jsonl").read_text().splitlines()[:3] == kept
+    assert json.loads((out / "metrics.json").read_text())["rows"] == whole["rows"]
+    assert call(*words, out)[0] == 0  # everything read back
+    assert json.loads((out / "metrics.json").read_text())["rows"] == whole["rows"]
+    assert not (out / "overlays").exists()
 
 
 def test_train_then_resume_then_predict(call, toy, mvtec: Path, tmp_path: Path) -> None:

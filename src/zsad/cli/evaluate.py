@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from zsad.detector import Detector
     from zsad.errors import ZsadError
     from zsad.infer.prediction import Prediction
+    from zsad.infer.writer import RunWriter
     from zsad.metrics.table import ResultTable
     from zsad.types import Sample
 
@@ -26,13 +30,15 @@ def evaluate_command(
     device: str = "auto",
     batch_size: int | None = None,
     threads: int | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
     metrics: Literal["streaming", "exact"] = "streaming",
     pro: Literal["aupro", "anomalyclip"] = "aupro",
 ) -> int:
     """Measure a model on a data set: image and pixel metrics per class, and their means.
 
     Prints the table and writes metrics.json and metrics.csv. What cannot be computed, for want of masks or of
-    normal images, is said and left out of the means.
+    normal images, is said and left out of the means. Scores and score grids are kept in the folder: interrupted
+    at any moment, the same command goes on where it stopped, and another metric costs no second pass.
 
     Args:
         model: Bundled model, run folder, checkpoint, or a method without training (clip, clip-tiny).
@@ -44,6 +50,7 @@ def evaluate_command(
         device: auto, cpu, cuda, cuda:1 or mps.
         batch_size: Images a pass; by default what suits the device.
         threads: Processor threads; by default all cores.
+        overwrite: Throw away what lies in the folder; else images scored there by the same model are not again.
         metrics: Streaming takes constant memory and says how exact it is; exact keeps every pixel.
         pro: The exact PRO curve, or the 200 thresholds of AnomalyCLIP (needs --metrics exact).
     """
@@ -51,6 +58,7 @@ def evaluate_command(
     from zsad.data.manifest import discover
     from zsad.detector import load
     from zsad.device import use_threads
+    from zsad.infer.store import OVERLAYS
     from zsad.infer.writer import check_place
     from zsad.metrics.protocols import evaluate
 
@@ -58,7 +66,8 @@ def evaluate_command(
     found = discover(data)
     note(f"zsad: {printable(found.name)}: {plural(len(found.samples), 'image')}, layout {found.layout}")
     use_threads(threads)
-    scorer = Scorer(load(model, backbone=backbone, weights=weights, device=device), batch_size=batch_size)
+    detector = load(model, backbone=backbone, weights=weights, device=device)
+    scorer = Scorer(detector, batch_size=batch_size, writer=_writer(out, detector, overwrite=overwrite))
     total = sum(classes is None or sample.class_name in classes for sample in found.samples)
     with progress("evaluating", total) as advance:
         done = 0
@@ -69,30 +78,92 @@ def evaluate_command(
             done = position
 
         try:
-            table = evaluate(scorer, found, classes=classes, progress=moved, metrics=metrics, pro=pro)
+            with scorer.writer:
+                table = evaluate(scorer, found, classes=classes, progress=moved, metrics=metrics, pro=pro)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"{done} of {total} images were scored, nothing was written") from None
+            raise KeyboardInterrupt(
+                f"{done} of {total} images are scored, the same command goes on there"
+            ) from None
+    with suppress(OSError):
+        (out / OVERLAYS).rmdir()  # an evaluation draws none
     _print_table(table)
-    written = _write(out, table, scorer.detector)
+    written = _write(out, table, detector)
     say(f"wrote {', '.join(written)} into {printable(out)}")
     return 3 if table.unreadable else 0
 
 
 class Scorer:
-    """A detector that reports unreadable files on stderr."""
+    """A detector that keeps what it scored in a run's folder, and reports unreadable files on stderr.
 
-    def __init__(self, detector: Detector, *, batch_size: int | None) -> None:
+    Metrics are always taken of what is kept (grids in half precision), so that an interrupted evaluation gives
+    the numbers of an uninterrupted one.
+    """
+
+    def __init__(self, detector: Detector, *, batch_size: int | None, writer: RunWriter) -> None:
         self.detector = detector
+        self.writer = writer
         self._batch_size = batch_size
 
     def predict_samples(self, samples: Sequence[Sample]) -> Iterator[Prediction]:
-        """Predictions in the order of the samples, unreadable ones left out."""
-        return self.detector.predict_samples(samples, batch_size=self._batch_size, on_error=self._report)
+        """Predictions in the order of the samples, kept ones first read back, unreadable ones left out."""
+        import numpy as np
+
+        from zsad.infer.writer import file_state
+
+        kept = self._kept()
+        finished = {sample.image for sample in samples if self.writer.is_finished(sample.image)}
+        todo = [sample for sample in samples if sample.image not in finished]
+        fresh = self.detector.predict_samples(todo, batch_size=self._batch_size, on_error=self._report)
+        following = next(fresh, None)
+        for sample in samples:
+            if sample.image in finished:
+                yield kept(str(sample.image), sample.label)
+            elif following is not None and following.source == str(sample.image):
+                self.writer.write(following, overlay=None, state=file_state(sample.image))
+                limit = float(np.finfo(np.float16).max)
+                following.grid = np.clip(following.grid, -limit, limit).astype(np.float16).astype(np.float32)
+                yield following
+                following = next(fresh, None)
+
+    def _kept(self) -> Callable[[str, int | None], Prediction]:
+        """Reads back a prediction by its source; its label is the data set's of now."""
+        from zsad.infer.store import GRIDS_FILE, read_grids, read_rows, restore
+
+        if not self.writer.finished:
+            return _nothing_kept
+        rows = {row["source"]: row for row in read_rows(self.writer.folder) if "error" not in row}
+        grids = read_grids(self.writer.folder / GRIDS_FILE)
+        spec = self.detector.method.map_spec
+
+        def read(source: str, label: int | None) -> Prediction:
+            prediction = restore(rows[source], grids, spec)
+            prediction.label = label
+            return prediction
+
+        return read
 
     def _report(self, sample: Sample, error: ZsadError) -> None:
         from zsad.cli.console import note, printable
 
         note(f"zsad: skipped: {printable(error)}")
+
+
+def _nothing_kept(source: str, label: int | None) -> Prediction:
+    raise KeyError(source)
+
+
+def _writer(out: Path, detector: Detector, *, overwrite: bool) -> RunWriter:
+    from zsad.cli.scoring import model_identity
+    from zsad.infer.writer import RunWriter
+
+    details = {
+        "title": "evaluation",
+        "model_name": detector.name,
+        "card": detector.card.model_dump(mode="json"),
+        "map_spec": detector.method.map_spec.model_dump(mode="json"),
+    }
+    settings = {"evaluated": True, "model": model_identity(detector)}
+    return RunWriter(out, settings=settings, details=details, overwrite=overwrite)
 
 
 def _print_table(table: ResultTable) -> None:

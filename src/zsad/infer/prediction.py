@@ -101,7 +101,7 @@ class Prediction:
         values: dict[str, Any] = {
             "source": self.source,
             "size": list(self.size),
-            "score": round(self.score, 6),
+            "score": float(f"{self.score:.9g}"),  # all that a float32 holds
             "verdict": self.verdict,
             "ms": round(1000 * self.seconds, 2),
         }
