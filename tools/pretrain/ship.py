@@ -80,6 +80,7 @@ def card(
             "sha256": hashlib.sha256(load_state()[1].read_bytes()).hexdigest(),
             "use": "first 15 blocks warm-start the stem, trained further; soft labels and last maps distilled",
         },
+        "notes": options.note,
         "never_seen": "any anomaly detection data set, ELPV included",
         "losses_mean_of_last_50_steps": {
             term: round(sum(e[term] for e in last) / len(last), 4) for term in terms
@@ -91,5 +92,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("src/zsad/assets") / NAME)
+    parser.add_argument("--note", nargs="*", default=[], help="what else is to be known of the run")
     parser.add_argument("--state", default="final.safetensors", help="which of the work folder's states")
     ship(parser.parse_args())
