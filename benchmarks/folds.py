@@ -32,10 +32,10 @@ from zsad.methods.base import ImageFeatures, Method
 from zsad.methods.registry import build
 from zsad.metrics.protocols import evaluate
 from zsad.nn.filters import render_map
-from zsad.train.cache import FeatureCache, content_hash
+from zsad.train.cache import content_hash
 from zsad.train.checkpoint import BackboneReference, build_method
 from zsad.train.config import TrainConfig
-from zsad.train.features import feature_settings
+from zsad.train.features import open_cache
 from zsad.train.loop import CardParts, train
 from zsad.types import Sample
 
@@ -71,14 +71,12 @@ class Features:
         self.method = build("promptmoe", {"image_size": image_size}, backbone).eval()
         size = (image_size, image_size)
         self.preprocess = Preprocess(image_size=size, mean=backbone.preset.mean, std=backbone.preset.std)
-        parts = {
-            "backbone": backbone.sha256,
-            "method": self.method.name,
-            "settings": feature_settings(self.method),
-            "preprocess": self.preprocess.fingerprint(),
-            "dtype": str(next(self.method.clip.parameters()).dtype),
-        }
-        self.cache = FeatureCache(folder, key_parts=parts)
+        config = TrainConfig(cache_folder=folder)
+        cache = open_cache(
+            self.method, self.preprocess, backbone_sha256=backbone.sha256, config=config, out=folder
+        )
+        assert cache is not None  # it is on by default
+        self.cache = cache
         self.digests: dict[Path, str] = {}
 
     def batches(self, samples: Sequence[Sample]) -> Iterator[tuple[list[Sample], ImageFeatures]]:

@@ -108,6 +108,7 @@ class Scorer:
         """Predictions in the order of the samples, kept ones first read back, unreadable ones left out."""
         import numpy as np
 
+        from zsad.infer.store import as_stored
         from zsad.infer.writer import file_state
 
         kept = self._kept()
@@ -120,8 +121,7 @@ class Scorer:
                 yield kept(str(sample.image), sample.label)
             elif following is not None and following.source == str(sample.image):
                 self.writer.write(following, overlay=None, state=file_state(sample.image))
-                limit = float(np.finfo(np.float16).max)
-                following.grid = np.clip(following.grid, -limit, limit).astype(np.float16).astype(np.float32)
+                following.grid = as_stored(following.grid).astype(np.float32)
                 yield following
                 following = next(fresh, None)
 

@@ -52,8 +52,6 @@ def train_command(
     """
     import os
 
-    import torch
-
     from zsad.clip.weights import load_backbone
     from zsad.data.manifest import discover
     from zsad.device import select_device, use_threads
@@ -73,7 +71,6 @@ def train_command(
     with ExitStack() as stack:
         place = stack.enter_context(joined(os.environ, device=None if device == "auto" else device))
         tower = load_backbone(backbone, weights=weights, device=place)
-        torch.manual_seed(settings.seed)  # the adapter's start
         built = build(method, changes, tower).to(place)
         report = stack.enter_context(_Reporter())
         path = train(

@@ -46,9 +46,7 @@ class Preset(BaseModel):
         return self.config.vision.image_size
 
 
-def _openai(
-    *, image_size: int, patch_size: int, large: bool, detection_size: int, hub_ids: tuple[str, ...]
-) -> Preset:
+def _openai(*, image_size: int, patch_size: int, large: bool, hub_ids: tuple[str, ...]) -> Preset:
     """One of OpenAI's four ViTs.
 
     For ViT-L the taps {6, 12, 18, 24} and the branch from block 6 on (the last 19 of 24 blocks) are
@@ -77,7 +75,7 @@ def _openai(
     return Preset(
         name=name,
         clip=CLIPConfig(embed_dim=768 if large else 512, vision=vision, text=text),
-        detection_size=detection_size,
+        detection_size=default_detection_size(patch_size),
         taps=default_taps(depth),
         value_value=True,
         value_value_from=default_taps(depth)[0],
@@ -108,28 +106,24 @@ PRESETS: dict[str, Preset] = {
             image_size=224,
             patch_size=32,
             large=False,
-            detection_size=512,
             hub_ids=_hub("base_patch32_clip_224", "base-patch32"),
         ),
         _openai(
             image_size=224,
             patch_size=16,
             large=False,
-            detection_size=512,
             hub_ids=_hub("base_patch16_clip_224", "base-patch16"),
         ),
         _openai(
             image_size=224,
             patch_size=14,
             large=True,
-            detection_size=518,
             hub_ids=_hub("large_patch14_clip_224", "large-patch14"),
         ),
         _openai(
             image_size=336,
             patch_size=14,
             large=True,
-            detection_size=518,
             hub_ids=_hub("large_patch14_clip_336", "large-patch14-336"),
         ),
     )

@@ -20,6 +20,12 @@ _HEADER_BYTES = 128
 _MAGIC = b"\x93NUMPY\x01\x00"
 
 
+def as_stored(grid: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """A grid (L, h, w) as a run keeps it: in half precision, what exceeds its range at the range's end."""
+    limit = float(np.finfo(np.float16).max)
+    return np.clip(grid, -limit, limit).astype("<f2")
+
+
 class GridFile:
     """A .npy file of float16 (images, L, h, w) that grows by one grid at a time.
 
@@ -47,9 +53,8 @@ class GridFile:
         """Writes a grid (L, h, w) and returns its index."""
         if self._shape is None:
             self._shape = grid.shape
-        limit = float(np.finfo(np.float16).max)
         self._file.seek(self._offset(self._count))
-        self._file.write(np.clip(grid, -limit, limit).astype("<f2").tobytes())
+        self._file.write(as_stored(grid).tobytes())
         self._count += 1
         self._file.seek(0)
         self._file.write(_npy_header((self._count, *self._shape)))

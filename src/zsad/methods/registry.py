@@ -47,11 +47,6 @@ class MethodEntry:
     needs_training: bool = True
     public_in_full: bool = True
 
-    @property
-    def trainable(self) -> bool:
-        """The same as `needs_training`: a method that needs none has nothing to train."""
-        return self.needs_training
-
     def load(self) -> type[Method]:
         """The method's class, imported now."""
         module, _, name = self.target.partition(":")
