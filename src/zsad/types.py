@@ -32,3 +32,8 @@ class Sample:
     mask: Path | None = None
     kind: str = ""
     dataset: str = ""
+
+    @property
+    def word(self) -> str:
+        """The object's class as a prompt names it."""
+        return self.class_name.replace("_", " ")

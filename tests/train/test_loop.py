@@ -16,9 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from zsad.errors import CheckpointError, ConfigError, DataError, StorageError, TrainingError
+from zsad.methods.base import Stage
 from zsad.train.checkpoint import read_card
 from zsad.train.config import TrainConfig
-from zsad.train.precision import amp_dtype, learning_rate
+from zsad.train.precision import amp_dtype
+from zsad.train.schedule import Schedule
 from zsad.train.state import StepLog
 from zsad.types import Sample
 
@@ -360,8 +362,21 @@ def test_precision_of_devices():
 
 def test_learning_rate_rises_then_stays():
     config = TrainConfig(warmup_epochs=2, learning_rate=1.0)
-    assert [learning_rate(config, step, 2) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
-    assert learning_rate(TrainConfig(warmup_epochs=0), 0, 10) == 1e-3
+    schedule = Schedule.of((Stage("only"),), config, steps_per_epoch=2)
+    assert [schedule.learning_rate(config, step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    config = TrainConfig(warmup_epochs=0, milestones=(2, 3), decay=0.5)
+    assert [schedule.learning_rate(config, step) for step in range(4)] == [1e-3, 1e-3, 5e-4, 2.5e-4]
+
+
+def test_stages_share_the_epochs_and_warm_up_apart() -> None:
+    stages = (Stage("text", share=0.75), Stage("experts", share=0.25, learning_rate=0.5))
+    config = TrainConfig(epochs=20, learning_rate=1.0, warmup_epochs=1)
+    schedule = Schedule.of(stages, config, steps_per_epoch=2)
+    assert [schedule.stage(epoch) for epoch in (0, 14, 15, 19)] == [0, 0, 1, 1]
+    assert [schedule.learning_rate(config, step) for step in (0, 1, 29, 30, 31)] == [0.5, 1, 1, 0.25, 0.5]
+    assert Schedule.of(stages, TrainConfig(epochs=2), steps_per_epoch=1).ends == (1, 2)
+    with pytest.raises(ConfigError, match="2 stages"):
+        Schedule.of(stages, TrainConfig(epochs=1), steps_per_epoch=1)
 
 
 def test_log_drops_half_lines_and_later_steps(tmp_path):

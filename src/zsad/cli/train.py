@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from zsad.train.config import TrainConfig
 
 if TYPE_CHECKING:
+    from zsad.methods.base import Method
     from zsad.train.loop import Progress
 
 _LINE_EVERY = 20  # steps between lines where stderr is no terminal
@@ -47,7 +48,7 @@ def train_command(
         threads: Processor threads; by default all cores.
         split: Which part of the data to read, where its layout has parts.
         set_: A setting of the method as key=value, such as experts=4; may be repeated.
-        config: Settings of the training.
+        config: Settings of the training; those not given are the method's own.
         overwrite: Throw away the run that lies in the folder.
     """
     import os
@@ -60,8 +61,7 @@ def train_command(
     from zsad.train.distributed import current_place, joined
     from zsad.train.loop import train
 
-    settings = config or TrainConfig()
-    find(method)
+    settings = training_settings(find(method).load(), config)
     if device != "auto":
         select_device(device)
     check_place(out)
@@ -85,6 +85,12 @@ def train_command(
         _say_done(path)
         # To torchrun any code but 0 is a crash of the process.
         return 3 if report.broken and current_place().size == 1 else 0
+
+
+def training_settings(method: type[Method], given: TrainConfig | None) -> TrainConfig:
+    """The method's own training settings, with those that are given in their place."""
+    chosen = {} if given is None else {name: getattr(given, name) for name in given.model_fields_set}
+    return TrainConfig(**{**method.training_defaults, **chosen})
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:

@@ -41,11 +41,13 @@ class TextTower(nn.Module):
         embedded: Tensor = self.token_embedding(ids)
         return embedded
 
-    def encode(self, ids: Tensor, *, eos: int) -> Tensor:
-        """Embeddings (P, D) of token ids (P, S), each sequence ending at its first `eos` id."""
-        return self.forward(self.embed(ids), eos=(ids == eos).int().argmax(dim=-1))
+    def encode(self, ids: Tensor, *, eos: int, project: bool = True) -> Tensor:
+        """Embeddings (P, D) of token ids (P, S), each sequence ending at its first `eos` id; see `forward`."""
+        return self.forward(self.embed(ids), eos=(ids == eos).int().argmax(dim=-1), project=project)
 
-    def forward(self, embeddings: Tensor, *, eos: Tensor, deep_tokens: Tensor | None = None) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, *, eos: Tensor, deep_tokens: Tensor | None = None, project: bool = True
+    ) -> Tensor:
         """Embeddings (P, D) in the joint space, not normalised, of ready token embeddings.
 
         Args:
@@ -53,6 +55,7 @@ class TextTower(nn.Module):
             eos: (P,) index of each sequence's EOS.
             deep_tokens: (J, M, D_t): at the input of block j + 1 (j = 1 .. J) positions 1 .. M are replaced by
                 `deep_tokens[j - 1]` (AnomalyCLIP's compound prompts).
+            project: False leaves the final projection out: (P, D_t) behind the last norm.
 
         Raises:
             ConfigError: a sequence longer than the context, or more deep tokens than blocks.
@@ -61,7 +64,8 @@ class TextTower(nn.Module):
         self._check_length(length)
         x = embeddings[:, :length] + self.position_embedding[:length].to(embeddings.dtype)
         reach = torch.arange(length, device=x.device) <= eos[:, None]
-        return self._run(x, eos[:, None], row_mask=reach[:, None, None], mask=None, deep=deep_tokens)[:, 0]
+        rows = self._run(x, eos[:, None], row_mask=reach[:, None, None], mask=None, deep=deep_tokens)[:, 0]
+        return rows @ self.proj if project else rows
 
     def forward_packed(self, embeddings: Tensor, *, positions: Tensor, mask: Tensor, eos: Tensor) -> Tensor:
         """Embeddings (B, Q, D) of Q prompts that are packed into one sequence each.
@@ -75,12 +79,14 @@ class TextTower(nn.Module):
         self._check_length(int(positions.max()) + 1)
         x = embeddings + self.position_embedding[positions].to(embeddings.dtype)
         rows = eos.expand(len(x), -1)
-        return self._run(x, rows, row_mask=mask[eos][None, None], mask=mask[None, None], deep=None)
+        return (
+            self._run(x, rows, row_mask=mask[eos][None, None], mask=mask[None, None], deep=None) @ self.proj
+        )
 
     def _run(
         self, x: Tensor, rows: Tensor, *, row_mask: Tensor, mask: Tensor | None, deep: Tensor | None
     ) -> Tensor:
-        """All blocks over x (P, S, D_t), the last one at `rows` (P, Q) only, then norm and projection."""
+        """All blocks over x (P, S, D_t), the last one at `rows` (P, Q) only, then the norm: (P, Q, D_t)."""
         depth = 0 if deep is None else len(deep)
         if depth >= len(self.blocks):
             raise ConfigError(
@@ -97,7 +103,7 @@ class TextTower(nn.Module):
         if not len(self.blocks):
             x = gather_rows(x, rows)
         normed: Tensor = self.ln_final(x)
-        return normed @ self.proj
+        return normed
 
     def _check_length(self, length: int) -> None:
         if length > self.config.context_length:

@@ -136,15 +136,61 @@ class VisionTower(nn.Module):
         Raises:
             ConfigError: a tap or hook outside the tower, or before the value-value branch begins.
         """
-        hooks = hooks or {}
-        self._check(taps, value_value_from, hooks)
         x, grid = self.embed(pixels, interpolation=interpolation, antialias=antialias)
+        return self.resume(x, grid=grid, after=0, taps=taps, value_value_from=value_value_from, hooks=hooks)
+
+    def stream(
+        self,
+        pixels: Tensor,
+        *,
+        after: int,
+        interpolation: Interpolation = "bicubic",
+        antialias: bool = False,
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """The residual stream (B, 1 + N, D_x) behind block `after`, and the grid; later blocks do not run.
+
+        Args:
+            pixels: (B, 3, H, W).
+            after: a block, or 0 for what enters the first.
+            interpolation: how the position grid is resized.
+            antialias: whether that resizing is antialiased.
+
+        Raises:
+            ConfigError: no such block.
+        """
+        self._check_after(after)
+        x, grid = self.embed(pixels, interpolation=interpolation, antialias=antialias)
+        for block in self.blocks[:after]:
+            x = block(x)
+        return x, grid
+
+    def resume(
+        self,
+        x: Tensor,
+        *,
+        grid: tuple[int, int],
+        after: int,
+        taps: Sequence[int] = (),
+        value_value_from: int | None = None,
+        hooks: Mapping[int, Hook] | None = None,
+    ) -> VisionOutput:
+        """The blocks behind block `after` over the stream x (B, 1 + N, D_x) that `stream` gives.
+
+        Tokens may have been changed, and others may stand behind them: blocks take any number. Arguments and
+        result as in `forward`.
+
+        Raises:
+            ConfigError: a tap, hook or branch at or before `after`, or behind the last block.
+        """
+        hooks = hooks or {}
+        self._check_after(after)
+        self._check(taps, value_value_from, hooks, after=after)
         branch: Tensor | None = None
         found: dict[int, Tensor] = {}
         last = len(self.blocks)
         # The last block's patch tokens are only worth computing if somebody asked for them.
         cls_only = last not in hooks and (value_value_from is not None or last not in taps)
-        for number, block in enumerate(self.blocks, start=1):
+        for number, block in enumerate(self.blocks[after:], start=after + 1):
             if value_value_from is not None and number == value_value_from:
                 branch = x
             x, branch = _advance(block, x, branch, cls_only=cls_only and number == last)
@@ -162,11 +208,23 @@ class VisionTower(nn.Module):
         """CLIP's image embedding (B, D) of pixels (B, 3, H, W), not normalised to length one."""
         return self.project(self(pixels).cls)
 
-    def _check(self, taps: Sequence[int], value_value_from: int | None, hooks: Mapping[int, Hook]) -> None:
+    def _check_after(self, after: int) -> None:
+        if not 0 <= after <= len(self.blocks):
+            raise ConfigError(
+                f"block {after} does not exist: this image tower has blocks 1 to {len(self.blocks)}"
+            )
+
+    def _check(
+        self, taps: Sequence[int], value_value_from: int | None, hooks: Mapping[int, Hook], *, after: int
+    ) -> None:
         last = len(self.blocks)
         for number in (*taps, *hooks, *(() if value_value_from is None else (value_value_from,))):
             if not 1 <= number <= last:
                 raise ConfigError(f"block {number} does not exist: this image tower has blocks 1 to {last}")
+            if number <= after:
+                raise ConfigError(
+                    f"block {number} lies before the stream, which begins behind block {after}: read it earlier"
+                )
         if value_value_from is not None and any(tap < value_value_from for tap in taps):
             raise ConfigError(
                 f"tap {min(taps)} lies before block {value_value_from}, where the value-value branch begins; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,16 @@ class Backbone:
     preset: Preset
     sha256: str
     name: str
+
+    def with_activation(self, activation: Activation) -> Backbone:
+        """The same backbone, weights shared, with another activation in both towers."""
+        found = _activated(self.preset, activation)
+        if found.config == self.clip.config:
+            return self
+        with torch.no_grad():
+            clip = empty_clip(found.config)
+            clip.load_state_dict(self.clip.state_dict(), assign=True)
+        return replace(self, clip=clip.freeze(), preset=found)
 
 
 def load_backbone(

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +51,8 @@ def predict_samples(
                 on_error(sample, error)
             if not batch.samples:
                 continue
-            results = predict_pixels(method, batch.pixels, sizes=batch.sizes)
+            words = tuple(sample.word for sample in batch.samples)
+            results = predict_pixels(method, batch.pixels, sizes=batch.sizes, words=words)
             for sample, prediction in zip(batch.samples, results, strict=True):
                 if not math.isfinite(prediction.score):
                     on_error(sample, _not_finite(sample))
@@ -64,7 +66,11 @@ def _not_finite(sample: Sample) -> ZsadError:
 
 
 def predict_pixels(
-    method: Method, pixels: npt.NDArray[np.float32], *, sizes: list[tuple[int, int]]
+    method: Method,
+    pixels: npt.NDArray[np.float32],
+    *,
+    sizes: list[tuple[int, int]],
+    words: tuple[str, ...] | None = None,
 ) -> list[Prediction]:
     """Predictions of preprocessed pixels (B, 3, H, W).
 
@@ -72,12 +78,14 @@ def predict_pixels(
         method: in evaluation mode.
         pixels: normalised as the method's preprocessing does.
         sizes: (H, W) of each original image.
+        words: what each image shows, for methods whose prompts name it; None: an object.
     """
     start = time.perf_counter()
-    output = _run(method, pixels)
+    output = _run(method, pixels, words)
     grids = output.logits.float().cpu().numpy()
     scores = output.score.float().cpu().tolist()
     routing = {name: weights.float().cpu().numpy() for name, weights in (output.routing or {}).items()}
+    terms = {name: values.float().cpu().tolist() for name, values in (output.terms or {}).items()}
     seconds = (time.perf_counter() - start) / len(sizes)
     spec = method.map_spec
     return [
@@ -90,14 +98,15 @@ def predict_pixels(
             grid=np.ascontiguousarray(grids[index]),
             spec=spec,
             routing={name: weights[index] for name, weights in routing.items()} or None,
+            terms={name: values[index] for name, values in terms.items()} or None,
         )
         for index, size in enumerate(sizes)
     ]
 
 
 @torch.inference_mode()
-def _run(method: Method, pixels: npt.NDArray[np.float32]) -> Output:
+def _run(method: Method, pixels: npt.NDArray[np.float32], words: tuple[str, ...] | None) -> Output:
     weight = next(method.parameters())
     batch = torch.from_numpy(pixels).to(device=weight.device, dtype=weight.dtype)
-    result: Output = method(method.features(batch))
+    result: Output = method(replace(method.features(batch), words=words))
     return result

@@ -32,6 +32,7 @@ class Prediction:
         grid: (L, h, w) logits of the patches, a grid a layer.
         spec: how the grid becomes a map.
         routing: for each pool of experts their weights (L, E); None for a method without experts.
+        terms: the parts of the score by name, for a method that has them apart.
         label: 0 normal, 1 anomalous, None where not known.
         picture: the image itself where it was given in memory.
     """
@@ -44,6 +45,7 @@ class Prediction:
     grid: Float32
     spec: MapSpec
     routing: dict[str, Float32] | None = None
+    terms: dict[str, float] | None = None
     label: int | None = None
     picture: Image.Image | None = field(default=None, repr=False, compare=False)
 
@@ -107,6 +109,8 @@ class Prediction:
         }
         if self.label is not None:
             values["label"] = self.label
+        if self.terms is not None:
+            values["terms"] = {name: float(f"{value:.9g}") for name, value in self.terms.items()}
         if self.routing is not None:
             values["routing"] = {name: _rounded(weights) for name, weights in self.routing.items()}
         if grid:

@@ -169,6 +169,7 @@ def restore(row: dict[str, Any], grids: npt.NDArray[np.float16], spec: MapSpec) 
         grid=np.asarray(grids[row["grid"]], dtype=np.float32),
         spec=spec,
         routing=None if routing is None else {k: np.asarray(v, np.float32) for k, v in routing.items()},
+        terms=row.get("terms"),
         label=row.get("label"),
     )
 

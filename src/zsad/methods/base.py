@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from zsad.errors import CheckpointError, ConfigError
 from zsad.methods.registry import MethodEntry, find
-from zsad.nn.filters import MapSpec
+from zsad.nn.filters import MapOrder, MapSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from zsad.clip.presets import Preset
     from zsad.clip.weights import Backbone
 
-__all__ = ["ImageFeatures", "MapSpec", "Method", "MethodConfig", "Output"]
+__all__ = ["ImageFeatures", "MapSpec", "Method", "MethodConfig", "Output", "Stage"]
 
 
 @dataclass(slots=True)
@@ -29,14 +30,17 @@ class ImageFeatures:
     """What the frozen image tower gives for a batch: all that a method may cache.
 
     Attributes:
-        patches: (B, L, N, D) patch tokens of the tapped layers, not normalised.
+        patches: (B, L, N, D) patch tokens of the tapped layers, not normalised. A method that goes on through
+            the tower keeps the class token in front: N is then 1 + h * w.
         cls: (B, D) the global feature.
         grid: rows and columns (h, w) of the patches, N = h * w.
+        words: the images' object classes, for methods whose text names them; None: all "object".
     """
 
     patches: Tensor
     cls: Tensor
     grid: tuple[int, int]
+    words: tuple[str, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -48,12 +52,29 @@ class Output:
             sigmoid is the probability of abnormal. One grid a layer, or one where a method fuses them itself.
         score: (B,) image scores, higher is more anomalous, in [0, 1].
         routing: for each pool the weights (B, L, E) of its experts, exactly k of them not zero; None without
-            experts.
+            experts. Where patches are routed, the mean of their weights.
+        terms: the parts (B,) that a score is made of, by name, where a method has them apart.
     """
 
     logits: Tensor
     score: Tensor
     routing: dict[str, Tensor] | None = None
+    terms: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a training.
+
+    Attributes:
+        name: passed to `Method.begin_stage`.
+        share: of the epochs.
+        learning_rate: factor on the rate.
+    """
+
+    name: str
+    share: float = 1.0
+    learning_rate: float = 1.0
 
 
 class MethodConfig(BaseModel):
@@ -78,15 +99,29 @@ class MethodConfig(BaseModel):
         description="Apply the final norm to the global feature before projecting it. By default only "
         "without the value-value branch, as AnomalyCLIP does.",
     )
-    positions: Literal["bilinear", "bicubic"] = Field(
+    activation: Literal["as_trained", "gelu", "quick_gelu"] = Field(
+        default="as_trained",
+        description="Activation of the towers. Some published systems run OpenAI's weights, which were trained "
+        "with QuickGELU, with plain GELU.",
+    )
+    positions: Literal["bilinear", "bicubic", "bicubic_antialiased"] = Field(
         default="bilinear", description="How position embeddings are resized to the image's grid."
     )
-    map_order: Literal["before_softmax", "after_softmax"] = Field(
-        default="before_softmax", description="Upsample the map before the softmax or after it."
+    map_order: MapOrder = Field(
+        default="before_softmax",
+        description="Upsample the map before the softmax or after it, or take the softmax of the layers' mean.",
     )
     align_corners: bool = Field(default=False, description="Corner convention of the map's upsampling.")
     sigma: float = Field(
         default=4.0, ge=0, description="Gaussian smoothing of the map, in pixels, inference only."
+    )
+    smooth: Literal["map", "grid"] = Field(
+        default="map", description="Smooth the map, or the patch grid before upsampling (sigma in patches)."
+    )
+    train_map_size: int | None = Field(
+        default=None,
+        ge=8,
+        description="Side in pixels of the maps in training; by default that of the image.",
     )
 
     @model_validator(mode="wrap")
@@ -148,15 +183,22 @@ class Method(nn.Module, ABC):
 
     name: ClassVar[str]
     config_class: ClassVar[type[MethodConfig]]
+    feature_kind: ClassVar[str] = "projected"
+    """What `features` gives. Methods of one kind and equal `feature_fields` share a cache."""
     feature_fields: ClassVar[tuple[str, ...]] = (
         "layers",
         "image_size",
         "value_value",
         "value_value_from",
         "cls_norm",
+        "activation",
         "positions",
     )
     """Settings on which `features` depends: what a cache of features is keyed by."""
+    stages: ClassVar[tuple[Stage, ...]] = (Stage("adapter"),)
+    """The parts of a training, in order."""
+    training_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Fields of `TrainConfig` in which the paper's training differs from its defaults."""
     config: MethodConfig
 
     def __init__(self, config: MethodConfig, backbone: Backbone) -> None:
@@ -184,21 +226,40 @@ class Method(nn.Module, ABC):
             size=(config.image_size, config.image_size),
             order=config.map_order,
             sigma=config.sigma,
+            smooth=config.smooth,
             align_corners=config.align_corners,
             scale=self.map_scale,
         )
 
     @property
     def train_map_size(self) -> tuple[int, int]:
-        """Rows and columns (H, W) at which training wants its masks: those of the map."""
-        return self.map_spec.size
+        """Rows and columns (H, W) at which training wants its masks."""
+        side = self.config.train_map_size or self.config.image_size
+        return side, side
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> ImageFeatures:
         """The frozen side, without gradients, of pixels (B, 3, H, W): projected patch tokens of the taps."""
         patches, cls, grid = self._read_tower(pixels)
-        visual = self.clip.visual
-        return ImageFeatures(visual.project(patches), visual.project(cls, norm=self._cls_norm), grid)
+        return ImageFeatures(self.clip.visual.project(patches), self.project_cls(cls), grid)
+
+    @torch.no_grad()
+    def normed_features(self, pixels: Tensor) -> ImageFeatures:
+        """The kind "normed": patch tokens of the taps behind `ln_post`, and the class token as the stream has it.
+
+        Both are D_x wide; `project_cls` and the tower's projection bring them to the joint space.
+        """
+        patches, cls, grid = self._read_tower(pixels)
+        return ImageFeatures(self.clip.visual.ln_post(patches), cls, grid)
+
+    def project_cls(self, cls: Tensor) -> Tensor:
+        """The global feature (B, D) of class tokens (B, D_x), through the final norm if `cls_norm` says so."""
+        return self.clip.visual.project(cls, norm=self._cls_norm)
+
+    def position_mode(self) -> dict[str, Any]:
+        """How the tower is told to resize its position embeddings: arguments of `VisionTower.stream`."""
+        name = self.config.positions
+        return {"interpolation": name.split("_")[0], "antialias": name == "bicubic_antialiased"}
 
     def _read_tower(self, pixels: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Tapped patch tokens (B, L, N, D_x), class token (B, D_x) and grid, before projection."""
@@ -207,7 +268,7 @@ class Method(nn.Module, ABC):
             pixels,
             taps=config.layers,
             value_value_from=config.value_value_from if config.value_value else None,
-            interpolation=config.positions,
+            **self.position_mode(),
         )
         return torch.stack([tap[:, 1:] for tap in read.taps], dim=1), read.cls, read.grid
 
@@ -228,6 +289,28 @@ class Method(nn.Module, ABC):
             masks: (B, H, W) in {0, 1}, of `train_map_size`.
             labels: (B,) in {0, 1}.
         """
+
+    def begin_stage(self, name: str) -> None:
+        """Called before the first step of a stage, and when a run goes on in it.
+
+        Sets what requires gradients, and computes once what is now frozen. By default all parameters learn.
+        """
+
+    def rate_of(self, parameter: str) -> float:
+        """Factor on the learning rate of a parameter, by its name."""
+        return 1.0
+
+    def token_routing(self, features: ImageFeatures) -> dict[str, Tensor]:
+        """For each pool that routes patches, their weights (B, L, N, E); empty for other methods."""
+        return {}
+
+    def expert_labels(self) -> dict[str, tuple[str, ...]]:
+        """For each pool the names of its E experts, where they are more than numbers."""
+        return {}
+
+    def expert_embeddings(self) -> dict[str, Tensor]:
+        """For each pool a vector for each expert, (L, E, D), for drawing them; empty without experts."""
+        return {}
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws the adapter anew; reproducible with a seeded generator. Nothing to do without an adapter."""

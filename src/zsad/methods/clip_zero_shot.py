@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from zsad.clip.presets import Preset
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
 from zsad.methods.similarity import image_probability, layer_maps, patch_logits
+from zsad.methods.text import SentenceBank
+from zsad.nn.filters import MapOrder
 from zsad.prompts import state_prompts
 
 
@@ -32,8 +32,8 @@ class ClipConfig(MethodConfig):
     layers: tuple[int, ...] = Field(
         default=(24,), min_length=1, description="Tapped blocks of the image tower, counted from 1."
     )
-    map_order: Literal["before_softmax", "after_softmax"] = Field(
-        default="after_softmax", description="Upsample the map before the softmax or after it."
+    map_order: MapOrder = Field(
+        default="after_softmax", description=MethodConfig.model_fields["map_order"].description
     )
     tau: float = Field(default=0.07, gt=0, description="Temperature of patches against text.")
     tau_prime: float = Field(
@@ -64,18 +64,9 @@ class ClipZeroShot(Method):
 
     def __init__(self, config: ClipConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.register_buffer("text", self._encode(backbone), persistent=False)
-
-    @torch.no_grad()
-    def _encode(self, backbone: Backbone) -> Tensor:
-        """(1, 1, 2, D): for each state the mean of its sentences' embeddings, each of length one."""
-        tower, tokenizer = self.clip.text, backbone.tokenizer
-        means = []
-        for sentences in state_prompts(self.config.class_word, templates=self.config.templates):
-            ids = tokenizer.encode_batch(sentences, context_length=tower.config.context_length)
-            text = tower.encode(ids.to(tower.proj.device), eos=tokenizer.eos)
-            means.append(F.normalize(F.normalize(text.float(), dim=-1).mean(dim=0), dim=-1))
-        return torch.stack(means)[None, None].to(tower.proj.dtype)
+        sentences = state_prompts(config.class_word, templates=config.templates)
+        text = SentenceBank(backbone).states(*sentences)
+        self.register_buffer("text", text[None, None], persistent=False)
 
     def forward(self, features: ImageFeatures) -> Output:
         """Grids and scores of features."""

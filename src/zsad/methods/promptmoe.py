@@ -108,11 +108,6 @@ class PromptMoEConfig(MethodConfig):
         default="plain",
         description="Whether the score's map maximum is taken before smoothing (inferred) or after.",
     )
-    train_map_size: int | None = Field(
-        default=None,
-        ge=8,
-        description="Side in pixels of the maps in training; by default that of the image.",
-    )
 
     @model_validator(mode="after")
     def _possible(self) -> PromptMoEConfig:
@@ -211,12 +206,6 @@ class PromptMoE(Method):
         for module in (self.attention, self.router):
             if module is not None:
                 module.reset_parameters(generator)
-
-    @property
-    def train_map_size(self) -> tuple[int, int]:
-        """Rows and columns (H, W) at which training wants its masks."""
-        side = self.config.train_map_size or self.config.image_size
-        return side, side
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> ImageFeatures:

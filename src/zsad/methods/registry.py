@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from zsad.errors import ConfigError
 
@@ -34,7 +34,9 @@ class MethodEntry:
         arxiv: identifier of its preprint; "" where there is none.
         routes: what its experts are and what chooses between them; "" for methods without experts.
         needs_training: whether it is useless before training.
-        public_in_full: whether paper and code leave no choice open; where not, the open choices are settings.
+        parameters: that training changes, on ViT-L/14@336 with the defaults.
+        sources: what is public: "paper and code"; "paper", where the code is not, and what the paper leaves open
+            is a setting; "description", where not even the paper is and the method is re-designed.
     """
 
     name: str
@@ -45,7 +47,13 @@ class MethodEntry:
     arxiv: str = ""
     routes: str = ""
     needs_training: bool = True
-    public_in_full: bool = True
+    parameters: int = 0
+    sources: Literal["paper and code", "paper", "description"] = "paper and code"
+
+    @property
+    def provenance(self) -> str:
+        """What a reader of its results must know; "" where the method is public in full."""
+        return "re-designed from the public description" if self.sources == "description" else ""
 
     def load(self) -> type[Method]:
         """The method's class, imported now."""
@@ -53,6 +61,8 @@ class MethodEntry:
         found: type[Method] = getattr(import_module(module), name)
         return found
 
+
+_MPAMA = "Learning Multi-granularity Visual-textual Alignment for Zero-shot Anomaly Detection"
 
 METHODS: dict[str, MethodEntry] = {
     entry.name: entry
@@ -65,7 +75,48 @@ METHODS: dict[str, MethodEntry] = {
             venue="AAAI 2026",
             arxiv="2511.18116",
             routes="normal and abnormal prompt segments, chosen per image and layer by the layer's tokens",
-            public_in_full=False,
+            parameters=11_352_640,
+            sources="paper",
+        ),
+        MethodEntry(
+            name="mpa",
+            target="zsad.methods.mpama:MPA",
+            title="Learned prompts for several perception levels",
+            paper=_MPAMA,
+            venue="OpenReview JwSFgHCXeg, 2025",
+            parameters=98_304,
+            sources="description",
+        ),
+        MethodEntry(
+            name="mpama",
+            target="zsad.methods.mpama:MPAMA",
+            title="MPA, then experts for the patch tokens",
+            paper=_MPAMA,
+            venue="OpenReview JwSFgHCXeg, 2025",
+            routes="every patch to frozen, learnable and zero experts of one shared pool",
+            parameters=161_792,
+            sources="description",
+        ),
+        MethodEntry(
+            name="wmoeclip",
+            target="zsad.methods.wmoeclip:WMoECLIP",
+            title="Prompts fed by a VAE, text refined by wavelet bands, experts for the image score",
+            paper="WMoE-CLIP: Wavelet-Enhanced Mixture-of-Experts Prompt Learning for Zero-Shot Anomaly Detection",
+            venue="ICASSP 2026",
+            arxiv="2603.06313",
+            routes="attention-pooling experts, chosen per image by what it means",
+            parameters=9_695_304,
+            sources="description",
+        ),
+        MethodEntry(
+            name="moeclip",
+            target="zsad.methods.moeclip:MoECLIP",
+            title="LoRA experts for every patch inside the image tower",
+            paper="MoECLIP: Patch-Specialized Experts for Zero-shot Anomaly Detection",
+            venue="CVPR 2026",
+            arxiv="2603.03101",
+            routes="every token to LoRA experts behind four blocks of the image tower",
+            parameters=4_674_560,
         ),
         MethodEntry(
             name="clip",
@@ -75,6 +126,50 @@ METHODS: dict[str, MethodEntry] = {
             venue="ICML 2021",
             arxiv="2103.00020",
             needs_training=False,
+        ),
+        MethodEntry(
+            name="winclip",
+            target="zsad.methods.winclip:WinCLIP",
+            title="Windows of patches at several scales against hand-written prompts",
+            paper="WinCLIP: Zero-/Few-Shot Anomaly Classification and Segmentation",
+            venue="CVPR 2023",
+            arxiv="2303.14814",
+            needs_training=False,
+        ),
+        MethodEntry(
+            name="aprilgan",
+            target="zsad.methods.aprilgan:AprilGAN",
+            title="A linear layer for each tapped block against hand-written prompts",
+            paper="APRIL-GAN: A Zero-/Few-Shot Anomaly Classification and Segmentation Method for CVPR 2023 VAND "
+            "Workshop Challenge Tracks 1&2",
+            venue="CVPR 2023 workshop",
+            arxiv="2305.17382",
+            parameters=3_148_800,
+        ),
+        MethodEntry(
+            name="anomalyclip",
+            target="zsad.methods.anomalyclip:AnomalyCLIP",
+            title="One learned pair of prompts without the object's name",
+            paper="AnomalyCLIP: Object-agnostic Prompt Learning for Zero-shot Anomaly Detection",
+            venue="ICLR 2024",
+            arxiv="2310.18961",
+            parameters=43_008,
+        ),
+        MethodEntry(
+            name="adaclip",
+            target="zsad.methods.adaclip:AdaCLIP",
+            title="Static and image-made prompts in both towers",
+            paper="AdaCLIP: Adapting CLIP with Hybrid Learnable Prompts for Zero-Shot Anomaly Detection",
+            venue="ECCV 2024",
+            arxiv="2407.15795",
+        ),
+        MethodEntry(
+            name="faprompt",
+            target="zsad.methods.faprompt:FAPrompt",
+            title="Several learned abnormal prompts, shifted by an image's most abnormal patches",
+            paper="Fine-grained Abnormality Prompt Learning for Zero-shot Anomaly Detection",
+            venue="ICCV 2025",
+            arxiv="2410.10289",
         ),
     )
 }
@@ -136,6 +231,8 @@ def build(name: str, config: Mapping[str, Any] | MethodConfig | None, backbone: 
     wanted = method_class.config_class
     if config is None or isinstance(config, Mapping):
         config = wanted.for_backbone(backbone.preset, **(config or {}))
+    if config.activation != "as_trained":
+        backbone = backbone.with_activation(config.activation)
     if not isinstance(config, wanted):
         raise ConfigError(
             f"method {name!r} takes a {wanted.__name__}, not a {type(config).__name__}; pass it or a dict"

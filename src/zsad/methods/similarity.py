@@ -43,9 +43,9 @@ def image_probability(cls: Tensor, text: Tensor, *, temperature: float, normalis
 
 def layer_maps(logits: Tensor, spec: MapSpec, *, size: tuple[int, int]) -> Tensor:
     """The layers' maps (B, L, H, W) of score grids (B, L, h, w) at any size, without smoothing."""
-    if spec.order == "before_softmax":
-        return upsample(logits, size, align_corners=spec.align_corners).sigmoid()
-    return upsample(logits.sigmoid(), size, align_corners=spec.align_corners)
+    if spec.order == "after_softmax":
+        return upsample(logits.sigmoid(), size, align_corners=spec.align_corners)
+    return upsample(logits, size, align_corners=spec.align_corners).sigmoid()
 
 
 def segmentation_losses(

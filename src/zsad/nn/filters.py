@@ -7,8 +7,9 @@ a map is `K_h A K_w^T`. The matrices equal `torch.nn.functional.interpolate` and
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 Float64 = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 Bands = tuple[tuple[slice, slice, Float32], ...]
+MapOrder = Literal["before_softmax", "after_softmax", "mean_logits"]
 
 _BAND_ROWS = 74
 _GAUSSIAN_TRUNCATE = 4.0
@@ -28,7 +30,10 @@ class MapSpec(BaseModel):
     """How stored score grids become maps: kept beside every grid, so that a map can be rebuilt anywhere.
 
     `before_softmax` upsamples the logits, then takes the probability, then the mean over layers (PromptMoE
-    Eq. 6); `after_softmax` takes probability and mean on the grid and upsamples once (AnomalyCLIP).
+    Eq. 6); `after_softmax` takes probability and mean on the grid and upsamples once (AnomalyCLIP);
+    `mean_logits` upsamples the layers' mean logit and takes its probability (AdaCLIP; for MoECLIP, which sums
+    similarities without a softmax, a monotone function of that sum). Then the map is smoothed, or, with
+    `smooth` set to `grid`, the grid is, before it is upsampled.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,14 +41,43 @@ class MapSpec(BaseModel):
     size: tuple[int, int] = Field(
         description="Rows and columns of the canonical map, on which metrics are taken."
     )
-    order: Literal["before_softmax", "after_softmax"] = "before_softmax"
+    order: MapOrder = "before_softmax"
     sigma: float = Field(
         default=4.0, ge=0, description="Deviation of the Gaussian in pixels of the canonical map."
+    )
+    smooth: Literal["map", "grid"] = Field(
+        default="map", description="What is smoothed; with `grid`, sigma counts patches instead of pixels."
     )
     align_corners: bool = False
     scale: tuple[float, float] = Field(
         default=(0.0, 1.0), description="Map values that the coldest and the hottest colour stand for."
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """What happens on the way from a grid to pixels: smoothing of the grid, interpolation, smoothing."""
+
+    map_sigma: float = 0.0
+    align_corners: bool = False
+    grid_sigma: float = 0.0
+
+    @classmethod
+    def of(cls, spec: MapSpec, *, smooth: bool) -> _Path:
+        """That of a map, with or without its smoothing."""
+        sigma = spec.sigma if smooth else 0.0
+        on_map, on_grid = (sigma, 0.0) if spec.smooth == "map" else (0.0, sigma)
+        return cls(on_map, spec.align_corners, on_grid)
+
+    @property
+    def to_pixels(self) -> _Path:
+        """The part before a softmax that is taken at pixels."""
+        return replace(self, map_sigma=0.0)
+
+    @property
+    def from_pixels(self) -> _Path:
+        """The part behind it."""
+        return _Path(map_sigma=self.map_sigma)
 
 
 def interpolation_matrix(grid: int, size: int, *, align_corners: bool) -> Float64:
@@ -87,7 +121,8 @@ def map_operator(grid: int, size: int, *, sigma: float, align_corners: bool) -> 
         sigma: deviation of the Gaussian in pixels; 0 only upsamples.
         align_corners: as in `torch.nn.functional.interpolate`.
     """
-    return _tensor(grid, size, size, sigma, align_corners, torch.float32, torch.device("cpu"))
+    path = _Path(map_sigma=sigma, align_corners=align_corners)
+    return _tensor(grid, size, size, path, torch.float32, torch.device("cpu"))
 
 
 def render_map(
@@ -102,43 +137,26 @@ def render_map(
         smooth: whether to apply the Gaussian.
     """
     final = size or spec.size
-    if spec.order == "before_softmax":
-        values = upsample(logits, spec.size, align_corners=spec.align_corners).sigmoid().mean(dim=-3)
-    else:
-        values = logits.sigmoid().mean(dim=-3)
-    if spec.order == "before_softmax" and final == spec.size and not (smooth and spec.sigma):
+    path = _Path.of(spec, smooth=smooth)
+    if spec.order == "after_softmax":
+        return _apply(logits.sigmoid().mean(dim=-3), spec.size, final, path)
+    if spec.order == "mean_logits":
+        logits = logits.mean(dim=-3, keepdim=True)
+    values = _apply(logits, spec.size, spec.size, path.to_pixels).sigmoid().mean(dim=-3)
+    if final == spec.size and not path.map_sigma:
         return values
-    rows, columns = (
-        _tensor(
-            values.shape[axis - 2],
-            spec.size[axis],
-            final[axis],
-            spec.sigma if smooth else 0.0,
-            spec.align_corners,
-            values.dtype,
-            values.device,
-        )
-        for axis in (0, 1)
-    )
-    return rows @ values @ columns.T
+    return _apply(values, spec.size, final, path.from_pixels)
 
 
 def upsample(logits: Tensor, size: tuple[int, int], *, align_corners: bool) -> Tensor:
     """Grids (..., h, w) interpolated bilinearly to (..., H, W)."""
-    rows, columns = (
-        _tensor(start, end, end, 0.0, align_corners, logits.dtype, logits.device)
-        for start, end in zip(logits.shape[-2:], size, strict=True)
-    )
-    return rows @ logits @ columns.T
+    return _apply(logits, size, size, _Path(align_corners=align_corners))
 
 
 def gaussian(maps: Tensor, sigma: float) -> Tensor:
     """Maps (..., H, W) smoothed with a Gaussian of `sigma` pixels."""
-    height, width = maps.shape[-2:]
-    rows, columns = (
-        _tensor(side, side, side, sigma, False, maps.dtype, maps.device) for side in (height, width)
-    )
-    return rows @ maps @ columns.T
+    size = (maps.shape[-2], maps.shape[-1])
+    return _apply(maps, size, size, _Path(map_sigma=sigma))
 
 
 def render_map_numpy(
@@ -146,20 +164,22 @@ def render_map_numpy(
 ) -> Float32:
     """As `render_map` for arrays (..., L, h, w), without PyTorch: some milliseconds for 518 x 518."""
     final = size or spec.size
-    grid = logits.shape[-2:]
+    path = _Path.of(spec, smooth=smooth)
     layers = np.moveaxis(np.asarray(logits, dtype=np.float32), -3, 0)
-    sides = spec.size if spec.order == "before_softmax" else grid
+    if spec.order == "mean_logits":
+        layers = layers.mean(axis=0, keepdims=True)
+    on_grid = spec.order == "after_softmax"
+    sides = logits.shape[-2:] if on_grid else spec.size
     values: Float32 = np.zeros((*layers.shape[1:-2], *sides), dtype=np.float32)
     # Layer by layer: one layer's map stays in the processor's cache, four do not.
     for layer in layers:
-        if spec.order == "before_softmax":
-            layer = _separable(layer, spec.size, spec.size, 0.0, align_corners=spec.align_corners)
-        values += _sigmoid(layer)
+        values += _sigmoid(layer if on_grid else _separable(layer, spec.size, spec.size, path.to_pixels))
     values *= np.float32(1 / len(layers))
-    sigma = spec.sigma if smooth else 0.0
-    if spec.order == "before_softmax" and sigma == 0 and final == spec.size:
+    if on_grid:
+        return _separable(values, spec.size, final, path)
+    if not path.map_sigma and final == spec.size:
         return values
-    return _separable(values, spec.size, final, sigma, align_corners=spec.align_corners)
+    return _separable(values, spec.size, final, path.from_pixels)
 
 
 def _sigmoid(values: Float32) -> Float32:
@@ -171,31 +191,30 @@ def _sigmoid(values: Float32) -> Float32:
     return np.reciprocal(result, out=result)
 
 
-def _separable(
-    values: Float32, size: tuple[int, int], final: tuple[int, int], sigma: float, *, align_corners: bool
-) -> Float32:
+def _separable(values: Float32, size: tuple[int, int], final: tuple[int, int], path: _Path) -> Float32:
     """One operator a side over (..., h, w), without the zeros that make up most of a Gaussian's matrix."""
     height, width = values.shape[-2:]
     tall = np.empty((*values.shape[:-2], final[0], width), dtype=np.float32)
-    for target, source, block in _bands(height, size[0], final[0], sigma, align_corners):
+    for target, source, block in _bands(height, size[0], final[0], path):
         np.matmul(block, values[..., source, :], out=tall[..., target, :])
     wide = np.empty((*values.shape[:-2], *final), dtype=np.float32)
-    for target, source, block in _bands(width, size[1], final[1], sigma, align_corners):
+    for target, source, block in _bands(width, size[1], final[1], path):
         wide[..., target] = tall[..., source] @ block.T
     return wide
 
 
 @lru_cache(maxsize=8)
-def _matrix(grid: int, size: int, final: int, sigma: float, align_corners: bool) -> Float64:
-    """Interpolation to `size`, smoothing there, bilinear resizing to `final`: one matrix (final, grid)."""
-    matrix = gaussian_matrix(size, sigma) @ interpolation_matrix(grid, size, align_corners=align_corners)
+def _matrix(grid: int, size: int, final: int, path: _Path) -> Float64:
+    """The whole path from a grid's side over `size` to `final` pixels: one matrix (final, grid)."""
+    matrix = interpolation_matrix(grid, size, align_corners=path.align_corners)
+    matrix = gaussian_matrix(size, path.map_sigma) @ matrix @ gaussian_matrix(grid, path.grid_sigma)
     return matrix if final == size else interpolation_matrix(size, final, align_corners=False) @ matrix
 
 
 @lru_cache(maxsize=32)
-def _bands(grid: int, size: int, final: int, sigma: float, align_corners: bool) -> Bands:
+def _bands(grid: int, size: int, final: int, path: _Path) -> Bands:
     """The matrix cut into blocks of rows, each with the range of columns that are not zero."""
-    matrix = _matrix(grid, size, final, sigma, align_corners)
+    matrix = _matrix(grid, size, final, path)
     bands = []
     for start in range(0, final, _BAND_ROWS):
         block = matrix[start : start + _BAND_ROWS]
@@ -207,9 +226,19 @@ def _bands(grid: int, size: int, final: int, sigma: float, align_corners: bool) 
 
 
 @lru_cache(maxsize=32)
-def _tensor(*key: Any) -> Tensor:
-    """The matrix of `_matrix`'s arguments as a tensor of a dtype on a device: the last two arguments."""
-    *path, dtype, device = key
+def _tensor(
+    grid: int, size: int, final: int, path: _Path, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """`_matrix` as a tensor."""
     # An operator made inside inference mode could not be used in training later.
     with torch.inference_mode(mode=False):
-        return torch.tensor(_matrix(*path), dtype=dtype, device=device)
+        return torch.tensor(_matrix(grid, size, final, path), dtype=dtype, device=device)
+
+
+def _apply(values: Tensor, size: tuple[int, int], final: tuple[int, int], path: _Path) -> Tensor:
+    """Both sides' operators over (..., h, w): (..., H, W) of `final`."""
+    rows, columns = (
+        _tensor(values.shape[axis - 2], size[axis], final[axis], path, values.dtype, values.device)
+        for axis in (0, 1)
+    )
+    return rows @ values @ columns.T

@@ -70,6 +70,7 @@ class Card(_Frozen):
     format: int = Field(default=FORMAT, description="Version of the layout of card and tensors.")
     zsad: str = Field(default=zsad.__version__, description="Version of zsad that wrote the checkpoint.")
     method: str = Field(description="Name of the method in the registry.")
+    provenance: str = Field(default="", description="What is to be known of the method's sources.")
     config: dict[str, Any] = Field(description="The method's configuration.")
     backbone: BackboneReference
     preprocess: dict[str, Any] = Field(description="Fields of `zsad.data.image.Preprocess`.")

@@ -29,6 +29,10 @@ class TrainConfig(BaseModel):
         ge=0,
         description="Epochs over which the learning rate rises linearly, step by step; then constant.",
     )
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(), description="Steps of a stage at which the learning rate is multiplied by `decay`."
+    )
+    decay: float = Field(default=0.5, gt=0, le=1, description="Factor on the rate at each milestone.")
     weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty added to the gradients.")
     seed: int = Field(
         default=111,

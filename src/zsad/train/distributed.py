@@ -121,10 +121,16 @@ class LossModule(nn.Module):
         self.touch_all = touch_all
 
     def forward(
-        self, patches: Tensor, cls: Tensor, grid: tuple[int, int], masks: Tensor, labels: Tensor
+        self,
+        patches: Tensor,
+        cls: Tensor,
+        grid: tuple[int, int],
+        words: tuple[str, ...] | None,
+        masks: Tensor,
+        labels: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total loss and its terms; see `Method.losses`."""
-        terms = self.method.losses(ImageFeatures(patches, cls, grid), masks, labels)
+        terms = self.method.losses(ImageFeatures(patches, cls, grid, words), masks, labels)
         total = torch.stack([term.float() for term in terms.values()]).sum()
         if self.touch_all:
             total = total + sum(0.0 * p.sum() for p in self.method.parameters() if p.requires_grad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -67,7 +68,8 @@ class FeatureSource:
         """
         if self.cache is not None:
             for rows in order:
-                yield self.cache.read([training.items[row].digest for row in rows], device=self.device)
+                features = self.cache.read([training.items[row].digest for row in rows], device=self.device)
+                yield replace(features, words=tuple(training.items[row].sample.word for row in rows))
             return
         flat = [training.items[row].sample for rows in order for row in rows]
         size = max((len(rows) for rows in order), default=1)
@@ -77,7 +79,8 @@ class FeatureSource:
                 raise DataError(
                     f"{sample.image} could be read before and now cannot ({error}): restore it, then resume"
                 )
-            yield self._compute(torch.from_numpy(batch.pixels))
+            words = tuple(sample.word for sample in batch.samples)
+            yield replace(self._compute(torch.from_numpy(batch.pixels)), words=words)
 
     def _compute(self, pixels: torch.Tensor) -> ImageFeatures:
         with torch.no_grad():
@@ -140,7 +143,7 @@ def open_cache(
         return None
     parts = {
         "backbone": backbone_sha256,
-        "method": method.name,
+        "kind": method.feature_kind,
         "settings": feature_settings(method),
         "preprocess": preprocess.fingerprint(),
         "dtype": str(next(method.clip.parameters()).dtype),

@@ -17,13 +17,15 @@ from zsad.data.image import Preprocess
 from zsad.data.manifest import DataSet
 from zsad.errors import ConfigError, TrainingError
 from zsad.methods.base import ImageFeatures, Method
+from zsad.methods.registry import find, names
 from zsad.train.checkpoint import BackboneReference, Card, Training
 from zsad.train.config import RUN_FIELDS, TrainConfig
 from zsad.train.distributed import Place, current_place, parallel
 from zsad.train.features import FeatureSource, open_cache
-from zsad.train.precision import amp_dtype, gradient_scaler, learning_rate
+from zsad.train.precision import amp_dtype, gradient_scaler
 from zsad.train.samples import TrainingSet, prepare, start_generator, step_seed
 from zsad.train.scale import colour_scale
+from zsad.train.schedule import Schedule
 from zsad.train.state import START_OVER, RunFolder, StepLog, load_state, save_state, trainable
 
 
@@ -157,6 +159,7 @@ def _check_settings(method: Method, config: TrainConfig, place: Place) -> None:
     """ConfigError where training cannot work with these settings, whatever the data."""
     _check_batch(config, place)
     trainable(method)
+    Schedule.of(method.stages, config, steps_per_epoch=1)
     amp_dtype(config.amp, next(method.parameters()).device)
 
 
@@ -219,13 +222,13 @@ class Trainer:
         self.config, self.folder, self.place, self.notify = config, folder, place, notify
         self.device = next(method.parameters()).device
         self.amp = amp_dtype(config.amp, self.device)
-        self.parameters = list(trainable(method).values())
         self.optimizer = torch.optim.Adam(
-            self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+            _groups(method), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
         self.scaler = gradient_scaler() if self.amp is torch.float16 else None
         self.steps_per_epoch = math.ceil(len(training.items) / config.batch_size)
         self.steps = self.steps_per_epoch * config.epochs
+        self.schedule = Schedule.of(method.stages, config, steps_per_epoch=self.steps_per_epoch)
         self.step = 0
         self._halfway = False  # between the first and the last parameter of an update
 
@@ -236,14 +239,18 @@ class Trainer:
             self._restore_scaler(extra)
         else:
             self.method.reset_parameters(start_generator(self.config.seed, self.device))
-        module = parallel(self.method, self.place)
         self.log = StepLog(self.folder.log, step=self.step) if self.place.leads else None
         try:
             if self.step == 0:
                 self._log_skipped()
                 self._save()
             self.method.train()
+            begun = -1
             for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
+                stage = self.schedule.stage(epoch)
+                if stage != begun:
+                    self.method.begin_stage(self.schedule.stages[stage].name)
+                    module, begun = parallel(self.method, self.place), stage
                 self._epoch(module, epoch)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._interrupted()) from None
@@ -268,9 +275,9 @@ class Trainer:
         self, module: torch.nn.Module, features: ImageFeatures, rows: list[int], *, weight: float, epoch: int
     ) -> None:
         started = time.perf_counter()
-        rate = learning_rate(self.config, self.step, self.steps_per_epoch)
+        rate = self.schedule.learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         masks = self.training.masks(rows).to(self.device)
         labels = self.training.labels(rows).to(self.device)
         devices = [self.device] if self.device.type == "cuda" else []
@@ -278,7 +285,9 @@ class Trainer:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(step_seed(self.config.seed, self.step, self.place.rank))
             with self._precision():
-                total, terms = module(features.patches, features.cls, features.grid, masks, labels)
+                total, terms = module(
+                    features.patches, features.cls, features.grid, features.words, masks, labels
+                )
             losses = self._finite(total, terms, weight=weight)
             self._update(total * weight if self.place.size > 1 else total)
         self.step += 1
@@ -320,13 +329,9 @@ class Trainer:
         return values
 
     def _check_gradients(self) -> None:
-        norms = [parameter.grad.norm() for parameter in self.parameters if parameter.grad is not None]
-        if norms and not bool(torch.stack(norms).isfinite().all()):
-            names = [
-                name
-                for name, parameter in trainable(self.method).items()
-                if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
-            ]
+        gradients = {name: p.grad for name, p in trainable(self.method).items() if p.grad is not None}
+        if not bool(torch.stack([grad.norm() for grad in gradients.values()]).isfinite().all()):
+            names = [name for name, grad in gradients.items() if not bool(grad.isfinite().all())]
             raise TrainingError(
                 f"training stopped at step {self.step + 1} of {self.steps}, gradients of {', '.join(names[:4])} are "
                 f"not finite: lower learning_rate ({self.config.learning_rate}), or set amp to off"
@@ -371,6 +376,14 @@ class Trainer:
             self.scaler.load_state_dict(state)
 
 
+def _groups(method: Method) -> list[dict[str, Any]]:
+    """The adapter's parameters by the factor on their learning rate."""
+    groups: dict[float, list[Tensor]] = {}
+    for name, parameter in trainable(method).items():
+        groups.setdefault(method.rate_of(name), []).append(parameter)
+    return [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
+
+
 def _card(
     method: Method,
     training: TrainingSet,
@@ -381,6 +394,7 @@ def _card(
 ) -> Card:
     return Card(
         method=method.name,
+        provenance=find(method.name).provenance if method.name in names() else "",
         config=method.config.model_dump(mode="json"),
         backbone=parts.backbone,
         preprocess=parts.preprocess.to_dict(),

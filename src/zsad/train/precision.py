@@ -1,4 +1,4 @@
-"""The learning rate of a step, and the number types of mixed precision."""
+"""The number types of mixed precision."""
 
 from __future__ import annotations
 
@@ -7,13 +7,6 @@ from typing import Any
 import torch
 
 from zsad.errors import ConfigError
-from zsad.train.config import TrainConfig
-
-
-def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """The rate of a step (from 0): rising linearly over the warm-up, then constant."""
-    warmup = config.warmup_epochs * steps_per_epoch
-    return config.learning_rate * min(1.0, (step + 1) / warmup) if warmup else config.learning_rate
 
 
 def amp_dtype(setting: str, device: torch.device) -> torch.dtype | None:

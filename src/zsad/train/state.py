@@ -179,16 +179,12 @@ class StepLog:
 
 
 def trainable(method: Method) -> dict[str, nn.Parameter]:
-    """The adapter's parameters by name.
+    """The adapter's parameters by name, whether or not they learn in the stage at hand.
 
     Raises:
         ConfigError: there are none.
     """
-    found = {
-        name: parameter
-        for name, parameter in method.named_parameters()
-        if parameter.requires_grad and not name.startswith("clip.")
-    }
+    found = {name: parameter for name, parameter in method.named_parameters() if not name.startswith("clip.")}
     if not found:
         raise ConfigError(f"method {method.name!r} has no parameters to train: use it as it is")
     return found
