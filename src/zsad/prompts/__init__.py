@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.resources import files
@@ -13,7 +14,7 @@ _toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 @lru_cache(maxsize=1)
 def prompt_table() -> dict[str, Any]:
-    """The content of `states.toml`: `states` (normal, abnormal) and `templates` by name."""
+    """The content of `states.toml`: `states` (normal, abnormal), `templates` by name, `papers` by name."""
     return cast("dict[str, Any]", _toml.loads((files(__name__) / "states.toml").read_text(encoding="utf-8")))
 
 
@@ -33,12 +34,37 @@ def state_prompts(object_name: str, *, templates: str = "ensemble") -> tuple[lis
         ('a photo of a flawless bottle.', 'a photo of a damaged bottle.')
     """
     table = prompt_table()
-    sentences = [
+    return _compose(object_name, table["states"], table["templates"][templates])
+
+
+def published_prompts(paper: str, object_name: str) -> tuple[list[str], list[str]]:
+    """All normal and all abnormal sentences that a paper uses for an object.
+
+    Args:
+        paper: "winclip" (Jeong et al., CVPR 2023, supplement), or "aprilgan" (Chen et al., 2023; AdaCLIP's, too).
+        object_name: such as "object" or "bottle".
+
+    Raises:
+        KeyError: no list of that paper.
+
+    Example:
+        >>> [len(sentences) for sentences in published_prompts("winclip", "bottle")]
+        [154, 88]
+    """
+    lists = prompt_table()["papers"][paper]
+    return _compose(object_name, lists, lists["templates"])
+
+
+def _compose(
+    object_name: str, states: Mapping[str, Sequence[str]], templates: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Every phrase of both states in every template."""
+    normal, abnormal = (
         [
             template.replace("{state}", phrase.replace("{}", object_name))
-            for phrase in table["states"][state]
-            for template in table["templates"][templates]
+            for phrase in states[state]
+            for template in templates
         ]
         for state in ("normal", "abnormal")
-    ]
-    return sentences[0], sentences[1]
+    )
+    return normal, abnormal
