@@ -1,0 +1,76 @@
+"""Sliding windows over a grid of patches: which patches each holds, and harmonic means over those that cover one.
+
+A harmonic mean of probabilities is taken on their logits. With p = sigmoid(l), 1/p = 1 + e^-l, so that the harmonic
+mean of n of them has the logit -log(mean e^-l): no division by small probabilities, whatever the temperature.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zsad.errors import ConfigError
+
+
+def window_table(grid: tuple[int, int], size: int, *, stride: int = 1) -> Tensor:
+    """The windows of `size` x `size` patches on a grid (h, w): row-major patch indices (W, size * size).
+
+    The first column is a window's top left patch. Where the stride does not divide the way, a last window stands
+    at the far border, so that every patch is covered.
+
+    Args:
+        grid: rows and columns.
+        size: patches along a window's side.
+        stride: patches between neighbouring windows, at most `size`.
+
+    Raises:
+        ConfigError: a grid smaller than the window, or a stride that leaves patches out.
+    """
+    if not 1 <= stride <= size:
+        raise ConfigError(
+            f"windows of {size} x {size} patches with a stride of {stride} leave patches out; use a stride "
+            f"from 1 to {size}"
+        )
+    if size > min(grid):
+        raise ConfigError(
+            f"a window of {size} x {size} patches does not fit a grid of {grid[0]} x {grid[1]}; use smaller "
+            f"windows or larger images"
+        )
+    rows, columns = (torch.tensor(sorted({*range(0, side - size, stride), side - size})) for side in grid)
+    corners = (rows[:, None] * grid[1] + columns).flatten()
+    steps = torch.arange(size)
+    return corners[:, None] + (steps[:, None] * grid[1] + steps).flatten()
+
+
+def harmonic_cover(logits: Tensor, size: int, *, stride: int = 1) -> Tensor:
+    """For each patch the harmonic mean of the windows that cover it (WinCLIP, Eq. 3), as logits (..., h, w).
+
+    Args:
+        logits: (..., h, w), each window's at its top left patch; what stands elsewhere is not read.
+        size: patches along a window's side.
+        stride: as in `window_table`.
+
+    Raises:
+        ConfigError: as `window_table`.
+    """
+    grid = logits.shape[-2], logits.shape[-1]
+    corners = window_table(grid, size, stride=stride)[:, 0].to(logits.device)
+    absent = torch.ones(grid, dtype=torch.bool, device=logits.device)
+    absent.view(-1)[corners] = False
+    against = _cover((-logits).masked_fill(absent, -math.inf), size)
+    count = size**2 - _cover(absent.to(logits.dtype), size, outside=1.0).sum(dim=(-2, -1))
+    return count.log() - against.logsumexp(dim=(-2, -1))
+
+
+def harmonic_mean(logits: Tensor, *, dim: int) -> Tensor:
+    """Harmonic mean of the probabilities along a dimension, logits in and logits out."""
+    return math.log(logits.shape[dim]) - (-logits).logsumexp(dim=dim)
+
+
+def _cover(values: Tensor, size: int, *, outside: float = -math.inf) -> Tensor:
+    """For each patch (..., h, w, size, size) the values at the corners of all windows that would hold it."""
+    padded = F.pad(values, (size - 1, 0, size - 1, 0), value=outside)
+    return padded.unfold(-2, size, 1).unfold(-2, size, 1)
