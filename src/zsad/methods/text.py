@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from zsad.clip.model import CLIP
 from zsad.clip.weights import Backbone
+from zsad.prompts import published_prompts
 
 
 class SentenceBank:
@@ -24,6 +26,11 @@ class SentenceBank:
         self._towers: list[CLIP] = [backbone.clip]
         self._tokenizer = backbone.tokenizer
         self._kept: dict[tuple[str, bool], Tensor] = {}
+
+    @property
+    def weight(self) -> Tensor:
+        """A parameter of the text tower: it tells the device and the type of embeddings."""
+        return self._towers[0].text.proj
 
     @torch.no_grad()
     def embed(self, sentences: Sequence[str], *, projected: bool = True) -> Tensor:
@@ -51,6 +58,38 @@ class SentenceBank:
             F.normalize(self.embed(sentences).float(), dim=-1).mean(dim=0) for sentences in (normal, abnormal)
         ]
         return F.normalize(torch.stack(means), dim=-1).to(self._towers[0].text.proj.dtype)
+
+
+class ClassText:
+    """A paper's hand-written sentences as two embeddings for every object class, each class once.
+
+    Args:
+        backbone: whose text tower and tokenizer are used.
+        paper: whose sentences; see `zsad.prompts.published_prompts`.
+        names: "data" puts the images' own classes into the sentences, "object" that word for all.
+    """
+
+    def __init__(self, backbone: Backbone, paper: str, *, names: Literal["data", "object"]) -> None:
+        self._bank = SentenceBank(backbone)
+        self._paper = paper
+        self._names = names
+        self._kept: dict[str, Tensor] = {}
+
+    def __call__(self, words: Sequence[str] | None, *, batch: int) -> Tensor:
+        """(B, 2, D) of length one, normal first, without gradients, for the classes of B images.
+
+        Raises:
+            ConfigError: the name of a class that does not fit the text tower.
+        """
+        known, index = distinct_words(words if self._names == "data" else None, batch=batch)
+        # Kept for training, too: an inference tensor could not meet parameters that learn.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for word in known:
+                if word not in self._kept:
+                    self._kept[word] = self._bank.states(*published_prompts(self._paper, word))
+        weight = self._bank.weight
+        text = torch.stack([self._kept[word] for word in known]).to(weight.device, weight.dtype)
+        return text[index.to(weight.device)]
 
 
 def distinct_words(words: Sequence[str] | None, *, batch: int) -> tuple[list[str], Tensor]:
