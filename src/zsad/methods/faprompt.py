@@ -1,0 +1,236 @@
+"""FAPrompt (Zhu et al., ICCV 2025, arXiv 2410.10289): several abnormal prompts, adapted by what an image shows.
+
+One normal prompt and K abnormal ones, which begin with the normal prompt's tokens and add some of their own, go
+through a frozen text tower with deep tokens as in AnomalyCLIP (compound abnormality prompting):
+
+    t_n = f(V_1 .. V_E object.),   t_a = mean over k of f(V_1 .. V_E A_k1 .. A_kE' damaged object.)
+    p_1 = softmax(cos(x, t) / tau) of every patch x of the last block
+
+The image's k most anomalous patches give a prior, which moves all abnormal tokens before a second pass of the
+text (data-dependent abnormality prior):
+
+    r = MLP(x_(1) .. x_(k)),   t'_a = mean over k of f(V, A_k + r, damaged object.),   p_2 = softmax(cos(x, t') / tau)
+    M = (Up(p_1) + Up(p_2)) / 2
+    s = (softmax(cos(x_cls, t') / tau) + (2 max p_1 + max p_2) / 3) / 2
+    loss = S(p_1) + S(p_2) / 2 + CE + focal(s, y) + 0.1 sum over pairs |cos(f_k, f_m)| + sum over normal b of mean r_b^2
+
+with S = Focal + Dice of both channels. Text is encoded once for all images and then K + 1 short sequences an image,
+all in one pass.
+
+Where the public code strays from the paper, the default is the paper's: the code takes the first patches of an
+image in place of the selected ones (`prior_patches`), one own token a prompt (`abnormal_tokens`), leaves CE out of
+the sum (`cross_entropy`), and its focal loss reads the score as a logit (`score_loss`); it smooths with sigma 10.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zsad.clip.presets import Preset
+from zsad.clip.weights import Backbone
+from zsad.errors import ConfigError
+from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.learned_prompts import PromptLearner, deep_sets
+from zsad.methods.similarity import (
+    full_precision,
+    image_probability,
+    layer_maps,
+    patch_logits,
+    segmentation_losses,
+)
+from zsad.nn.filters import MapOrder
+from zsad.nn.losses import focal_loss, score_loss
+
+
+class FAPromptConfig(MethodConfig):
+    """All settings of FAPrompt."""
+
+    layers: tuple[int, ...] = Field(
+        default=(24,), min_length=1, description="Tapped blocks of the image tower, counted from 1."
+    )
+    map_order: MapOrder = Field(
+        default="after_softmax",
+        description="Upsample the map before the softmax or after it, or take the softmax of the layers' mean.",
+    )
+    normal_tokens: int = Field(default=5, ge=1, description="Learnable tokens E that all prompts begin with.")
+    abnormal_tokens: int = Field(
+        default=2, ge=1, description="Learnable tokens E' of an abnormal prompt; the public code has 1."
+    )
+    abnormal_prompts: int = Field(default=10, ge=1, description="Abnormal prompts K.")
+    deep_sets: int = Field(
+        default=8, ge=0, description="Text blocks, from the second on, that get deep tokens of their own."
+    )
+    deep_tokens: int = Field(default=4, ge=1, description="Deep tokens of a text block.")
+    class_word: str = Field(default="object", description="Name of the object in the prompts.")
+    prior_tokens: int = Field(default=10, ge=1, description="Patches k that the prior is made of.")
+    prior_patches: Literal["selected", "first"] = Field(
+        default="selected",
+        description="The most anomalous patches, or the image's first ones as the public code takes.",
+    )
+    prior_hidden: int | None = Field(
+        default=None, ge=1, description="Hidden width of the prior's MLP; default: a sixteenth of its input."
+    )
+    tau: float = Field(
+        default=0.07, gt=0, description="Temperature of patches and global feature against text."
+    )
+    score: Literal["fused", "map_and_global", "map", "global"] = Field(
+        default="fused",
+        description="The paper's score, or the mean of the map's maximum and the global part, or one of these.",
+    )
+    score_loss: Literal["focal", "focal_of_logit", "bce"] = Field(
+        default="focal",
+        description="Focal loss of the score (inferred), or of its sigmoid as in the public code, or cross-entropy.",
+    )
+    second_map: float = Field(
+        default=0.5, ge=0, description="Weight of the losses of the map with the prior."
+    )
+    cross_entropy: float = Field(
+        default=1.0,
+        ge=0,
+        description="Weight of the global part's own loss (inferred); the public code leaves it out.",
+    )
+    apart: float = Field(default=0.1, ge=0, description="Weight of the cosines between abnormal prompts.")
+    prior_weight: float = Field(default=1.0, ge=0, description="Weight of the prior's size on normal images.")
+
+    @classmethod
+    def for_backbone(cls, preset: Preset, **settings: Any) -> FAPromptConfig:
+        """As for every method, but with the last tap alone and as many deep tokens as the text tower takes."""
+        own = {"layers": preset.taps[-1:], "deep_sets": deep_sets(preset)}
+        return super().for_backbone(preset, **{**own, **settings})
+
+
+class FAPrompt(Method):
+    """The method on a backbone: see the module's text for the equations."""
+
+    name = "faprompt"
+    config_class = FAPromptConfig
+    training_defaults: ClassVar[dict[str, Any]] = {
+        "epochs": 15,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "betas": (0.5, 0.999),
+        "warmup_epochs": 0.0,
+    }
+    config: FAPromptConfig
+
+    def __init__(self, config: FAPromptConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        stride, taken = self.clip.config.vision.patch_size, config.prior_tokens
+        if (config.image_size // stride) ** 2 < taken:
+            raise ConfigError(
+                f"prior_tokens = {taken} exceeds the {(config.image_size // stride) ** 2} patches of an image of "
+                f"{config.image_size} pixels; lower it or enlarge image_size"
+            )
+        word = config.class_word
+        abnormal = [f"{{normal}} {{abnormal.{k}}} damaged {word}." for k in range(config.abnormal_prompts)]
+        self.prompts = PromptLearner(
+            backbone,
+            [f"{{normal}} {word}.", *abnormal],
+            contexts={
+                "normal": config.normal_tokens,
+                "abnormal": (config.abnormal_prompts, config.abnormal_tokens),
+            },
+            deep=config.deep_sets,
+            deep_tokens=config.deep_tokens,
+        )
+        width = taken * self.clip.config.embed_dim
+        hidden = config.prior_hidden or max(1, width // 16)
+        self.prior_in = nn.Linear(width, hidden)
+        self.prior_out = nn.Linear(hidden, self.clip.config.text.width)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws the adapter anew: tokens normal with deviation 0.02, the prior's MLP as linear layers start."""
+        self.prompts.reset_parameters(generator)
+        for layer in (self.prior_in, self.prior_out):
+            bound = layer.in_features**-0.5
+            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+
+    def forward(self, features: ImageFeatures) -> Output:
+        """Both versions' grids, without and with the prior (B, 2 L, h, w), and the scores."""
+        logits, probability, _, _ = self._compare(features)
+        both = torch.cat(logits, dim=1)
+        maps = [layer_maps(version, self.map_spec, size=self.map_spec.size) for version in logits]
+        without, with_prior = (_highest(version) for version in logits)
+        parts = {"global": probability, "map": without, "map_with_prior": with_prior}
+        return Output(both, self._score(logits, maps, probability), terms=parts)
+
+    def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The terms of the loss, with their weights."""
+        config = self.config
+        logits, probability, abnormal, prior = self._compare(features)
+        with full_precision(probability.device):
+            size = (masks.shape[-2], masks.shape[-1])
+            maps = [layer_maps(version, self.map_spec, size=size) for version in logits]
+            terms, second = (segmentation_losses(m, masks, per_layer=True, both_channels=True) for m in maps)
+            terms |= {f"{name}_with_prior": config.second_map * term for name, term in second.items()}
+            terms["cross_entropy"] = config.cross_entropy * score_loss(probability, labels)
+            terms["classify"] = self._score_loss(self._score(logits, maps, probability), labels)
+            terms["apart"] = config.apart * pairwise_cosines(abnormal)
+            size_of_prior = prior.to(probability.dtype).square().mean(dim=-1)
+            terms["prior"] = config.prior_weight * ((1 - labels) * size_of_prior).sum()
+        return terms
+
+    def _score_loss(self, score: Tensor, labels: Tensor) -> Tensor:
+        if self.config.score_loss == "bce":
+            return score_loss(score, labels)
+        return focal_loss(score.sigmoid() if self.config.score_loss == "focal_of_logit" else score, labels)
+
+    def _score(self, logits: list[Tensor], maps: list[Tensor], probability: Tensor) -> Tensor:
+        """Scores (B,) of both versions' grids and maps (B, L, H, W), and the global feature's part (B,)."""
+        kind = self.config.score
+        if kind == "global":
+            return probability
+        if kind == "fused":
+            without, with_prior = (_highest(version) for version in logits)
+            return (probability + (2 * without + with_prior) / 3) / 2
+        highest = torch.cat(maps, dim=1).mean(dim=1).amax(dim=(-2, -1))
+        return highest if kind == "map" else (highest + probability) / 2
+
+    def _compare(self, features: ImageFeatures) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        """Grids (B, L, h, w) of both versions, the global part (B,), abnormal text (K, D), priors (B, D_t)."""
+        tau, context = self.config.tau, self.prompts.contexts["abnormal"]
+        patches, cls = (tokens.to(context.dtype) for tokens in (features.patches, features.cls))
+        shape = (*patches.shape[:2], *features.grid)
+        text = self.prompts(self.clip.text)
+        with full_precision(text.device):
+            first = patch_logits(patches, states(text)[None, None], temperature=tau)
+        taken = self._prior_patches(patches[:, -1], first[:, -1])
+        prior = self.prior_out(self.prior_in(taken).relu())
+        adapted = self.prompts.encode(self.clip.text, contexts={"abnormal": context + prior[:, None, None]})
+        # Mixed precision ends here: cosines are divided by a small temperature.
+        with full_precision(text.device):
+            own = states(adapted)
+            second = patch_logits(patches, own.unsqueeze(1), temperature=tau)
+            probability = image_probability(cls, own, temperature=tau)
+        return [first.view(shape), second.view(shape)], probability, text[1:], prior
+
+    def _prior_patches(self, patches: Tensor, logits: Tensor) -> Tensor:
+        """The patches (B, k D) that the prior is made of, each of length one, most anomalous first."""
+        count = self.config.prior_tokens
+        if self.config.prior_patches == "selected":
+            chosen = logits.topk(count, dim=-1).indices
+            patches = patches.gather(1, chosen.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+        return F.normalize(patches[:, :count], dim=-1).flatten(1)
+
+
+def states(text: Tensor) -> Tensor:
+    """Text of both states (..., 2, D) of length one: the first of prompts (..., 1 + K, D), and the others' mean."""
+    return F.normalize(torch.stack([text[..., 0, :], text[..., 1:, :].mean(dim=-2)], dim=-2), dim=-1)
+
+
+def pairwise_cosines(text: Tensor) -> Tensor:
+    """Sum over all pairs of |cosine| of text (K, D)."""
+    text = F.normalize(text, dim=-1)
+    return (text @ text.T).abs().triu(diagonal=1).sum()
+
+
+def _highest(logits: Tensor) -> Tensor:
+    """The highest patch probability (B,) of a version's grids (B, L, h, w)."""
+    return logits.sigmoid().mean(dim=1).amax(dim=(-2, -1))
