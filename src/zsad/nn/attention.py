@@ -116,3 +116,47 @@ class QueryAttention(nn.Module):
         if self.output_projection is None:
             return pooled
         return torch.einsum("btld,tlde->btle", pooled, self.output_projection)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from an image's own queries to tokens of L layers, with one W_Q, W_K, W_V, W_O for all.
+
+    As in `query_pool`, keys and values are never formed: W_K is folded into the few queries of an image, W_V is
+    applied to what they pool. That is exact.
+
+    Args:
+        width: width D of queries, tokens and result, a multiple of `heads`.
+        heads: attention heads.
+        zero: start with W_O = 0, so that the result is zero.
+    """
+
+    def __init__(self, width: int, *, heads: int, zero: bool) -> None:
+        super().__init__()
+        self.heads, self.zero = heads, zero
+        self.query = nn.Parameter(torch.empty(width, width))
+        self.key = nn.Parameter(torch.empty(width, width))
+        self.value = nn.Parameter(torch.empty(width, width))
+        self.output = nn.Parameter(torch.empty(width, width))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Matrices uniform after Glorot, W_O as told."""
+        for matrix in (self.query, self.key, self.value, self.output):
+            bound = (3 / matrix.shape[0]) ** 0.5
+            nn.init.uniform_(matrix, -bound, bound, generator=generator)
+        if self.zero:
+            nn.init.zeros_(self.output)
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """`softmax(q W_Q (F W_K)^T / sqrt(D / heads)) F W_V W_O` (B, L, Q, D).
+
+        Args:
+            queries: (B, Q, D), or (1, Q, D) for queries that all images share.
+            tokens: (B, L, N, D).
+        """
+        heads = self.heads
+        asked = split(queries @ self.query, heads) * (self.query.shape[0] // heads) ** -0.5
+        folded = torch.einsum("bqhd,chd->bhqc", asked, split(self.key, heads)).flatten(1, 2)
+        weights = (folded.unsqueeze(1) @ tokens.transpose(-1, -2)).softmax(dim=-1)
+        pooled = (weights @ tokens).view(*weights.shape[:2], heads, -1, tokens.shape[-1])
+        return torch.einsum("blhqc,chd->blqhd", pooled, split(self.value, heads)).flatten(-2) @ self.output

@@ -1,0 +1,67 @@
+"""Experts that each look at an image in their own way: attention pooling, then a bottleneck (WMoE-CLIP's SA-MoE)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def load_balance_loss(logits: Tensor, gates: Tensor) -> Tensor:
+    """`E * sum_e f_e p_e`, mean over layers: share of choices times mean probability (Fedus et al., 2022).
+
+    Args:
+        logits: (B, ..., E) of routers; every axis between the first and the last counts as layers.
+        gates: (B, ..., E), not zero where an expert was chosen, by the same number of experts everywhere.
+
+    Returns:
+        A scalar: 1 where experts are used alike; E times the chosen ones' probability over their number where a
+        batch always chooses the same.
+    """
+    chosen = (gates != 0).to(logits.dtype)
+    shares = chosen.mean(dim=0) / chosen.sum(dim=-1).mean(dim=0).unsqueeze(-1)
+    probabilities = logits.softmax(dim=-1).mean(dim=0)
+    return logits.shape[-1] * (shares * probabilities).sum(dim=-1).mean()
+
+
+class AttentionPoolExperts(nn.Module):
+    """E experts, each `D -> hidden -> D` with GELU on the tokens that its own query pools; they start as zero.
+
+    All experts are evaluated, as batched products: reading the tokens costs the same for one and for all, and
+    the rest is small against it.
+
+    Args:
+        experts: E.
+        width: width D of tokens and result.
+        hidden: width of the bottlenecks.
+    """
+
+    def __init__(self, experts: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.empty(experts, width))
+        self.first = nn.Parameter(torch.empty(experts, width, hidden))
+        self.first_bias = nn.Parameter(torch.empty(experts, hidden))
+        self.second = nn.Parameter(torch.empty(experts, hidden, width))
+        self.second_bias = nn.Parameter(torch.empty(experts, width))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Queries standard normal, so that experts look at different tokens from the start; outputs zero."""
+        nn.init.normal_(self.queries, generator=generator)
+        bound = self.first.shape[-2] ** -0.5
+        nn.init.uniform_(self.first, -bound, bound, generator=generator)
+        nn.init.uniform_(self.first_bias, -bound, bound, generator=generator)
+        nn.init.zeros_(self.second)
+        nn.init.zeros_(self.second_bias)
+
+    def forward(self, tokens: Tensor, gates: Tensor) -> Tensor:
+        """Gated sums (B, D) of the experts' views of tokens (B, N, D), for gates (B, E).
+
+        Tokens are brought to mean 0 and deviation 1 first, so that scores start with deviation one, too.
+        """
+        tokens = F.layer_norm(tokens, tokens.shape[-1:])
+        scores = self.queries @ tokens.transpose(-1, -2) * tokens.shape[-1] ** -0.5
+        pooled = scores.softmax(dim=-1) @ tokens
+        hidden = F.gelu(torch.einsum("bed,edh->beh", pooled, self.first) + self.first_bias)
+        gated = hidden * gates.unsqueeze(-1)
+        return torch.einsum("beh,ehd->bd", gated, self.second) + gates @ self.second_bias

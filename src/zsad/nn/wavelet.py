@@ -1,0 +1,126 @@
+"""The single-level 2-D Haar transform of feature grids, and the fusion of its bands (WMoE-CLIP).
+
+A 2 x 2 block [[a, b], [c, d]] becomes four numbers of the same energy:
+
+    LL = (a + b + c + d) / 2,   LH = (a + b - c - d) / 2
+    HL = (a - b + c - d) / 2,   HH = (a - b - c + d) / 2
+
+Their published sum of high bands is `LH + HL + HH = 2 a - LL`: the contrast of a block's first token against the
+block. It carries a sign and is not shift-invariant. A grid with an odd side is continued by its last row or column.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from zsad.errors import ConfigError
+
+High = Literal["sum", "absolute"]
+FusionShape = Literal["channel", "position", "pointwise"]
+
+
+def haar(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Bands LL, LH, HL, HH, each (..., ceil(h / 2), ceil(w / 2)), of grids (..., h, w), orthonormal."""
+    top, bottom = _pairs(x, -2)
+    (left, right), (left_high, right_high) = _pairs(top + bottom, -1), _pairs(top - bottom, -1)
+    return (
+        (left + right) / 2,
+        (left_high + right_high) / 2,
+        (left - right) / 2,
+        (left_high - right_high) / 2,
+    )
+
+
+def split_frequencies(x: Tensor, *, high: High = "sum") -> tuple[Tensor, Tensor]:
+    """F_L = LL and F_H, each (..., ceil(h / 2), ceil(w / 2)), of grids (..., h, w).
+
+    Args:
+        x: (..., h, w).
+        high: `sum` of LH, HL and HH as published, in a third of the arithmetic; or the sum of their absolute
+            values, which shifts by a token change less.
+    """
+    if high == "absolute":
+        low, *others = haar(x)
+        return low, others[0].abs() + others[1].abs() + others[2].abs()
+    rows = torch.add(*_pairs(x, -2))
+    low = torch.add(*_pairs(rows, -1)) / 2
+    return low, 2 * x[..., 0::2, 0::2] - low
+
+
+def frequency_fusion(x: Tensor, weight: Tensor, *, high: High = "sum") -> Tensor:
+    """F_p = F_H * W_h + F_L (..., ceil(h / 2), ceil(w / 2)) of grids (..., h, w).
+
+    Args:
+        x: (..., h, w).
+        weight: W_h, of a shape that broadcasts to the result.
+        high: as in `split_frequencies`.
+    """
+    low, contrast = split_frequencies(x, high=high)
+    return torch.addcmul(low, contrast, weight)
+
+
+def _pairs(x: Tensor, axis: Literal[-2, -1]) -> tuple[Tensor, Tensor]:
+    """Entries 0, 2, .. and 1, 3, .. along an axis; an odd one out is paired with itself."""
+    even, odd = (x[..., 0::2], x[..., 1::2]) if axis == -1 else (x[..., 0::2, :], x[..., 1::2, :])
+    if x.shape[axis] % 2:
+        odd = torch.cat([odd, even.narrow(axis, even.shape[axis] - 1, 1)], dim=axis)
+    return even, odd
+
+
+class FrequencyFusion(nn.Module):
+    """`frequency_fusion` with a trained W_h for each of L layers.
+
+    Args:
+        layers: L.
+        width: channels D.
+        shape: W_h is a number a `channel`, one a channel and `position`, or a matrix over channels (`pointwise`,
+            a 1 x 1 convolution).
+        grid: rows and columns (h, w) of what is fused; only a W_h of every position depends on it.
+        high: as in `split_frequencies`.
+        start: what W_h begins as; the matrix as so many times the identity.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        width: int,
+        *,
+        shape: FusionShape = "channel",
+        grid: tuple[int, int],
+        high: High = "sum",
+        start: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.shape, self.high, self.start = shape, high, start
+        half = ((grid[0] + 1) // 2, (grid[1] + 1) // 2)
+        tail = {"channel": (1, 1), "position": half, "pointwise": (width,)}[shape]
+        self.weight = nn.Parameter(torch.empty(layers, width, *tail))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """W_h as it starts."""
+        with torch.no_grad():
+            if self.shape == "pointwise":
+                self.weight.zero_().diagonal(dim1=-2, dim2=-1).fill_(self.start)
+            else:
+                self.weight.fill_(self.start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """F_p (B, L, D, ceil(h / 2), ceil(w / 2)) of grids (B, L, D, h, w).
+
+        Raises:
+            ConfigError: W_h is of every position, but of another grid.
+        """
+        if self.shape == "pointwise":
+            low, contrast = split_frequencies(x, high=self.high)
+            return low + torch.einsum("blchw,ldc->bldhw", contrast, self.weight)
+        half = tuple((side + 1) // 2 for side in x.shape[-2:])
+        if self.shape == "position" and half != self.weight.shape[-2:]:
+            raise ConfigError(
+                f"a W_h of {tuple(self.weight.shape[-2:])} positions cannot weigh the {half} of a grid of "
+                f"{tuple(x.shape[-2:])}; use the image size of training, or one W_h a channel"
+            )
+        return frequency_fusion(x, self.weight, high=self.high)

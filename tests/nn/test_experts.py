@@ -1,0 +1,117 @@
+"""Attention-pool experts and their balance against loops, and cross-attention against its formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from zsad.nn.attention import CrossAttention
+from zsad.nn.experts import AttentionPoolExperts, load_balance_loss
+from zsad.nn.moe import topk_gates
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def assert_same_gradients(fast, slow, inputs):
+    probe = randn(*fast.shape, seed=9)
+    for ours, theirs in zip(
+        *(torch.autograd.grad((form * probe).sum(), inputs) for form in (fast, slow)), strict=True
+    ):
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs, atol=1e-11, rtol=0)
+
+
+def test_experts_equal_a_loop_in_value_and_gradient():
+    experts = AttentionPoolExperts(3, 6, 4).double()
+    for seed, parameter in enumerate(experts.parameters()):
+        parameter.data = randn(*parameter.shape, seed=seed)
+    tokens, gates = randn(2, 7, 6).requires_grad_(), topk_gates(randn(2, 3, seed=5), 2).requires_grad_()
+    rows = []
+    for image in range(2):
+        read = (tokens[image] - tokens[image].mean(1, keepdim=True)) / (
+            tokens[image].var(1, correction=0, keepdim=True) + 1e-5
+        ).sqrt()
+        total = 0
+        for index in range(3):
+            attention = (read @ experts.queries[index] / 6**0.5).softmax(0)
+            hidden = F.gelu(attention @ read @ experts.first[index] + experts.first_bias[index])
+            total = total + gates[image, index] * (
+                hidden @ experts.second[index] + experts.second_bias[index]
+            )
+        rows.append(total)
+    fast, slow = experts(tokens, gates), torch.stack(rows)
+    torch.testing.assert_close(fast, slow, atol=1e-12, rtol=0)
+    assert_same_gradients(fast, slow, [tokens, gates, *experts.parameters()])
+
+
+def test_experts_say_nothing_at_the_start_but_learn():
+    experts = AttentionPoolExperts(3, 6, 4)
+    out = experts(torch.randn(2, 7, 6), topk_gates(torch.randn(2, 3), 2))
+    assert torch.equal(out, torch.zeros(2, 6))
+    out.sum().backward()
+    assert experts.second.grad.abs().sum() > 0 and experts.second_bias.grad.abs().sum() > 0
+
+
+def test_an_expert_that_is_not_chosen_gets_no_gradient():
+    experts = AttentionPoolExperts(3, 6, 4).double()
+    torch.nn.init.normal_(experts.second)
+    experts(randn(2, 7, 6), torch.tensor([[0.4, 0.6, 0], [1, 0, 0]]).double()).square().sum().backward()
+    for parameter in experts.parameters():
+        assert parameter.grad[:2].abs().sum() > 0 and not parameter.grad[2].any()
+
+
+@pytest.mark.parametrize("layers", [(), (3,)])
+def test_balance_is_one_where_experts_are_used_alike(layers):
+    experts, k = 4, 2
+    logits = torch.zeros(6, *layers, experts)
+    # Six images choose all six pairs of four experts.
+    for image, pair in enumerate([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]):
+        logits[image, ..., pair] = 1e-3
+    assert float(load_balance_loss(logits, topk_gates(logits, k))) == pytest.approx(1, abs=1e-6)
+    same = torch.tensor([50.0, 50.0, 0, 0]).expand(6, *layers, experts)
+    assert float(load_balance_loss(same, topk_gates(same, k))) == pytest.approx(experts / k, abs=1e-6)
+
+
+def test_balance_equals_its_formula_and_pushes_the_busy_expert_down():
+    logits = (2 * randn(5, 2, 4)).requires_grad_()
+    gates = topk_gates(logits, 2)
+    expected = 0.0
+    for layer in range(2):
+        probability = logits[:, layer].softmax(-1).mean(0)
+        for expert in range(4):
+            share = sum(bool(gates[image, layer, expert] != 0) for image in range(5)) / (5 * 2)
+            expected = expected + 4 * share * probability[expert] / 2
+    loss = load_balance_loss(logits, gates)
+    torch.testing.assert_close(loss, expected, atol=1e-13, rtol=0)
+    busy = torch.tensor([[3.0, 2.0, 0.0]]).requires_grad_()
+    load_balance_loss(busy, topk_gates(busy, 1)).backward()
+    assert busy.grad[0, 0] > 0 > busy.grad[0, 2]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_cross_attention_equals_its_formula_in_value_and_gradient(shared):
+    layer = CrossAttention(6, heads=2, zero=False).double()
+    for seed, parameter in enumerate(layer.parameters()):
+        parameter.data = randn(6, 6, seed=seed)
+    queries, tokens = (
+        randn(1 if shared else 3, 2, 6).requires_grad_(),
+        randn(3, 4, 7, 6, seed=8).requires_grad_(),
+    )
+    fast = layer(queries, tokens)
+    key, value = tokens @ layer.key, tokens @ layer.value
+    asked = (queries @ layer.query)[:, None].expand(3, 4, -1, -1)
+    q, k, v = (x.unflatten(-1, (2, 3)).transpose(2, 3) for x in (asked, key, value))
+    slow = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(-2) @ layer.output
+    torch.testing.assert_close(fast, slow, atol=1e-11, rtol=0)
+    assert_same_gradients(fast, slow, [queries, tokens, *layer.parameters()])
+
+
+def test_cross_attention_can_start_as_nothing():
+    layer = CrossAttention(6, heads=3, zero=True)
+    out = layer(torch.randn(2, 2, 6), torch.randn(2, 1, 5, 6))
+    assert torch.equal(out, torch.zeros(2, 1, 2, 6))
+    out.sum().backward()
+    assert layer.output.grad.abs().sum() > 0

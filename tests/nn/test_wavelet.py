@@ -1,0 +1,118 @@
+"""The Haar bands against loops over blocks, their identities, and the fusion in value and gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from zsad.errors import ConfigError
+from zsad.nn.wavelet import FrequencyFusion, frequency_fusion, haar, split_frequencies
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def slow_haar(x: torch.Tensor) -> list[torch.Tensor]:
+    """Block by block, of grids (B, D, h, w) continued by their last row and column."""
+    x = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), mode="replicate")
+    bands = [x.new_zeros(*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2) for _ in range(4)]
+    for row in range(x.shape[2] // 2):
+        for column in range(x.shape[3] // 2):
+            a, b = x[:, :, 2 * row, 2 * column], x[:, :, 2 * row, 2 * column + 1]
+            c, d = x[:, :, 2 * row + 1, 2 * column], x[:, :, 2 * row + 1, 2 * column + 1]
+            values = (a + b + c + d, a + b - c - d, a - b + c - d, a - b - c + d)
+            for band, value in zip(bands, values, strict=True):
+                band[:, :, row, column] = value / 2
+    return bands
+
+
+SIDES = [(6, 8), (7, 7), (6, 5), (5, 4), (1, 1), (1, 4)]
+
+
+@pytest.mark.parametrize("sides", SIDES)
+def test_bands_equal_the_loop(sides):
+    x = randn(2, 3, *sides)
+    for band, expected in zip(haar(x), slow_haar(x), strict=True):
+        torch.testing.assert_close(band, expected, atol=1e-14, rtol=0)
+
+
+def test_energy_is_kept_on_even_grids():
+    x = randn(2, 3, 8, 6)
+    energy = sum(band.square().sum() for band in haar(x))
+    torch.testing.assert_close(energy, x.square().sum(), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("sides", [(6, 6), (5, 7)])
+def test_a_constant_has_no_high_band(sides):
+    low, *high = haar(torch.full((1, 2, *sides), 3.0))
+    assert torch.equal(low, torch.full_like(low, 6.0))
+    assert all(not band.any() for band in high)
+
+
+@pytest.mark.parametrize("sides", SIDES)
+def test_the_published_sum_of_high_bands_is_twice_the_first_token_less_the_low_band(sides):
+    x = randn(2, 3, *sides)
+    low, lh, hl, hh = slow_haar(x)
+    torch.testing.assert_close(lh + hl + hh, 2 * x[..., ::2, ::2] - low, atol=1e-14, rtol=0)
+    for ours, theirs in zip(split_frequencies(x), (low, lh + hl + hh), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-14, rtol=0)
+    absolute = split_frequencies(x, high="absolute")
+    torch.testing.assert_close(absolute[1], lh.abs() + hl.abs() + hh.abs(), atol=1e-14, rtol=0)
+
+
+def test_the_published_sum_knows_its_corner_and_the_absolute_one_does_not():
+    x = randn(1, 1, 2, 2)
+    for turned in (x.flip(-1), x.flip(-2), x.mT):
+        torch.testing.assert_close(*(split_frequencies(g, high="absolute")[1] for g in (x, turned)))
+    assert not torch.allclose(split_frequencies(x)[1], split_frequencies(x.flip(-1))[1])
+
+
+@pytest.mark.parametrize("high", ["sum", "absolute"])
+@pytest.mark.parametrize("sides", [(6, 8), (7, 5)])
+def test_fusion_equals_the_slow_form_in_value_and_gradient(high, sides):
+    x = randn(2, 3, *sides).requires_grad_()
+    weight = randn(3, 1, 1, seed=1).requires_grad_()
+    low, *others = slow_haar(x)
+    slow = sum(band.abs() if high == "absolute" else band for band in others) * weight + low
+    fast = frequency_fusion(x, weight, high=high)
+    torch.testing.assert_close(fast, slow, atol=1e-13, rtol=0)
+    probe = randn(*fast.shape, seed=2)
+    for ours, theirs in zip(
+        *(torch.autograd.grad((form * probe).sum(), (x, weight)) for form in (fast, slow)), strict=True
+    ):
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("shape", ["channel", "position", "pointwise"])
+@pytest.mark.parametrize("high", ["sum", "absolute"])
+def test_every_layer_has_its_own_weight(shape, high):
+    fusion = FrequencyFusion(2, 4, shape=shape, grid=(5, 6), high=high).double()
+    fusion.reset_parameters()
+    x = randn(3, 2, 4, 5, 6)
+    start = fusion(x)
+    tenth = torch.tensor(0.1, dtype=torch.float64)
+    torch.testing.assert_close(start, frequency_fusion(x, tenth, high=high), atol=1e-14, rtol=0)
+    with torch.no_grad():
+        fusion.weight.copy_(randn(*fusion.weight.shape, seed=3))
+    fused = fusion(x)
+    for layer in range(2):
+        low, contrast = split_frequencies(x[:, layer], high=high)
+        if shape == "pointwise":
+            expected = low + F.conv2d(contrast, fusion.weight[layer, :, :, None, None])
+        else:
+            expected = low + contrast * fusion.weight[layer]
+        torch.testing.assert_close(fused[:, layer], expected, atol=1e-13, rtol=0)
+    fusion.reset_parameters()
+    assert torch.equal(fusion(x), start)
+
+
+def test_a_weight_of_every_position_wants_its_grid():
+    fusion = FrequencyFusion(1, 4, shape="position", grid=(5, 6))
+    assert fusion.weight.shape == (1, 4, 3, 3)
+    with pytest.raises(
+        ConfigError, match=r"\(3, 3\) positions cannot weigh the \(4, 3\) of a grid of \(7, 6\)"
+    ):
+        fusion(torch.zeros(1, 1, 4, 7, 6))
