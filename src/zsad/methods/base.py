@@ -199,6 +199,8 @@ class Method(nn.Module, ABC):
     """The parts of a training, in order."""
     training_defaults: ClassVar[Mapping[str, Any]] = {}
     """Fields of `TrainConfig` in which the paper's training differs from its defaults."""
+    term_weights: ClassVar[Mapping[str, str]] = {}
+    """For loss terms that a setting weighs the name of that setting: curves show them without it."""
     config: MethodConfig
 
     def __init__(self, config: MethodConfig, backbone: Backbone) -> None:
@@ -283,6 +285,8 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Weighted loss terms; their sum is what training descends.
+
+        A term "raw_..." is only logged: what a term of weight 0 would have been, without its weight.
 
         Args:
             features: of the batch.

@@ -20,7 +20,8 @@ paper leaves open is a setting, its default marked "inferred" in `PromptMoEConfi
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -142,6 +143,7 @@ class PromptMoE(Method):
     name = "promptmoe"
     config_class = PromptMoEConfig
     feature_fields = (*Method.feature_fields, "cross_attention_input")
+    term_weights: ClassVar[Mapping[str, str]] = {"balance": "alpha", "decouple": "beta"}
     config: PromptMoEConfig
     _ids: Tensor
 
@@ -234,9 +236,19 @@ class PromptMoE(Method):
             terms["classify"] = score_loss(self._score(maps, probability), labels)
             if routing is not None:
                 decouple = torch.stack([decouple_loss(pool) for pool in self.pools]).sum()
-                terms["balance"] = config.alpha * balance_loss(routing)
-                terms["decouple"] = config.beta * decouple
+                for name, weight, term in (
+                    ("balance", config.alpha, balance_loss(routing)),
+                    ("decouple", config.beta, decouple),
+                ):
+                    terms[name] = weight * term
+                    if not weight:
+                        terms[f"raw_{name}"] = term.detach()
         return terms
+
+    def expert_embeddings(self) -> dict[str, Tensor]:
+        """Mean token of every expert of each pool, (L', E, D): what Eq. 5 keeps apart and figure 8 shows."""
+        names = STATES if len(self.pools) == len(STATES) else ("shared",)
+        return {name: pool.detach().mean(dim=-2) for name, pool in zip(names, self.pools, strict=True)}
 
     def _score(self, maps: Tensor, probability: Tensor) -> Tensor:
         """Eq. 7 of maps (B, L, H, W), which may be smaller in training, and the global feature's part (B,)."""

@@ -131,7 +131,8 @@ class LossModule(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total loss and its terms; see `Method.losses`."""
         terms = self.method.losses(ImageFeatures(patches, cls, grid, words), masks, labels)
-        total = torch.stack([term.float() for term in terms.values()]).sum()
+        weighted = [term.float() for name, term in terms.items() if not name.startswith("raw_")]
+        total = torch.stack(weighted).sum()
         if self.touch_all:
             total = total + sum(0.0 * p.sum() for p in self.method.parameters() if p.requires_grad)
         return total, terms
