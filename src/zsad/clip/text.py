@@ -54,7 +54,8 @@ class TextTower(nn.Module):
             embeddings: (P, S, D_t) without positions; anything behind a sequence's EOS is ignored.
             eos: (P,) index of each sequence's EOS.
             deep_tokens: (J, M, D_t): at the input of block j + 1 (j = 1 .. J) positions 1 .. M are replaced by
-                `deep_tokens[j - 1]` (AnomalyCLIP's compound prompts).
+                `deep_tokens[j - 1]` (AnomalyCLIP's compound prompts); (J, P, M, D_t) where each sequence has
+                its own (AdaCLIP's dynamic prompts).
             project: False leaves the final projection out: (P, D_t) behind the last norm.
 
         Raises:

@@ -37,12 +37,16 @@ def state_prompts(object_name: str, *, templates: str = "ensemble") -> tuple[lis
     return _compose(object_name, table["states"], table["templates"][templates])
 
 
-def published_prompts(paper: str, object_name: str) -> tuple[list[str], list[str]]:
+def published_prompts(
+    paper: str, object_name: str, *, templates: int | None = None
+) -> tuple[list[str], list[str]]:
     """All normal and all abnormal sentences that a paper uses for an object.
 
     Args:
-        paper: "winclip" (Jeong et al., CVPR 2023, supplement), or "aprilgan" (Chen et al., 2023; AdaCLIP's, too).
+        paper: "winclip" (Jeong et al., CVPR 2023, supplement), "aprilgan" (Chen et al., 2023), or "adaclip" (Cao
+            et al., ECCV 2024, public code).
         object_name: such as "object" or "bottle".
+        templates: only the first so many templates; None: all.
 
     Raises:
         KeyError: no list of that paper.
@@ -52,7 +56,7 @@ def published_prompts(paper: str, object_name: str) -> tuple[list[str], list[str
         [154, 88]
     """
     lists = prompt_table()["papers"][paper]
-    return _compose(object_name, lists, lists["templates"])
+    return _compose(object_name, lists, lists["templates"][:templates])
 
 
 def _compose(
