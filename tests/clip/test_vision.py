@@ -249,3 +249,32 @@ def test_stem_replaces_the_patch_embedding(config: CLIPConfig) -> None:
     assert output.taps[0].shape == (2, 21, 32)
     joined = clip.visual.patch_embedding.maps(torch.randn(1, 3, 32, 32))
     assert joined.shape == (1, 4, 4, 6 * 4 + 8)
+
+
+def test_a_stream_goes_on_where_it_stopped(clip: CLIP, pixels: torch.Tensor) -> None:
+    whole = clip.visual(pixels, taps=(2, 3, 4), hooks={3: lambda x: 1.5 * x})
+    for after in (0, 1):
+        x, grid = clip.visual.stream(pixels, after=after)
+        rest = clip.visual.resume(x, grid=grid, after=after, taps=(2, 3, 4), hooks={3: lambda x: 1.5 * x})
+        assert rest.grid == whole.grid
+        for tap, expected in zip((*rest.taps, rest.cls), (*whole.taps, whole.cls), strict=True):
+            close(tap, expected)
+    close(clip.visual.stream(pixels, after=2)[0], whole.taps[0])
+
+
+def test_a_stream_takes_more_tokens(clip: CLIP, pixels: torch.Tensor) -> None:
+    x, grid = clip.visual.stream(pixels, after=1)
+    longer = torch.cat([x, torch.randn(2, 3, 32)], dim=1)
+    [tap] = clip.visual.resume(longer, grid=grid, after=1, taps=(4,)).taps
+    assert tap.shape == (2, 20, 32) and not torch.allclose(
+        tap[:, :17], clip.visual(pixels, taps=(4,)).taps[0]
+    )
+
+
+def test_what_lies_before_a_stream_is_refused(clip: CLIP, pixels: torch.Tensor) -> None:
+    x, grid = clip.visual.stream(pixels, after=2)
+    for wrong in ({"taps": (2,)}, {"hooks": {1: lambda x: x}}, {"value_value_from": 2}):
+        with pytest.raises(ConfigError, match="behind block 2"):
+            clip.visual.resume(x, grid=grid, after=2, **wrong)
+    with pytest.raises(ConfigError, match="block 5 does not exist"):
+        clip.visual.stream(pixels, after=5)

@@ -18,11 +18,20 @@ def slow_map(logits, spec, *, size=None, smooth=True):
     def up(grids, target, align):
         return F.interpolate(grids[None], size=target, mode="bilinear", align_corners=align)[0]
 
+    on_grid = spec.smooth == "grid"
+
+    def blurred(grids):
+        if not (smooth and on_grid):
+            return grids
+        return torch.stack([torch.as_tensor(gaussian_filter(one.numpy(), sigma=spec.sigma)) for one in grids])
+
     if spec.order == "before_softmax":
-        canonical = up(logits, spec.size, spec.align_corners).sigmoid().mean(0)
+        canonical = up(blurred(logits), spec.size, spec.align_corners).sigmoid().mean(0)
+    elif spec.order == "mean_logits":
+        canonical = up(blurred(logits), spec.size, spec.align_corners).mean(0).sigmoid()
     else:
-        canonical = up(logits.sigmoid(), spec.size, spec.align_corners).mean(0)
-    if smooth:
+        canonical = up(blurred(logits.sigmoid()), spec.size, spec.align_corners).mean(0)
+    if smooth and not on_grid:
         canonical = torch.as_tensor(gaussian_filter(canonical.numpy(), sigma=spec.sigma))
     if size is None:
         return canonical.numpy()
@@ -45,12 +54,14 @@ def test_operator_is_interpolation_then_gaussian(grid, size, sigma, align_corner
     np.testing.assert_allclose(operator.sum(1).numpy(), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("order", ["before_softmax", "after_softmax"])
+@pytest.mark.parametrize("order", ["before_softmax", "after_softmax", "mean_logits"])
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [None, (61, 33), (200, 90)])
 @pytest.mark.parametrize("smooth", [True, False])
-def test_maps_equal_the_definition(order, align_corners, size, smooth):
-    spec = MapSpec(size=(84, 70), order=order, sigma=3.0, align_corners=align_corners)
+@pytest.mark.parametrize("where", ["map", "grid"])
+def test_maps_equal_the_definition(order, align_corners, size, smooth, where):
+    sigma = 3.0 if where == "map" else 0.8
+    spec = MapSpec(size=(84, 70), order=order, sigma=sigma, align_corners=align_corners, smooth=where)
     logits = np.random.default_rng(1).normal(0, 4, (3, 4, 6, 5)).astype(np.float32)
     expected = np.stack([slow_map(one, spec, size=size, smooth=smooth) for one in logits])
     by_torch = render_map(torch.as_tensor(logits), spec, size=size, smooth=smooth)
