@@ -52,18 +52,20 @@ class Detector:
     def __repr__(self) -> str:
         return f"Detector({self.name!r}, method={self.card.method!r}, backbone={self.card.backbone.name!r})"
 
-    def predict(self, source: Source) -> Prediction:
+    def predict(self, source: Source, *, shows: str | None = None) -> Prediction:
         """The prediction for one image.
 
         Args:
             source: a path, a Pillow image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8,
                 uint16, bool, or float in [0, 1].
+            shows: what it shows, such as "metal nut", for methods whose prompts name the object.
 
         Raises:
             ImageError: it cannot be read or used.
         """
         image, size = read_image(source)
-        prediction = predict_pixels(self.method, self.preprocess(image)[None], sizes=[size])[0]
+        words = None if shows is None else (shows,)
+        prediction = predict_pixels(self.method, self.preprocess(image)[None], sizes=[size], words=words)[0]
         if isinstance(source, str | Path):
             prediction.source = str(source)
         else:

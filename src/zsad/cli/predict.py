@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 def predict_command(
     *inputs: str,
     model: str = "promptmoe-tiny",
+    object_: Annotated[str | None, Parameter(name="--object")] = None,
     out: Path = Path("results"),
     backbone: str | None = None,
     weights: Path | None = None,
@@ -34,6 +36,7 @@ def predict_command(
     Args:
         inputs: Images, folders (searched recursively) or patterns such as 'parts/*.png'.
         model: Bundled model, run folder, checkpoint, or a method without training (clip, clip-tiny).
+        object_: What the images show, such as 'metal nut', for methods whose prompts name it (winclip, moeclip, ...).
         out: Folder for the results.
         backbone: Another tower, by name or path, for methods that need no training.
         weights: File or folder of the backbone's weights.
@@ -62,6 +65,8 @@ def predict_command(
     options.check()
     check_place(out)
     samples = _outside(expand_inputs(list(inputs)), out)
+    if object_ is not None:
+        samples = [replace(sample, class_name=object_) for sample in samples]
     use_threads(threads)
     detector = load(model, backbone=backbone, weights=weights, device=device)
     outcome = score_images(
@@ -70,6 +75,7 @@ def predict_command(
         inputs=[os.path.abspath(name) for name in inputs],  # noqa: PTH100 - patterns are no paths to resolve
         title=_title(list(inputs)),
         options=options,
+        shown=object_,
     )
     conclude(outcome, options=options)
     return outcome.exit_code
@@ -81,8 +87,6 @@ def _title(inputs: list[str]) -> str:
 
 def _outside(samples: list[Sample], out: Path) -> list[Sample]:
     """The samples with absolute paths, without the overlays of an earlier run that may lie among the inputs."""
-    from dataclasses import replace
-
     from zsad.errors import DataError
 
     own = (out / "overlays").resolve()

@@ -64,7 +64,13 @@ class Outcome:
 
 
 def score_images(
-    detector: Detector, samples: Sequence[Sample], *, inputs: list[str], title: str, options: Options
+    detector: Detector,
+    samples: Sequence[Sample],
+    *,
+    inputs: list[str],
+    title: str,
+    options: Options,
+    shown: str | None = None,
 ) -> Outcome:
     """Scores samples into the run's folder; finished ones of the same run are left as they are.
 
@@ -74,6 +80,7 @@ def score_images(
         inputs: what the user named them by; part of the settings of the run.
         title: headline of the report.
         options: where and how results are written.
+        shown: what the user said that the images show.
 
     Raises:
         ImageError: the one image given cannot be used.
@@ -86,6 +93,8 @@ def score_images(
         "overlay": options.overlay,
         "max_overlay_side": options.max_overlay_side,
     }
+    if shown is not None:
+        settings["object"] = shown
     details = {
         "title": title,
         "model_name": detector.name,
