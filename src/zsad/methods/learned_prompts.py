@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,8 @@ class PromptLearner(nn.Module):
         deep_tokens: tokens M of a set.
         deep_groups: for each prompt the group whose deep tokens it has, from 0; default: all have the same.
         deviation: of the normal distribution that `reset_parameters` draws from.
+        fuse: makes of the learned contexts by name those, or some of those, that `forward` encodes in their
+            place; a function of nothing else.
 
     Raises:
         ConfigError: an unknown slot, a prompt too long for the tower or too short for its deep tokens, more
@@ -76,10 +78,11 @@ class PromptLearner(nn.Module):
         deep_tokens: int = 4,
         deep_groups: Sequence[int] | None = None,
         deviation: float = 0.02,
+        fuse: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
     ) -> None:
         super().__init__()
         width = backbone.clip.config.text.width
-        self.deviation = deviation
+        self.deviation, self.fuse = deviation, fuse
         self._shapes = {
             name: (shape,) if isinstance(shape, int) else shape for name, shape in contexts.items()
         }
@@ -110,12 +113,12 @@ class PromptLearner(nn.Module):
         and in training once the prompts are frozen.
         """
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
-            return self.encode(tower)
-        key = tuple(map(_stamp, (*self.parameters(), tower.proj)))
+            return self.encode(tower, contexts=self._fused())
+        key = tuple(map(stamp, (*self.parameters(), tower.proj)))
         if self._kept is None or self._kept[0] != key:
             # What is kept may later meet autograd or another precision than the present one.
             with torch.inference_mode(mode=False), torch.no_grad(), full_precision(tower.proj.device):
-                self._kept = (key, self.encode(tower))
+                self._kept = (key, self.encode(tower, contexts=self._fused()))
         return self._kept[1]
 
     def encode(
@@ -143,6 +146,9 @@ class PromptLearner(nn.Module):
         text = text.to(flat[0].dtype)
         return text.view(batch, len(self._ends), -1) if batched else text
 
+    def _fused(self) -> Mapping[str, Tensor] | None:
+        return None if self.fuse is None else self.fuse(dict(self.contexts))
+
     def _deep_rows(self, batch: int) -> Tensor | None:
         """Deep tokens (J, M, D_t) of all sequences, or (J, batch * P, M, D_t) where groups have their own."""
         if self.deep is None or len(self.deep) == 1:
@@ -150,7 +156,7 @@ class PromptLearner(nn.Module):
         return self.deep[self._groups.repeat(batch)].transpose(0, 1)
 
 
-def _stamp(tensor: Tensor) -> tuple[object, ...]:
+def stamp(tensor: Tensor) -> tuple[object, ...]:
     """What changes when a tensor is written, moved, cast or replaced."""
     version = None if tensor.is_inference() else tensor._version
     return tensor.data_ptr(), version, tensor.dtype, tensor.device

@@ -1,0 +1,179 @@
+"""AnomalyCLIP (Zhou et al., ICLR 2024, arXiv 2310.18961): one learned prompt pair that names no object.
+
+A frozen CLIP meets two prompts, `[V_1] .. [V_12] object .` and `[W_1] .. [W_12] damaged object .`, whose V and W
+are learned, together with tokens that replace others inside the text tower (`methods/learned_prompts.py`). With t_n
+and t_a their embeddings, F the patch tokens of the value-value branch behind the last block and f the global
+feature, all of length one:
+
+    S   = softmax(<F, t> / tau) over both states,   M = Up(S_a), smoothed
+    s   = softmax(<f, t> / tau), abnormal part
+    loss = CE(<f, t> / tau, y) + lambda (Focal(Up S, m) + Dice(Up S_a, m) + Dice(Up S_n, 1 - m)),   lambda = 4
+
+One tap with lambda = 4 is what the released code trains: its four taps of the paper were one tensor four times. The
+released code rounds the tokens inside the tower through half precision; here they keep their precision.
+
+`image_logits`, `image_score` and `pair_losses` also serve MPA, which differs in its prompts and levels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from zsad.clip.presets import Preset
+from zsad.clip.weights import Backbone
+from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.learned_prompts import PromptLearner, deep_sets
+from zsad.methods.similarity import full_precision, layer_maps, patch_logits, segmentation_losses
+from zsad.nn.filters import MapOrder, MapSpec
+from zsad.nn.losses import score_loss
+
+Score = Literal["global", "map_and_global", "map"]
+
+
+class AnomalyCLIPConfig(MethodConfig):
+    """All settings of AnomalyCLIP; the defaults are those of the released code."""
+
+    layers: tuple[int, ...] = Field(
+        default=(24,), min_length=1, description=MethodConfig.model_fields["layers"].description
+    )
+    map_order: MapOrder = Field(
+        default="after_softmax", description=MethodConfig.model_fields["map_order"].description
+    )
+    context_tokens: int = Field(default=12, ge=1, description="Learnable tokens of a prompt.")
+    deep_sets: int = Field(
+        default=8, ge=0, description="Text blocks, from the second on, that get deep tokens of their own."
+    )
+    deep_tokens: int = Field(default=4, ge=1, description="Deep tokens of a text block.")
+    class_word: str = Field(default="object", description="Name of the object in the prompts.")
+    tau: float = Field(default=0.07, gt=0, description="Temperature of patches against text.")
+    tau_prime: float = Field(
+        default=0.07, gt=0, description="Temperature of the global feature against text."
+    )
+    local_weight: float = Field(
+        default=4.0, ge=0, description="Weight lambda of the map's losses against the score's."
+    )
+    score: Score = Field(
+        default="global",
+        description="The global feature's probability, or its mean with the map's maximum, or the latter alone.",
+    )
+
+    @classmethod
+    def for_backbone(cls, preset: Preset, **settings: Any) -> AnomalyCLIPConfig:
+        """As for every method, but with the last tap alone and as many deep tokens as the text tower takes."""
+        own = {"layers": preset.taps[-1:], "deep_sets": deep_sets(preset)}
+        return super().for_backbone(preset, **{**own, **settings})
+
+
+class AnomalyCLIP(Method):
+    """The method on a backbone: see the module's text for the equations."""
+
+    name = "anomalyclip"
+    config_class = AnomalyCLIPConfig
+    training_defaults: ClassVar[dict[str, Any]] = {
+        "epochs": 15,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "betas": (0.5, 0.999),
+        "warmup_epochs": 0.0,
+    }
+    config: AnomalyCLIPConfig
+
+    def __init__(self, config: AnomalyCLIPConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        word = config.class_word
+        self.prompts = PromptLearner(
+            backbone,
+            [f"{{normal}} {word}.", f"{{abnormal}} damaged {word}."],
+            contexts={"normal": config.context_tokens, "abnormal": config.context_tokens},
+            deep=config.deep_sets,
+            deep_tokens=config.deep_tokens,
+        )
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws the adapter anew: all tokens normal with deviation 0.02."""
+        self.prompts.reset_parameters(generator)
+
+    def forward(self, features: ImageFeatures) -> Output:
+        """Grids (B, L, h, w) and scores."""
+        logits, image = self._compare(features)
+        score = image_score(image, logits, kind=self.config.score, spec=self.map_spec)
+        return Output(logits, score, terms={"global": image.sigmoid()})
+
+    def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The terms of the loss, with their weights."""
+        logits, image = self._compare(features)
+        weight, kind = self.config.local_weight, self.config.score
+        return pair_losses(logits, image, masks, labels, spec=self.map_spec, weight=weight, kind=kind)
+
+    def _compare(self, features: ImageFeatures) -> tuple[Tensor, Tensor]:
+        """Grids (B, L, h, w) and the global feature's logits (B,)."""
+        text = self.prompts(self.clip.text)
+        patches, cls = (tokens.to(text.dtype) for tokens in (features.patches, features.cls))
+        # Mixed precision ends here: cosines are divided by a small temperature.
+        with full_precision(text.device):
+            pair = F.normalize(text, dim=-1).view(1, 1, 2, -1)
+            logits = patch_logits(patches, pair, temperature=self.config.tau)
+            image = image_logits(cls, pair[0], temperature=self.config.tau_prime)
+        return logits.view(*logits.shape[:2], *features.grid), image
+
+
+def image_logits(cls: Tensor, text: Tensor, *, temperature: float) -> Tensor:
+    """`(<f, t_abnormal> - <f, t_normal>) / temperature` (B,), each the largest over M pairs of prompts.
+
+    Args:
+        cls: (B, D) global features, not normalised.
+        text: (M, 2, D), normal first, of length one.
+        temperature: of the softmax.
+    """
+    states = (F.normalize(cls, dim=-1) @ text.flatten(0, 1).T).view(len(cls), -1, 2).amax(dim=1)
+    return (states[:, 1] - states[:, 0]) / temperature
+
+
+def image_score(image: Tensor, logits: Tensor, *, kind: Score, spec: MapSpec) -> Tensor:
+    """Scores (B,) in [0, 1] of the global feature's logits (B,) and of grids (B, L, h, w)."""
+    if kind == "global":
+        return image.sigmoid()
+    return _score_of_maps(image, layer_maps(logits, spec, size=spec.size), kind=kind)
+
+
+def _score_of_maps(image: Tensor, maps: Tensor, *, kind: Score) -> Tensor:
+    highest = maps.mean(dim=1).amax(dim=(-2, -1))
+    return highest if kind == "map" else (highest + image.sigmoid()) / 2
+
+
+def pair_losses(
+    logits: Tensor,
+    image: Tensor,
+    masks: Tensor,
+    labels: Tensor,
+    *,
+    spec: MapSpec,
+    weight: float,
+    kind: Score,
+) -> dict[str, Tensor]:
+    """AnomalyCLIP's loss in its terms.
+
+    Args:
+        logits: (B, L, h, w) grids; Dice and Focal are summed over their L maps.
+        image: (B,) logits of the global feature.
+        masks: (B, H, W) in {0, 1}.
+        labels: (B,) in {0, 1}.
+        spec: how grids become maps.
+        weight: of the maps' terms.
+        kind: of score, on which the cross-entropy is taken.
+    """
+    with full_precision(logits.device):
+        maps = layer_maps(logits, spec, size=(masks.shape[-2], masks.shape[-1]))
+        terms = segmentation_losses(maps, masks, per_layer=True, both_channels=True)
+        terms = {name: weight * term for name, term in terms.items()}
+        if kind == "global":
+            # Of the logits: where a probability is rounded to 0 or 1, its logarithm teaches nothing any more.
+            terms["classify"] = F.binary_cross_entropy_with_logits(image, labels.to(image.dtype))
+        else:
+            terms["classify"] = score_loss(_score_of_maps(image, maps, kind=kind), labels)
+    return terms

@@ -1,0 +1,156 @@
+"""Learnable prompts against prompts encoded one by one, at full length, with tokens replaced by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from zsad.clip.weights import Backbone
+from zsad.errors import ConfigError
+from zsad.methods.learned_prompts import PromptLearner, deep_sets
+
+TEMPLATES = ("{n} object.", "{n} {a.1} damaged metal nut.", "flawless {a.0}.")
+
+
+def learner_on(backbone: Backbone, **settings) -> PromptLearner:
+    settings = {"contexts": {"n": 5, "a": (2, 4)}, "deep": 2, "deep_tokens": 3, **settings}
+    learner = PromptLearner(backbone, TEMPLATES, **settings)
+    learner.reset_parameters(torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.mul_(30)  # else all prompts look alike to a random tower
+    return learner.double()
+
+
+def slow(backbone: Backbone, pieces: list[str | Tensor], deep: Tensor | None) -> Tensor:
+    """One prompt at the tower's full length of 77, blocks applied one after the other."""
+    tower, tokenizer = backbone.clip.text, backbone.tokenizer
+    rows = [tower.embed(torch.tensor([tokenizer.sos]))]
+    for piece in pieces:
+        if isinstance(piece, str):
+            piece = tower.embed(torch.tensor(tokenizer.encode(piece)[1:-1]))
+        rows.append(piece)
+    rows.append(tower.embed(torch.tensor([tokenizer.eos])))
+    x = torch.cat(rows)
+    end = len(x) - 1
+    padding = tower.embed(torch.zeros(77 - len(x), dtype=torch.long))
+    x = (torch.cat([x, padding]) + tower.position_embedding)[None]
+    mask = torch.ones(77, 77, dtype=torch.bool).tril()
+    for number, block in enumerate(tower.blocks):
+        if deep is not None and 1 <= number <= len(deep):
+            x = torch.cat([x[:, :1], deep[number - 1][None], x[:, 1 + deep.shape[1] :]], dim=1)
+        x = block(x, mask=mask)
+    return tower.ln_final(x)[0, end] @ tower.proj
+
+
+@pytest.mark.parametrize("groups", [None, (0, 1, 0)])
+@pytest.mark.parametrize("deep", [0, 1, 2])
+def test_all_prompts_in_one_pass_equal_each_alone(backbone, groups, deep):
+    learner, clip = learner_on(backbone, deep=deep, deep_groups=groups), backbone.clip.double()
+    n, a = learner.contexts["n"], learner.contexts["a"]
+    assert (learner.deep is None) == (deep == 0)
+    own = [None if learner.deep is None else learner.deep[(groups or (0, 0, 0))[i]] for i in range(3)]
+    expected = [
+        slow(backbone, [n, "object."], own[0]),
+        slow(backbone, [n, a[1], "damaged metal nut."], own[1]),
+        slow(backbone, ["flawless", a[0], "."], own[2]),
+    ]
+    torch.testing.assert_close(learner(clip.text), torch.stack(expected), atol=1e-12, rtol=0)
+
+
+def test_given_contexts_take_the_place_of_learned_ones(backbone):
+    learner, tower = learner_on(backbone, deep_groups=(0, 1, 1)), backbone.clip.double().text
+    batch = torch.randn(4, 2, 4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    text = learner.encode(tower, contexts={"a": batch})
+    assert text.shape == (4, 3, 24)
+    for row, own in zip(text, batch, strict=True):
+        torch.testing.assert_close(row, learner.encode(tower, contexts={"a": own}), atol=1e-12, rtol=0)
+    torch.testing.assert_close(text[:, 0], learner(tower)[0].expand(4, -1), atol=1e-12, rtol=0)
+    assert not torch.allclose(text[0, 1], text[1, 1])
+    plain = learner.encode(tower, project=False)
+    assert plain.shape == (3, 16)
+    torch.testing.assert_close(plain @ tower.proj, learner(tower), atol=1e-12, rtol=0)
+    with pytest.raises(KeyError):
+        learner.encode(tower, contexts={"b": batch})
+
+
+def test_fused_contexts_are_what_is_encoded_and_kept(backbone):
+    tower = backbone.clip.double().text
+    learner = learner_on(backbone, fuse=lambda contexts: {"n": contexts["a"].amax(0).repeat(2, 1)[:5]})
+    given = {"n": learner.contexts["a"].amax(0).repeat(2, 1)[:5]}
+    torch.testing.assert_close(learner(tower), learner.encode(tower, contexts=given))
+    with torch.no_grad():
+        assert learner(tower) is learner(tower)
+    learner(tower).sum().backward()
+    assert learner.contexts["n"].grad is None or not learner.contexts["n"].grad.any()
+
+
+def test_every_learned_token_gets_a_gradient(backbone):
+    learner, tower = learner_on(backbone), backbone.clip.double().text
+    (learner(tower) * torch.randn(24, dtype=torch.float64)).sum().backward()
+    # Deep tokens take the place of the first ones only behind the first block.
+    assert all(parameter.grad.abs().amin() > 0 for parameter in learner.parameters())
+
+
+def test_text_is_encoded_once_until_something_changes(backbone, monkeypatch):
+    learner, tower = learner_on(backbone).float(), backbone.clip.text
+    calls = []
+    encode = learner.encode
+    monkeypatch.setattr(learner, "encode", lambda *args, **more: (calls.append(1), encode(*args, **more))[1])
+    learner(tower), learner(tower)
+    assert len(calls) == 2, "with gradients every pass is its own"
+    with torch.inference_mode():
+        first = learner(tower)
+        assert learner(tower) is first and len(calls) == 3
+    with torch.no_grad():
+        assert learner(tower) is first
+        learner.deep.add_(0.5)
+        changed = learner(tower)
+        assert len(calls) == 4 and not torch.equal(changed, first)
+        learner.reset_parameters()
+        assert not torch.equal(learner(tower), changed) and len(calls) == 5
+        learner.double(), tower.double()
+        assert learner(tower).dtype == torch.float64 and len(calls) == 6
+    learner.requires_grad_(False).train()
+    kept = learner(tower)
+    assert learner(tower) is kept and len(calls) == 6, "frozen prompts are encoded once in training, too"
+    weight = torch.ones(24, dtype=torch.float64, requires_grad=True)
+    (kept @ weight).sum().backward()  # what was kept can meet autograd
+    assert weight.grad.any()
+
+
+def test_checkpoints_hold_the_tokens_alone_in_a_fixed_order(backbone):
+    assert list(learner_on(backbone).state_dict()) == ["deep", "contexts.n", "contexts.a"]
+    assert list(learner_on(backbone, deep=0).state_dict()) == ["contexts.n", "contexts.a"]
+    again = PromptLearner(backbone, TEMPLATES, contexts={"n": 5, "a": (2, 4)}, deviation=0.5)
+    again.reset_parameters(torch.Generator().manual_seed(2))
+    expected = torch.empty(5, 16).normal_(std=0.5, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(again.contexts["n"], expected)
+
+
+def test_deep_sets_fit_the_tower(backbone):
+    assert deep_sets(backbone.preset) == 2
+    assert deep_sets(backbone.preset, wanted=1) == 1
+
+
+@pytest.mark.parametrize(
+    ("templates", "settings", "words"),
+    [
+        (["{n} object."], {"deep": 3}, "3 sets.*at most 2"),
+        (["{n} object."], {"contexts": {"n": 80}}, "does not fit the text tower's 77"),
+        (
+            ["{n}."],
+            {"deep": 1, "deep_tokens": 4},
+            "4 deep text tokens would replace the end of a prompt of 5",
+        ),
+        (["{m} object."], {}, "unknown slot {m}; known are n"),
+        (["{n.0} object."], {}, "unknown slot {n.0}"),
+        (["{n} object."], {"contexts": {"n": (2, 3)}}, "unknown slot {n}; known are n.0, n.1"),
+        (["{n.2} object."], {"contexts": {"n": (2, 3)}}, "unknown slot {n.2}"),
+    ],
+)
+def test_impossible_prompts_are_refused_in_one_line(backbone, templates, settings, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        PromptLearner(backbone, templates, **{"contexts": {"n": 2}, **settings})
+    assert "\n" not in str(caught.value)
