@@ -18,7 +18,7 @@ from zsad.infer.overlay import colour_table
 from zsad.infer.store import GRIDS_FILE, REPORT_FILE, read_grids, read_rows, read_run_file, restore
 from zsad.nn.filters import MapSpec
 
-_TEMPLATE = Path(__file__).parent / "templates" / "report.html"
+_TEMPLATES = Path(__file__).parent / "templates"
 _THUMBNAIL_SIDE = 360
 _TABLE_ROWS = 3000
 
@@ -52,10 +52,7 @@ def write_report(folder: str | Path, *, limits: Limits | None = None) -> Path:
 
 def render_report(folder: Path, *, limits: Limits) -> str:
     """The page as text; errors as `write_report`."""
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise ConfigError("the report needs jinja2, get it with: pip install 'zsad[report]'") from error
+    check_templates()
     run = read_run_file(folder)
     rows: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
@@ -64,12 +61,34 @@ def render_report(folder: Path, *, limits: Limits) -> str:
     if not rows:
         raise DataError(f"{folder} holds no finished predictions, so there is nothing to report")
     rows.sort(key=lambda row: (-row["score"], row["source"]))
+    return render_page("report.html", _content(folder, run, rows, errors, limits))
+
+
+def render_page(template: str, content: dict[str, Any]) -> str:
+    """A page from a template of this package, with the style sheet that all pages share.
+
+    Raises:
+        ConfigError: jinja2 is not installed.
+    """
+    check_templates()
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["integer"] = lambda value: f"{value:,}"
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(**_content(folder, run, rows, errors, limits))
+    page = environment.from_string((_TEMPLATES / template).read_text(encoding="utf-8"))
+    style = Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    return page.render(style=style, **content)
+
+
+def check_templates() -> None:
+    """Raises a ConfigError where jinja2, which makes the pages, is not installed."""
+    try:
+        import jinja2  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("the report needs jinja2, get it with: pip install 'zsad[report]'") from error
 
 
 def _content(
