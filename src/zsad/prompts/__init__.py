@@ -43,8 +43,8 @@ def published_prompts(
     """All normal and all abnormal sentences that a paper uses for an object.
 
     Args:
-        paper: "winclip" (Jeong et al., CVPR 2023, supplement), "aprilgan" (Chen et al., 2023), or "adaclip" (Cao
-            et al., ECCV 2024, public code).
+        paper: "winclip" (Jeong et al., CVPR 2023, supplement), "aprilgan" (Chen et al., 2023), "adaclip" (Cao et
+            al., ECCV 2024, public code), or "moeclip" (Park et al., CVPR 2026, public code).
         object_name: such as "object" or "bottle".
         templates: only the first so many templates; None: all.
 
@@ -72,3 +72,29 @@ def _compose(
         for state in ("normal", "abnormal")
     )
     return normal, abnormal
+
+
+def class_name(dataset: str, name: str) -> str:
+    """What prompts call an object class of a data set: as published, or by its own name in words.
+
+    Args:
+        dataset: such as "MVTec"; case and punctuation do not matter.
+        name: of the class in that data set.
+
+    Example:
+        >>> class_name("MVTec", "cable"), class_name("mvtec-ad", "metal_nut"), class_name("mine", "left_shoe")
+        ('top view of three cables', 'metal nut', 'left shoe')
+    """
+    known = _class_names().get(_letters(dataset), {})
+    return str(known.get("classes", {}).get(name) or known.get("every") or name.replace("_", " "))
+
+
+@lru_cache(maxsize=1)
+def _class_names() -> dict[str, dict[str, Any]]:
+    """The entries of `class_names.toml` by every spelling of their data sets."""
+    table = _toml.loads((files(__name__) / "class_names.toml").read_text(encoding="utf-8"))
+    return {_letters(name): entry for entry in table["names"] for name in entry["sets"]}
+
+
+def _letters(text: str) -> str:
+    return "".join(letter for letter in text.casefold() if letter.isalnum())
