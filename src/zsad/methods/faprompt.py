@@ -44,6 +44,7 @@ from zsad.methods.similarity import (
     segmentation_losses,
 )
 from zsad.nn.filters import MapOrder
+from zsad.nn.hybrid import start_linear
 from zsad.nn.losses import focal_loss, score_loss
 
 
@@ -116,6 +117,13 @@ class FAPrompt(Method):
         "betas": (0.5, 0.999),
         "warmup_epochs": 0.0,
     }
+    term_weights: ClassVar[dict[str, str]] = {
+        "focal_with_prior": "second_map",
+        "dice_with_prior": "second_map",
+        "cross_entropy": "cross_entropy",
+        "apart": "apart",
+        "prior": "prior_weight",
+    }
     config: FAPromptConfig
 
     def __init__(self, config: FAPromptConfig, backbone: Backbone) -> None:
@@ -148,9 +156,7 @@ class FAPrompt(Method):
         """Draws the adapter anew: tokens normal with deviation 0.02, the prior's MLP as linear layers start."""
         self.prompts.reset_parameters(generator)
         for layer in (self.prior_in, self.prior_out):
-            bound = layer.in_features**-0.5
-            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+            start_linear(layer, generator)
 
     def forward(self, features: ImageFeatures) -> Output:
         """Both versions' grids, without and with the prior (B, 2 L, h, w), and the scores."""
