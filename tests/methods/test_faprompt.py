@@ -276,7 +276,7 @@ def test_defaults_on_vit_l_are_the_papers_and_the_prior_is_the_large_part():
     assert method.config == FAPromptConfig()
     count = sum(tensor.numel() for tensor in method.adapter_state().values())
     prior = 7680 * 480 + 480 + 480 * 768 + 768
-    assert count == prior + (5 + 10 * 2 + 8 * 4) * 768
+    assert count == prior + (5 + 10 * 2 + 8 * 4) * 768 == method.info.parameters
 
 
 def test_a_seeded_start_repeats_and_a_checkpoint_holds_no_backbone(backbone):

@@ -162,6 +162,7 @@ METHODS: dict[str, MethodEntry] = {
             paper="AdaCLIP: Adapting CLIP with Hybrid Learnable Prompts for Zero-Shot Anomaly Detection",
             venue="ECCV 2024",
             arxiv="2407.15795",
+            parameters=10_661_632,
         ),
         MethodEntry(
             name="faprompt",
@@ -170,6 +171,7 @@ METHODS: dict[str, MethodEntry] = {
             paper="Fine-grained Abnormality Prompt Learning for Zero-shot Anomaly Detection",
             venue="ICCV 2025",
             arxiv="2410.10289",
+            parameters=4_100_064,
         ),
     )
 }
