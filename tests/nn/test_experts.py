@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from zsad.nn.attention import CrossAttention
-from zsad.nn.experts import AttentionPoolExperts, load_balance_loss
+from zsad.nn.experts import AttentionPoolExperts, SemanticExperts, load_balance_loss
 from zsad.nn.moe import topk_gates
 
 
@@ -115,3 +115,17 @@ def test_cross_attention_can_start_as_nothing():
     assert torch.equal(out, torch.zeros(2, 1, 2, 6))
     out.sum().backward()
     assert layer.output.grad.abs().sum() > 0
+
+
+def test_semantic_experts_start_as_the_identity_and_route_by_meaning():
+    layer = SemanticExperts(4, 6, 3, router_width=5, top_k=2).double()
+    f, meaning, tokens = F.normalize(randn(3, 6), dim=-1), randn(3, 5, seed=1), randn(3, 7, 6, seed=2)
+    g, logits, gates = layer(f, meaning, tokens)
+    torch.testing.assert_close(g, f, atol=1e-14, rtol=0)
+    torch.testing.assert_close(logits[:, 0], meaning @ layer.router.weight.T, atol=1e-14, rtol=0)
+    assert ((gates > 0).sum(-1) == 2).all() and gates.shape == (3, 1, 4)
+    torch.nn.init.normal_(layer.pool.second)
+    g, _, gates = layer(f, meaning, tokens)
+    torch.testing.assert_close(g, F.normalize(f + layer.pool(tokens, gates[:, 0]), dim=-1))
+    g.square().sum().backward()
+    assert layer.router.weight.grad.abs().sum() > 0

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from zsad.errors import ConfigError
-from zsad.nn.wavelet import FrequencyFusion, frequency_fusion, haar, split_frequencies
+from zsad.nn.wavelet import FrequencyFusion, WaveletRefinement, frequency_fusion, haar, split_frequencies
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -116,3 +116,27 @@ def test_a_weight_of_every_position_wants_its_grid():
         ConfigError, match=r"\(3, 3\) positions cannot weigh the \(4, 3\) of a grid of \(7, 6\)"
     ):
         fusion(torch.zeros(1, 1, 4, 7, 6))
+
+
+@pytest.mark.parametrize("start", ["output", "gamma"])
+def test_refinement_starts_as_the_identity_and_learns(start):
+    layer = WaveletRefinement(FrequencyFusion(2, 6, grid=(5, 4)), heads=3, start=start).double()
+    vectors, tokens = F.normalize(randn(3, 2, 6), dim=-1), randn(3, 2, 20, 6, seed=1)
+    refined, bands = layer(vectors, tokens, grid=(5, 4))
+    assert bands.shape == (3, 2, 6, 6)
+    torch.testing.assert_close(refined, vectors[:, None].expand(-1, 2, -1, -1), atol=1e-12, rtol=0)
+    (refined * randn(3, 2, 2, 6, seed=2)).sum().backward()
+    zero = layer.attention.output if start == "output" else layer.gamma
+    assert zero.grad.abs().sum() > 0 and not zero.any()
+
+
+def test_refinement_reads_the_grid_row_by_row():
+    """What is refined depends on which tokens are neighbours."""
+    layer = WaveletRefinement(FrequencyFusion(1, 6, grid=(4, 6)), heads=2, start="output").double()
+    torch.nn.init.normal_(layer.attention.output, generator=torch.Generator().manual_seed(0))
+    vectors, tokens = F.normalize(randn(1, 2, 6), dim=-1), randn(1, 1, 24, 6, seed=1)
+    _, bands = layer(vectors, tokens, grid=(4, 6))
+    grid = tokens.view(4, 6, 6).permute(2, 0, 1)
+    expected = frequency_fusion(grid, torch.tensor(0.1, dtype=torch.float64)).flatten(1).T
+    torch.testing.assert_close(bands[0, 0], F.layer_norm(expected, (6,)), atol=1e-7, rtol=0)
+    assert not torch.allclose(layer(vectors, tokens, grid=(6, 4))[1], bands)

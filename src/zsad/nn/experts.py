@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zsad.nn.moe import topk_gates
+
 
 def load_balance_loss(logits: Tensor, gates: Tensor) -> Tensor:
     """`E * sum_e f_e p_e`, mean over layers: share of choices times mean probability (Fedus et al., 2022).
@@ -65,3 +67,44 @@ class AttentionPoolExperts(nn.Module):
         hidden = F.gelu(torch.einsum("bed,edh->beh", pooled, self.first) + self.first_bias)
         gated = hidden * gates.unsqueeze(-1)
         return torch.einsum("beh,ehd->bd", gated, self.second) + gates @ self.second_bias
+
+
+class SemanticExperts(nn.Module):
+    """`Norm(f + sum over k of w_e E_e(tokens))`, the experts chosen once an image by what it means (SA-MoE).
+
+    It starts as the identity for f of length one.
+
+    Args:
+        experts: E.
+        width: width D of f and of tokens.
+        hidden: width of the experts' bottlenecks.
+        router_width: width of what the router, one linear map, reads.
+        top_k: experts k that an image uses.
+    """
+
+    def __init__(self, experts: int, width: int, hidden: int, *, router_width: int, top_k: int) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.pool = AttentionPoolExperts(experts, width, hidden)
+        self.router = nn.Linear(router_width, experts)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Experts as they start; the router as `nn.Linear`, without bias, so that images decide from the start."""
+        self.pool.reset_parameters(generator)
+        bound = self.router.in_features**-0.5
+        nn.init.uniform_(self.router.weight, -bound, bound, generator=generator)
+        nn.init.zeros_(self.router.bias)
+
+    def forward(self, f: Tensor, meaning: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Enriched f (B, D), the router's logits and the gates w, both (B, 1, E).
+
+        Args:
+            f: (B, D).
+            meaning: (B, router_width), what the router reads.
+            tokens: (B, N, D), what the experts read.
+        """
+        logits = self.router(meaning)
+        gates = topk_gates(logits, self.top_k)
+        g = F.normalize(f + self.pool(tokens, gates), dim=-1)
+        return g, logits.unsqueeze(1), gates.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""The single-level 2-D Haar transform of feature grids, and the fusion of its bands (WMoE-CLIP).
+"""The single-level 2-D Haar transform of feature grids, the fusion of its bands, and what reads them (WMoE-CLIP).
 
 A 2 x 2 block [[a, b], [c, d]] becomes four numbers of the same energy:
 
@@ -15,8 +15,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zsad.errors import ConfigError
+from zsad.nn.attention import CrossAttention
 
 High = Literal["sum", "absolute"]
 FusionShape = Literal["channel", "position", "pointwise"]
@@ -124,3 +126,46 @@ class FrequencyFusion(nn.Module):
                 f"{tuple(x.shape[-2:])}; use the image size of training, or one W_h a channel"
             )
         return frequency_fusion(x, self.weight, high=self.high)
+
+
+class WaveletRefinement(nn.Module):
+    """Vectors of length one that read the fused bands of every layer: `Norm(t + gamma_l Attn(t, F_p, F_p))`.
+
+    It starts as the identity.
+
+    Args:
+        fusion: of L layers of width D.
+        heads: attention heads, a divisor of D.
+        start: what is zero at the start: the attention's `output` matrix, or the factors `gamma`.
+    """
+
+    def __init__(
+        self, fusion: FrequencyFusion, *, heads: int, start: Literal["output", "gamma"] = "output"
+    ) -> None:
+        super().__init__()
+        layers, width = fusion.weight.shape[:2]
+        self.fusion = fusion
+        self.attention = CrossAttention(width, heads=heads, zero=start == "output")
+        self.gamma = nn.Parameter(torch.empty(layers))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """W_h, attention and gamma as they start."""
+        self.fusion.reset_parameters()
+        self.attention.reset_parameters(generator)
+        nn.init.constant_(self.gamma, float(self.attention.zero))
+
+    def forward(self, vectors: Tensor, tokens: Tensor, *, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Refined vectors (B, L, Q, D), and the bands F_p (B, L, S, D) that they read.
+
+        Args:
+            vectors: (B, Q, D) of length one.
+            tokens: (B, L, N, D).
+            grid: (h, w), N = h * w and S = ceil(h / 2) * ceil(w / 2).
+        """
+        grids = tokens.reshape(*tokens.shape[:2], *grid, -1).movedim(-1, -3)
+        bands = self.fusion(grids).flatten(-2).mT
+        # LL is twice a mean: without bringing every token to deviation 1, scores would follow its scale.
+        bands = F.layer_norm(bands, bands.shape[-1:])
+        moved = self.gamma[:, None, None] * self.attention(vectors, bands)
+        return F.normalize(vectors.unsqueeze(1) + moved, dim=-1), bands
