@@ -1,0 +1,444 @@
+"""MPA and MPAMA against slow readings of their equations, against AnomalyCLIP, and through both stages."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zsad.clip.model import CLIP
+from zsad.clip.presets import preset
+from zsad.clip.tokenizer import Tokenizer
+from zsad.clip.weights import Backbone
+from zsad.errors import ConfigError
+from zsad.methods.base import ImageFeatures
+from zsad.methods.mpama import MPA, MPAMA, MPAConfig, MPAMAConfig
+from zsad.methods.registry import build
+from zsad.nn.filters import render_map
+
+FFN = {"ma_form": "ffn", "layers": (4,)}
+
+
+def method_on(backbone: Backbone, name: str = "mpa", *, learned: bool = False, **settings) -> MPA:
+    """The method with prompts that differ; `learned`: with updates of its experts, too."""
+    method = build(name, settings, backbone)
+    generator = torch.Generator().manual_seed(11)
+    method.reset_parameters(generator)
+    with torch.no_grad():
+        for tokens in method.prompts.parameters():
+            tokens.mul_(30)
+        if learned:
+            method.pool.up.normal_(generator=generator)
+            method.pool.router.mul_(10)
+    return method
+
+
+def double(method: MPA, features: ImageFeatures) -> ImageFeatures:
+    method.double()
+    return ImageFeatures(features.patches.double(), features.cls.double(), features.grid)
+
+
+def losses_of(method: MPA, pixels: Tensor, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    return method.losses(method.features(pixels), masks, labels)
+
+
+def slow_neighbourhood(tokens: Tensor, grid: tuple[int, int], size: int) -> Tensor:
+    """Means over the patches of a size x size window that exist, place by place, of tokens (N, D)."""
+    rows, columns = grid
+    square = tokens.view(rows, columns, -1)
+    reach = size // 2
+    return torch.stack(
+        [
+            square[max(0, i - reach) : i + reach + 1, max(0, j - reach) : j + reach + 1].mean((0, 1))
+            for i in range(rows)
+            for j in range(columns)
+        ]
+    )
+
+
+def test_one_level_without_bridge_is_anomalyclip(backbone, pixels, masks, labels):
+    for settings in ({}, {"layers": (3, 4), "score": "map_and_global"}):
+        reference = build("anomalyclip", settings, backbone)
+        method = build("mpa", {"levels": (1,), "bridge": "none", **settings}, backbone)
+        for one in (reference, method):
+            one.reset_parameters(torch.Generator().manual_seed(4))
+        pairs = zip(reference.prompts.parameters(), method.prompts.parameters(), strict=True)
+        assert all(torch.equal(a.flatten(), b.flatten()) for a, b in pairs)
+        features = reference.features(pixels)
+        first, second = reference(features), method(features)
+        assert torch.equal(first.logits, second.logits) and torch.equal(first.score, second.score)
+        terms, again = reference.losses(features, masks, labels), method.losses(features, masks, labels)
+        assert {name: float(term.detach()) for name, term in terms.items()} == {
+            name: float(term.detach()) for name, term in again.items()
+        }
+
+
+@pytest.mark.parametrize("pooling", ["features", "normalised", "similarities", "none"])
+def test_levels_equal_the_neighbourhoods_written_out(backbone, pixels, pooling):
+    method = method_on(backbone, pooling=pooling, layers=(2, 4))
+    features = double(method, method.features(pixels))
+    text = F.normalize(method.prompts(method.clip.text), dim=-1).view(4, 2, -1)
+    grids = []
+    for image in features.patches:
+        for tokens in image:
+            for (normal, abnormal), size in zip(text[:3], (1, 3, 5), strict=True):
+                size = 1 if pooling == "none" else size
+                unit = F.normalize(tokens, dim=-1)
+                if pooling == "similarities":
+                    both = slow_neighbourhood(
+                        torch.stack([unit @ normal, unit @ abnormal], -1), features.grid, size
+                    )
+                else:
+                    source = unit if pooling == "normalised" else tokens
+                    pooled = F.normalize(slow_neighbourhood(source, features.grid, size), dim=-1)
+                    both = torch.stack([pooled @ normal, pooled @ abnormal], -1)
+                grids.append((both / 0.07).softmax(-1)[:, 1].view(features.grid))
+    expected = torch.stack(grids).view(3, 6, *features.grid)
+    torch.testing.assert_close(method(features).logits.sigmoid(), expected, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("bridge", ["embedding", "two_way", "context", "score", "separate", "none"])
+def test_bridges_equal_their_definitions(backbone, pixels, bridge):
+    method = method_on(backbone, bridge=bridge)
+    features = double(method, method.features(pixels))
+    learner, tower = method.prompts, method.clip.text
+    contexts = {}
+    if bridge == "context":
+        for name, own in learner.contexts.items():
+            contexts[name] = torch.stack([*own[:3], torch.stack(list(own)).max(dim=0).values])
+    text = F.normalize(learner.encode(tower, contexts=contexts), dim=-1).view(-1, 2, 24)
+    assert len(text) == (3 if bridge == "none" else 4)
+    local, own, image = text[:3], text[-1], F.normalize(features.cls, dim=-1)
+    highest = torch.stack(list(text)).max(dim=0).values
+    if bridge == "score":
+        logits = torch.stack([(image @ text[:, state].T).max(dim=-1).values for state in (0, 1)], -1)
+    else:
+        pair = {"embedding": F.normalize(highest, dim=-1), "none": text[0]}
+        pair["two_way"] = pair["embedding"]
+        logits = image @ pair.get(bridge, own).T
+    if bridge == "two_way":
+        local = F.normalize(torch.maximum(local, own), dim=-1)
+    torch.testing.assert_close(method(features).score, (logits / 0.07).softmax(-1)[:, 1])
+    found = method.text()[0]
+    torch.testing.assert_close(found, local)
+    cosines = method.state_cosines()
+    torch.testing.assert_close(cosines[:3], F.cosine_similarity(local[:, 0], local[:, 1], dim=-1))
+
+
+def test_loss_keeps_the_balance_of_one_map(backbone, pixels, masks, labels):
+    method = method_on(backbone)
+    features = method.features(pixels)
+    terms = method.losses(features, masks, labels)
+    grids, score = method(features).logits, method(features).score
+    maps = F.interpolate(grids.sigmoid(), (40, 40), mode="bilinear")
+    focal = dice = 0.0
+    for level in range(3):
+        p, m = maps[:, level], masks.clamp(1e-5, 1 - 1e-5)
+        pt = m * p + (1 - m) * (1 - p) + 1e-5
+        focal += 4 / 3 * (-((1 - pt) ** 2) * pt.log()).mean()
+        for a, b in ((p, masks), (1 - p, 1 - masks)):
+            dice += 4 / 3 * (1 - (2 * (a * b).sum((1, 2)) + 1) / (a.sum((1, 2)) + b.sum((1, 2)) + 1)).mean()
+    torch.testing.assert_close(terms["focal"], focal, atol=1e-5, rtol=0)
+    torch.testing.assert_close(terms["dice"], dice, atol=1e-5, rtol=0)
+    torch.testing.assert_close(terms["classify"], F.binary_cross_entropy(score, labels), atol=1e-5, rtol=0)
+
+
+def test_permuting_levels_permutes_grids_and_keeps_the_map(backbone, pixels):
+    first, second = method_on(backbone), method_on(backbone, levels=(5, 1, 3))
+    order = [2, 0, 1]
+    with torch.no_grad():
+        for name, tokens in second.prompts.contexts.items():
+            tokens.copy_(first.prompts.contexts[name][[*order, 3]])
+    features = first.features(pixels)
+    one, other = first(features), second(features)
+    torch.testing.assert_close(other.logits, one.logits[:, order])
+    maps = [render_map(output.logits, first.map_spec) for output in (one, other)]
+    torch.testing.assert_close(*maps)
+    torch.testing.assert_close(one.score, other.score)
+
+
+def test_constant_tokens_look_alike_everywhere_borders_included(backbone):
+    method = method_on(backbone)
+    token = torch.randn(24, generator=torch.Generator().manual_seed(0))
+    grids = method(ImageFeatures(token.expand(1, 1, 25, 24), token[None], (5, 5))).logits
+    torch.testing.assert_close(grids, grids[..., :1, :1].expand_as(grids), atol=1e-4, rtol=0)
+
+
+STARTS = [
+    {"levels": (1,)},
+    {"pooling": "normalised"},
+    {"pooling": "similarities"},
+    {"pooling": "none"},
+    {"zero_experts": 0},
+    {"zero_experts": 0, "layers": (2, 4), "routers": "per_layer", "top_k": 1},
+    {"levels": (1,), "ma_form": "residual"},
+    {"levels": (1,), "zero_experts": 2, "top_k": 4, "layers": (2, 4)},
+]
+
+
+@pytest.mark.parametrize("settings", STARTS, ids=str)
+def test_stage_two_starts_with_the_output_of_stage_one_for_any_router(backbone, pixels, settings):
+    stage_one = {name: settings[name] for name in settings.keys() & MPAConfig.model_fields.keys()}
+    mpa, method = method_on(backbone, **stage_one), method_on(backbone, "mpama", **settings)
+    expected = mpa(mpa.features(pixels))
+    features = method.features(pixels)
+    method.begin_stage("prompts")
+    first = method(features)
+    assert first.routing is None and method.token_routing(features) == {}
+    torch.testing.assert_close(first.logits, expected.logits, atol=1e-5, rtol=0)
+    method.begin_stage("experts")
+    for seed in range(3):
+        with torch.no_grad():
+            method.pool.router.normal_(std=3, generator=torch.Generator().manual_seed(seed))
+        second = method(features)
+        torch.testing.assert_close(second.logits, expected.logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(second.score, expected.score, atol=1e-5, rtol=0)
+
+
+def test_zero_experts_only_change_how_much_a_token_counts_among_its_neighbours(backbone, pixels):
+    method = method_on(backbone, "mpama")
+    features = double(method, method.features(pixels))
+    gates = method.token_routing(features)["experts"]
+    assert gates[..., -1].any() and not gates[..., -1].all()
+    weight = (1 - gates[..., -1]).unsqueeze(-1)
+    tokens = features.patches @ method.clip.visual.proj
+    plain = method_on(backbone).double()
+    expected = plain(ImageFeatures(tokens * weight, method.project_cls(features.cls), features.grid))
+    torch.testing.assert_close(method(features).logits, expected.logits)
+
+
+def slow_tokens(method: MPAMA, x: Tensor) -> Tensor:
+    """Eqs. 4 and 5 expert by expert, of x (B, L, N, D_x)."""
+    visual, pool, form = method.clip.visual, method.pool, method.config.ma_form
+    block = visual.blocks[-1]
+    projected = x @ visual.proj
+    read = {"projection": x, "residual": projected, "ffn": None}[form]
+    if form == "ffn":
+        normed = block.ln_2(x)
+        read = block.act(block.fc(normed))
+    routed = normed if form == "ffn" else read
+    frozen = {"projection": projected, "residual": projected, "ffn": None}[form]
+    frozen = block.proj(read) if form == "ffn" else frozen
+    experts = [frozen]
+    for down, up in zip(pool.down, pool.up, strict=True):
+        inner = read @ down.T
+        update = (inner.relu() if form == "residual" else inner * 16 / 8) @ up
+        experts.append(update if form == "residual" else frozen + update)
+    experts.append(torch.zeros_like(frozen))
+    pi = torch.stack([(routed * row).sum(-1) for row in pool.router[0]], -1).softmax(-1)
+    least = pi.sort(descending=True).values[..., 1:2]
+    w = torch.where(pi >= least, pi, 0.0)
+    w = w / w.sum(-1, keepdim=True)
+    mixed = (torch.stack(experts, -1) * w.unsqueeze(-2)).sum(-1)
+    if form == "projection":
+        return mixed
+    return projected + mixed if form == "residual" else visual.ln_post(x + mixed) @ visual.proj
+
+
+@pytest.mark.parametrize("settings", [{}, {"ma_form": "residual"}, FFN], ids=str)
+def test_experts_equal_their_definition(backbone, pixels, settings):
+    method = method_on(backbone, "mpama", learned=True, **settings)
+    features = double(method, method.features(pixels))
+    tokens, cls, _ = method._joint(features)
+    torch.testing.assert_close(tokens, slow_tokens(method, features.patches), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(cls, features.cls @ method.clip.visual.proj)
+    gates = method.token_routing(features)["experts"]
+    assert gates.shape == (3, 1, 25, 6) and ((gates > 0).sum(-1) == 2).all()
+    output = method(features)
+    torch.testing.assert_close(output.routing["experts"], gates.mean(2))
+    assert method.expert_labels()["experts"][::5] == ("frozen", "zero")
+    assert method.expert_embeddings()["experts"].shape[:2] == (1, 6)
+
+
+def test_ffn_experts_work_on_the_branch_before_its_norm(backbone, pixels):
+    method = method_on(backbone, "mpama", **FFN)
+    visual, features = backbone.clip.visual, method.features(pixels)
+    branch = visual(pixels, taps=(4,), value_value_from=2, interpolation="bilinear").taps[0][:, 1:]
+    assert torch.equal(features.patches[:, 0], branch)
+    method.begin_stage("prompts")
+    mpa = method_on(backbone, layers=(4,))
+    torch.testing.assert_close(method(features).logits, mpa(mpa.features(pixels)).logits, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        method.begin_stage("experts")
+        method.pool.router.zero_()
+        method.pool.router[0, -1] = 1e3 * torch.ones(32)
+        method.clip.visual.blocks[-1].ln_2.bias.fill_(1.0)  # so that every token is sure of the zero expert
+    torch.testing.assert_close(method(features).logits, mpa(mpa.features(pixels)).logits, atol=1e-3, rtol=0)
+
+
+def test_stages_teach_one_half_each_and_text_is_encoded_once(backbone, pixels, masks, labels, monkeypatch):
+    method = method_on(backbone, "mpama", learned=True).train()
+    calls = []
+    encode = method.prompts.encode
+    monkeypatch.setattr(
+        method.prompts, "encode", lambda *args, **more: (calls.append(1), encode(*args, **more))[1]
+    )
+    assert [(stage.name, stage.share, stage.learning_rate) for stage in method.stages] == [
+        ("prompts", 0.75, 1.0),
+        ("experts", 0.25, 0.5),
+    ]
+    for stage, half, terms in (
+        ("prompts", "prompts.", {"dice", "focal", "classify"}),
+        ("experts", "pool.", {"dice", "focal"}),
+    ):
+        method.begin_stage(stage)
+        method.zero_grad()
+        calls.clear()
+        for _ in range(2):
+            losses = losses_of(method, pixels, masks, labels)
+            sum(losses.values()).backward()
+        assert losses.keys() == terms and len(calls) == (2 if stage == "prompts" else 1)
+        for name, parameter in method.named_parameters():
+            reached = parameter.grad is not None and bool(parameter.grad.any())
+            assert reached == name.startswith(half) == parameter.requires_grad, name
+
+
+def test_a_score_of_the_map_keeps_its_loss_and_balance_adds_one(backbone, pixels, masks, labels):
+    method = method_on(backbone, "mpama", learned=True, score="map_and_global", balance=0.5)
+    method.begin_stage("experts")
+    terms = losses_of(method, pixels, masks, labels)
+    assert terms.keys() == {"dice", "focal", "classify", "balance"}
+    assert terms["classify"].requires_grad
+    features = method.features(pixels)
+    gates = method.token_routing(features)["experts"].flatten(0, 2)
+    pi = method.pool.route(features.patches).flatten(0, 2).softmax(-1)
+    expected = 0.5 * 6 * ((gates > 0).float().mean(0) / 2 * pi.mean(0)).sum()
+    torch.testing.assert_close(terms["balance"], expected)
+
+
+def test_a_loaded_model_uses_its_pool_whatever_stage_came_before(backbone, pixels):
+    trained, other = method_on(backbone, "mpama", learned=True), build("mpama", {}, backbone)
+    other.begin_stage("prompts")
+    other.load_adapter({name: tensor.clone() for name, tensor in trained.adapter_state().items()})
+    features = trained.features(pixels)
+    with torch.inference_mode():
+        assert torch.equal(trained.eval()(features).logits, other.eval()(features).logits)
+    assert not any(name.startswith("clip") for name in trained.adapter_state())
+
+
+MPA_SWITCHES = [
+    {"levels": (1,)},
+    {"levels": (1, 7)},
+    {"pooling": "normalised"},
+    {"pooling": "similarities"},
+    {"pooling": "none"},
+    {"bridge": "two_way"},
+    {"bridge": "context"},
+    {"bridge": "score"},
+    {"bridge": "separate"},
+    {"bridge": "none"},
+    {"deep_sharing": "groups"},
+    {"deep_sets": 0},
+    {"layers": (2, 4)},
+    {"value_value": False},
+    {"score": "map"},
+    {"class_word": "metal nut"},
+]
+MA_SWITCHES = [
+    {"ma_form": "residual"},
+    {"ma_form": "residual", "bottleneck": 5},
+    FFN,
+    {"zero_experts": 0},
+    {"frozen_experts": 0},
+    {"learnable_experts": 2},
+    {"top_k": 3},
+    {"rank": 4},
+    {"alpha": 4.0},
+    {"routers": "per_layer", "layers": (2, 4)},
+    {"balance": 0.1},
+    {"cls_norm": True},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [*(("mpa", settings) for settings in MPA_SWITCHES), *(("mpama", settings) for settings in MA_SWITCHES)],
+    ids=str,
+)
+def test_every_setting_runs_trains_and_changes_something(backbone, pixels, masks, labels, name, settings):
+    method = method_on(backbone, name, learned=name == "mpama", **settings)
+    terms = losses_of(method, pixels, masks, labels)
+    sum(terms.values()).backward()
+    for parameter_name, parameter in method.named_parameters():
+        reached = parameter.grad is not None and bool(parameter.grad.any())
+        assert reached == (not parameter_name.startswith("clip.")), parameter_name
+    plain = losses_of(method_on(backbone, name, learned=name == "mpama"), pixels, masks, labels)
+    assert (
+        any(not torch.equal(plain.get(key, term), term) for key, term in terms.items())
+        or terms.keys() != plain.keys()
+    )
+    output = method(method.features(pixels))
+    count = len(method.config.layers) * len(method.config.levels)
+    assert output.logits.shape == (3, count, 5, 5) and output.logits.isfinite().all()
+
+
+def test_stage_two_learns_what_stage_one_left(backbone):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(8, 3, 40, 40, generator=generator)
+    masks, labels = torch.zeros(8, 40, 40), torch.tensor([1.0, 0.0] * 4)
+    for index in range(0, 8, 2):
+        row, column = 8 * (index % 4), 8 * (index // 2)
+        masks[index, row : row + 16, column : column + 8] = 1
+        pixels[index, :, row : row + 16, column : column + 8] += 4
+    method = build("mpama", {"score": "map_and_global"}, backbone).train()
+    method.reset_parameters(generator)
+    features = method.features(pixels)
+    ends = []
+    for stage, steps in (("prompts", 30), ("experts", 30)):
+        method.begin_stage(stage)
+        learning = [parameter for parameter in method.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.Adam(learning, lr=2e-2, betas=(0.5, 0.999))
+        history = []
+        for _ in range(steps):
+            loss = torch.stack(list(method.losses(features, masks, labels).values())).sum()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            history.append(float(loss.detach()))
+        ends.append((history[0], history[-1]))
+    assert ends[0][1] < 0.9 * ends[0][0] and ends[1][1] < 0.8 * ends[1][0]
+
+
+def test_trainable_counts_on_the_large_backbone():
+    with torch.device("meta"):
+        clip = CLIP(preset("ViT-L/14@336").config)
+        backbone = Backbone(clip, Tokenizer(), preset("ViT-L/14@336"), "meta", "ViT-L/14@336")
+        methods = {name: build(name, None, backbone) for name in ("mpa", "mpama")}
+        residual = build("mpama", {"ma_form": "residual"}, backbone)
+    counts = {
+        name: sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+        for name, method in methods.items()
+    }
+    assert methods["mpa"].config == MPAConfig() and methods["mpama"].config == MPAMAConfig()
+    assert counts["mpa"] == 8 * 12 * 768 + 8 * 4 * 768 == 98_304
+    assert counts["mpama"] - counts["mpa"] == 4 * 8 * (1024 + 768) + 6 * 1024 == 63_488
+    assert all(method.info.parameters == counts[name] for name, method in methods.items())
+    assert residual.pool.down.shape == (4, 96, 768)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("mpa", {"levels": (1, 2)}, r"levels = \(1, 2\) must be odd"),
+        ("mpa", {"levels": (3, 3)}, "do not repeat"),
+        ("mpa", {"levels": ()}, "levels"),
+        ("mpa", {"bridge": "max"}, "bridge = 'max'"),
+        ("mpa", {"experts": 2}, "unknown setting 'experts'"),
+        ("mpama", {"top_k": 7}, "top_k = 7 exceeds the pool's 6 experts"),
+        ("mpama", {"top_k": 1}, "use at least 2"),
+        ("mpama", {"rank": 25}, "rank 25 exceeds the width 24"),
+        ("mpama", {"ma_form": "ffn", "layers": (2, 4)}, r"layers to \(4,\)"),
+        ("mpama", {"ma_form": "ffn", "value_value": False}, "value-value branch lacks"),
+    ],
+)
+def test_impossible_settings_are_refused_in_one_line(backbone, name, settings, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        build(name, settings, backbone)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_setting_is_described():
+    assert all(field.description for field in MPAMAConfig.model_fields.values())
+    again = MPAMAConfig.model_validate_json(MPAMAConfig(levels=(1, 7)).model_dump_json())
+    assert again.levels == (1, 7)
