@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from zsad.detector import Detector
     from zsad.errors import ZsadError
     from zsad.infer.prediction import Prediction
@@ -167,6 +169,17 @@ def _writer(out: Path, detector: Detector, *, overwrite: bool) -> RunWriter:
 
 
 def _print_table(table: ResultTable) -> None:
+    from zsad.cli.console import say
+
+    rendered = table.render()
+    rendered.caption = None
+    say_table(rendered)
+    for line in table.notes:
+        say(f"note: {line}")
+
+
+def say_table(table: Table) -> None:
+    """Prints a `rich` table as results are printed."""
     import sys
 
     from rich.console import Console
@@ -175,13 +188,9 @@ def _print_table(table: ResultTable) -> None:
 
     # A pipe or a file has no width; the table is not to be folded there.
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
-    rendered = table.render()
-    rendered.caption = None
     with console.capture() as captured:
-        console.print(rendered)
+        console.print(table)
     say(captured.get().rstrip("\n"))
-    for line in table.notes:
-        say(f"note: {line}")
 
 
 def _write(out: Path, table: ResultTable, detector: Detector) -> list[str]:

@@ -26,7 +26,15 @@ from zsad.types import Sample
 if TYPE_CHECKING:
     from zsad.data.manifest import DataSet
 
-__all__ = ["COLUMNS", "ClassScores", "ResultRow", "ResultTable", "evaluate", "evaluate_scores"]
+__all__ = [
+    "COLUMNS",
+    "ClassScores",
+    "ResultRow",
+    "ResultTable",
+    "check_measurable",
+    "evaluate",
+    "evaluate_scores",
+]
 
 Pro = Literal["aupro", "anomalyclip"]
 Metrics = Literal["streaming", "exact"]
@@ -37,6 +45,8 @@ PIXEL_COLUMNS = {"pixel_auroc": "auroc", "pixel_ap": "ap", "pixel_f1_max": "f1_m
 
 # Bounds wider than this show in the second decimal of a percentage, so they are worth a note.
 WIDE_BOUND = 1e-4
+EXACT_HINT = "metrics='exact' is exact"
+"""The end of such a note, for those to whom a hundredth of a percentage does not matter."""
 
 # Unreadable masks of a class that are named in the notes; the rest is counted.
 _NAMED_AT_MOST = 20
@@ -151,7 +161,7 @@ class ClassScores:
             yield f"{pixels.clamped} pixels outside the value range, counted at its ends"
         widest = max(pixels.error(name) for name in pixels.bounds)
         if widest > WIDE_BOUND:
-            yield f"pixel metrics are certain to ±{100 * widest:.2g} points; metrics='exact' is exact"
+            yield f"pixel metrics are certain to ±{100 * widest:.2g} points; {EXACT_HINT}"
 
     def _left_out(self) -> Iterator[str]:
         """What did not enter the metrics, and why."""
@@ -258,6 +268,15 @@ def evaluate(
     table = evaluate_scores(groups.values(), pro=pro, notes=notes)
     table.unreadable = len(samples) - measured + sum(len(group.unread_masks) for group in groups.values())
     return table
+
+
+def check_measurable(data: DataSet) -> None:
+    """Looks for what would keep `evaluate` from measuring on a data set, without computing anything.
+
+    Raises:
+        DataError: neither labels nor masks, or a mask of another size than its image.
+    """
+    _check_masks(_chosen(data, None))
 
 
 def _check_masks(samples: Sequence[Sample]) -> None:

@@ -1,0 +1,128 @@
+"""The papers' ablation tables as data: which settings make a variant, and what the paper printed for it."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from functools import cache
+from importlib import import_module
+from importlib.resources import files
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from zsad.errors import ConfigError
+from zsad.metrics.table import COLUMNS
+
+_toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+_SUFFIX = ".toml"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Row(_Frozen):
+    """A variant of a method."""
+
+    label: str = Field(description="As the paper names it.")
+    method: str | None = Field(default=None, description="Another method, such as the bare backbone.")
+    settings: dict[str, Any] = Field(default_factory=dict, description="What differs from the full method.")
+    taps: tuple[int, ...] | None = Field(
+        default=None, description="Which of the tapped layers it keeps, counted from the end: -1 is the last."
+    )
+    prompt_taps: tuple[int, ...] | None = Field(
+        default=None, description="Which of them have prompts of their own."
+    )
+    printed: tuple[tuple[float, ...], ...] = Field(
+        description="The paper's metrics in percent for each of its data sets; NaN where it prints none."
+    )
+
+    def resolve(self, own: dict[str, Any], *, taps: tuple[int, ...]) -> dict[str, Any]:
+        """The settings of the variant on a backbone.
+
+        Args:
+            own: settings for all variants; those of the row go before.
+            taps: the layers that the full method taps.
+
+        Raises:
+            ConfigError: the row wants more layers than are tapped.
+        """
+        settings = {**own, **self.settings}
+        for name, positions in (("layers", self.taps), ("prompt_layers", self.prompt_taps)):
+            if positions is not None:
+                if -min(positions) > len(taps):
+                    raise ConfigError(
+                        f"variant {self.label!r} chooses among {-min(positions)} tapped layers, the backbone taps "
+                        f"{len(taps)}: {taps}; tap more with --set layers=[...]"
+                    )
+                settings[name] = tuple(taps[position] for position in positions)
+        return settings
+
+
+class Table(_Frozen):
+    """An ablation of a paper."""
+
+    title: str = Field(description="What is varied.")
+    source: str = Field(description="Where the paper prints it.")
+    data: tuple[str, ...] = Field(description="The paper's data sets.")
+    metrics: tuple[str, ...] = Field(description="The paper's metrics, as columns of an evaluation.")
+    rows: tuple[Row, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Table:
+        if unknown := set(self.metrics) - set(COLUMNS):
+            raise ValueError(f"unknown metrics {unknown}")
+        for row in self.rows:
+            if len(row.printed) != len(self.data) or {len(cells) for cells in row.printed} != {
+                len(self.metrics)
+            }:
+                raise ValueError(f"row {row.label!r} must print {self.metrics} for each of {self.data}")
+        return self
+
+
+class Ablations(_Frozen):
+    """All ablations of a paper, and what they were made with."""
+
+    paper: str = Field(description="Name and reference.")
+    backbone: str = Field(description="The paper's backbone.")
+    image_size: int = Field(description="Side in pixels of the paper's images.")
+    trained_on: str = Field(description="The paper's auxiliary data.")
+    tables: dict[str, Table]
+
+
+def methods() -> tuple[str, ...]:
+    """Names of the methods whose paper's ablations are known."""
+    return tuple(sorted(entry.name[: -len(_SUFFIX)] for entry in _data() if entry.name.endswith(_SUFFIX)))
+
+
+@cache
+def ablations(method: str) -> Ablations:
+    """The ablations of a method's paper.
+
+    Raises:
+        ConfigError: none are known.
+    """
+    if method not in methods():
+        near = difflib.get_close_matches(method, methods(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are those of {', '.join(methods())}"
+        raise ConfigError(f"no ablation tables of {method!r}; {hint}")
+    text = files(__name__).joinpath(method + _SUFFIX).read_text(encoding="utf-8")
+    return Ablations.model_validate(_toml.loads(text))
+
+
+def find_table(method: str, name: str) -> Table:
+    """A table of a method's paper.
+
+    Raises:
+        ConfigError: no such method or table; the message lists those there are.
+    """
+    tables = ablations(method).tables
+    if name not in tables:
+        listed = ", ".join(f"{key} ({table.title})" for key, table in tables.items())
+        raise ConfigError(f"{method} has no ablation table {name!r}; there is {listed}")
+    return tables[name]
+
+
+def _data() -> list[Any]:
+    return list(files(__name__).iterdir())

@@ -1,0 +1,189 @@
+"""`zsad ablate`: a paper's ablation table on one's own data, ours beside the paper's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from zsad.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from zsad.ablations.results import Results
+    from zsad.ablations.study import Study
+
+_NOTES_SHOWN = 12
+_LARGEST_SEED = 2**31 - 1
+
+
+def ablate_command(
+    method: str,
+    /,
+    *,
+    table: str,
+    train_on: Annotated[list[Path], Parameter(consume_multiple=True)],
+    test_on: Annotated[list[Path], Parameter(consume_multiple=True)],
+    out: Path,
+    seeds: Annotated[list[int] | None, Parameter(consume_multiple=True)] = None,
+    backbone: str = "zsad-tiny",
+    weights: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    set_: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
+) -> int:
+    """Repeat an ablation table of a paper: train its variants, measure them, print both side by side.
+
+    Image features are computed once for all variants. Interrupted at any moment, the same command goes on where it
+    stopped; tables made in one folder share the variants they have in common. Broken files are named and left out
+    (exit code 3). Writes ablation.json, ablation.md and ablation.csv.
+
+    Args:
+        method: Name of the method.
+        table: Which table of its paper: 2 to 6 of promptmoe, components of moeclip.
+        train_on: Folders or manifests to train on; may be several.
+        test_on: Folders or manifests to measure on, of other objects; may be several.
+        out: Folder for features, trained variants and results.
+        seeds: Train every variant once with each of these; by default 111 alone.
+        backbone: Frozen tower, by name or path; see zsad list backbones.
+        weights: File or folder of the backbone's weights.
+        device: auto, cpu or cuda.
+        threads: Processor threads; by default all cores.
+        set_: A setting of the method as key=value, for all variants; may be repeated.
+        config: Settings of the training; those not given are the method's own.
+    """
+    from zsad.ablations import ablations, find_table
+    from zsad.ablations.results import Results
+    from zsad.ablations.study import Study, name_targets, shared_images
+    from zsad.cli.train import parse_settings, training_settings
+    from zsad.clip.weights import load_backbone
+    from zsad.data.manifest import discover
+    from zsad.device import select_device, use_threads
+    from zsad.files import make_folder, sole_writer
+    from zsad.infer.writer import check_place
+    from zsad.methods.registry import find
+
+    paper, chosen = ablations(method), find_table(method, table)
+    place, wanted = select_device(device), _seeds(seeds, config)
+    check_place(out)
+    use_threads(threads)
+    study = Study(
+        method=method,
+        table=chosen,
+        settings=parse_settings(set_ or []),
+        training=training_settings(find(method).load(), config),
+        seeds=wanted,
+        auxiliary=[discover(folder) for folder in train_on],
+        targets=name_targets([discover(folder) for folder in test_on]),
+        backbone=load_backbone(backbone, weights=weights, device=place),
+        folder=out,
+    )
+    study.notes += shared_images(study.auxiliary, study.targets)
+    results = Results(study, paper)
+    with sole_writer(make_folder(out)):
+        try:
+            _run(study, results)
+        finally:
+            written = _write(results, out)
+    _print(results, written)
+    return 3 if study.broken else 0
+
+
+def _seeds(given: list[int] | None, config: TrainConfig | None) -> tuple[int, ...]:
+    from zsad.errors import ConfigError
+
+    if config is not None and "seed" in config.model_fields_set:
+        raise ConfigError("--seed is of a single training, an ablation has several: use --seeds 111 112 113")
+    for seed in given or ():
+        if not 0 <= seed <= _LARGEST_SEED:
+            raise ConfigError(f"--seeds has {seed}, expected numbers from 0 to {_LARGEST_SEED}")
+    return tuple(dict.fromkeys(given or (TrainConfig().seed,)))
+
+
+def _run(study: Study, results: Results) -> None:
+    """Works through all cells.
+
+    Raises:
+        KeyboardInterrupt: says how much is done.
+    """
+    from zsad.cli.console import note, plural, printable
+
+    cells = study.cells()
+    for data in (*study.auxiliary, *study.targets.values()):
+        images = plural(len(data.samples), "image")
+        note(f"zsad: {printable(data.name)}: {images}, layout {data.layout}")
+    with _Listener() as listener:
+        for done, cell in enumerate(cells):
+            try:
+                results.add(cell, study.run(cell, listener))
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"{done} of {len(cells)} variants and seeds are done, the same command goes on there"
+                ) from None
+            listener.close()
+            note(f"zsad: {done + 1} of {len(cells)} done: {printable(cell.title)}")
+
+
+class _Listener:
+    """Shows on a terminal where the work stands, and every remark as a line."""
+
+    def __init__(self) -> None:
+        self._stage, self._done = "", 0
+        self._stack = ExitStack()
+        self._advance: Callable[[int], None] = lambda steps: None
+
+    def __enter__(self) -> _Listener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Takes away what is shown."""
+        self._stack.close()
+        self._stage = ""
+
+    def moved(self, stage: str, done: int, total: int) -> None:
+        from zsad.cli.console import printable, progress
+
+        if stage != self._stage:
+            self._stack.close()
+            self._stage, self._done = stage, 0
+            self._advance = self._stack.enter_context(progress(printable(stage), total))
+        self._advance(done - self._done)
+        self._done = done
+
+    def remark(self, line: str) -> None:
+        from zsad.cli.console import note, printable
+
+        note(f"zsad: {printable(line)}")
+
+
+def _write(results: Results, out: Path) -> list[str]:
+    from zsad.device import describe_environment
+    from zsad.files import write_json, write_text
+
+    place = next(results.study.backbone.clip.parameters()).device
+    write_json(out / "ablation.json", {**results.to_dict(), "environment": describe_environment(place)})
+    write_text(out / "ablation.md", results.to_markdown())
+    write_text(out / "ablation.csv", results.to_csv())
+    return [f"ablation.{kind}" for kind in ("json", "md", "csv")]
+
+
+def _print(results: Results, written: list[str]) -> None:
+    from zsad.cli.console import printable, say
+    from zsad.cli.evaluate import say_table
+
+    study = results.study
+    say(f"{study.table.title} ({results.paper.paper}, {study.table.source})")
+    for table in results.render():
+        say_table(table)
+    say(printable(results.difference()))
+    for line in study.notes[:_NOTES_SHOWN]:
+        say(f"note: {printable(line)}")
+    if len(study.notes) > _NOTES_SHOWN:
+        say(f"note: {len(study.notes) - _NOTES_SHOWN} more in ablation.md")
+    say(f"wrote {', '.join(written)} into {printable(study.folder)}")
