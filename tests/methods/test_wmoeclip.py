@@ -393,6 +393,7 @@ def test_trainable_count_of_the_design_is_9_7_million():
     refinement = 4 * 768 * 768 + 4 * 768 + 4
     expert = 768 + 768 * 192 + 192 + 192 * 768 + 768
     assert count == projections + autoencoder + refinement + 4 * expert + 1536 * 4 + 4 + text == 9_698_312
+    assert count == find("wmoeclip").parameters
 
 
 def test_everything_behind_the_towers_costs_a_twentieth_of_the_image_tower_at_most(monkeypatch):

@@ -105,7 +105,7 @@ METHODS: dict[str, MethodEntry] = {
             venue="ICASSP 2026",
             arxiv="2603.06313",
             routes="attention-pooling experts, chosen per image by what it means",
-            parameters=9_695_304,
+            parameters=9_698_312,
             sources="description",
         ),
         MethodEntry(
