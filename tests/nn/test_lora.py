@@ -138,7 +138,7 @@ def test_exactly_k_experts_have_weight_and_the_others_rows_no_gradient():
         layer.router.zero_()
         layer.router[:, 0] = torch.tensor([4.0, 3.0, -1.0, -2.0])
     x = randn(9, 12).abs()
-    gates = layer.gates(x)
+    gates = layer(x).weights
     assert ((gates != 0).sum(-1) == 2).all() and (gates[:, 2:] == 0).all()
     torch.testing.assert_close(gates.sum(-1), torch.ones(9, dtype=torch.float64))
     layer(x).tokens.square().sum().backward()

@@ -32,11 +32,13 @@ class Routed:
     Attributes:
         tokens: of the shape of the input.
         logits: (T, E) of the router.
+        weights: (T, E) of the experts, k of a token not zero.
         gram: (T, E, E) inner products of the outputs of all experts, chosen or not.
     """
 
     tokens: Tensor
     logits: Tensor
+    weights: Tensor
     gram: Tensor
 
 
@@ -175,10 +177,6 @@ class LoRAMixture(nn.Module):
             bound = width**-0.5
             self.down.uniform_(-bound, bound, generator=generator)
 
-    def gates(self, x: Tensor) -> Tensor:
-        """Weights (..., E) of the experts for tokens x (..., D): k of them not zero, their sum 1."""
-        return topk_gates(x.to(self.router.dtype) @ self.router.T, self.top_k)
-
     def forward(self, x: Tensor) -> Routed:
         """The mixture over tokens x (..., D); mixed precision is left here."""
         experts, rank, width = self.up.shape
@@ -197,7 +195,7 @@ class LoRAMixture(nn.Module):
             gain = self.blend * lengths / (size + self.norm_floor)
             mixed = (gain * weights).unsqueeze(-1) * hidden
             blended = torch.addmm(tokens, mixed.flatten(1), self.up.flatten(0, 1), beta=1 - self.blend)
-        return Routed(blended.view(x.shape).to(x.dtype), logits, gram)
+        return Routed(blended.view(x.shape).to(x.dtype), logits, weights, gram)
 
 
 def _dropped(count: int, share: float, device: torch.device) -> Tensor:

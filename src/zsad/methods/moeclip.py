@@ -1,0 +1,388 @@
+"""MoECLIP (Park et al., CVPR 2026, arXiv 2603.03101): low-rank experts for every token inside the image tower.
+
+Behind every tapped block l of a frozen CLIP a router sends each token x, the class token too, to k of E experts, and
+the blocks that follow see the result:
+
+    w = topk(softmax(W_g x)) / sum,   y = sum_n w_n (alpha / R) B_n A_n x
+    x <- lambda y ||x|| / ||y|| + (1 - lambda) x
+
+A_n is frozen and orthonormal on the n-th part of the features alone (FOFS). Patches of each tapped layer are read at
+three scales, as means over r x r neighbours (patch average aggregation), and meet the text of the image's class:
+
+    v = P_l ln_post(mean_r(x)),   p = softmax_{n,a}(100 cos(v, t))       12 maps: 4 layers, r = 1, 3, 5
+    f = mean over patches of v / ||v||, v = head(ln_post(x)) of the last layer, r = 1
+    t = normalised mean over sentences of normalised LeakyReLU(W e), e the sentence before CLIP's own projection
+    loss = CE(f^T t, y) + sum over maps [Focal + Dice_n + Dice_a] + 0.01 balance + 0.01 ETF
+    map = sum over maps of cos(v, t_a) - cos(v, t_n), smoothed on the grid, enlarged
+    s = (max map + (f^T t_a + 1) / 2) / 2;   medical images: max map
+
+ETF: the E outputs of a token should form a simplex equiangular tight frame. Balance: squared coefficient of variation
+of the experts' shares.
+
+Deviations. The paper's map is a sum without a softmax, its values brought to [0, 1] class by class over the whole
+test set, which one image does not have: here the map is the sigmoid of the mean difference over `map_temperature`,
+which ranks pixels alike; `zsad.metrics.transductive` gives the paper's scores. The Gaussian reaches 4 sigma, not 3,
+and mirrors the border. What paper and released code do differently is the setting `recipe`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zsad.clip.presets import PRESETS, Preset
+from zsad.clip.weights import Backbone
+from zsad.errors import ConfigError
+from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.similarity import full_precision, layer_maps, patch_logits, segmentation_losses
+from zsad.methods.text import SentenceBank, distinct_words
+from zsad.nn.filters import MapOrder, render_map
+from zsad.nn.heads import TokenHead
+from zsad.nn.lora import LoRAMixture, Routed, etf_loss, imbalance_loss
+from zsad.nn.losses import score_loss
+from zsad.nn.pooling import average_pool
+from zsad.prompts import published_prompts
+
+TRAIN_TEMPERATURE = 0.01
+SLOPE = 0.01
+RECIPES: Mapping[str, Mapping[str, float]] = {
+    "paper": {},
+    "released": {"etf_weight": 0.0, "balance_weight": 0.0, "dropout": 0.0},
+}
+DOMAINS: Mapping[str, Mapping[str, Any]] = {
+    "industrial": {},
+    "medical": {"sigma": 1.5, "score": "map"},
+}
+
+
+class MoECLIPConfig(MethodConfig):
+    """All settings of MoECLIP; the defaults are the paper's."""
+
+    value_value: bool = Field(
+        default=False, description="Not for this method: its adapters live in the ordinary path."
+    )
+    activation: Literal["as_trained", "gelu", "quick_gelu"] = Field(
+        default="gelu",
+        description="Activation of the towers. The published system runs OpenAI's weights, which were trained "
+        "with QuickGELU, with plain GELU.",
+    )
+    positions: Literal["bilinear", "bicubic", "bicubic_antialiased"] = Field(
+        default="bicubic_antialiased", description="How position embeddings are resized to the image's grid."
+    )
+    map_order: MapOrder = Field(
+        default="mean_logits",
+        description="Upsample the map before the softmax or after it, or take the softmax of the maps' mean.",
+    )
+    align_corners: bool = Field(default=True, description="Corner convention of the map's upsampling.")
+    sigma: float = Field(
+        default=1.0, ge=0, description="Gaussian smoothing in patches, inference only; 1.5 for medical."
+    )
+    smooth: Literal["map", "grid"] = Field(
+        default="grid", description="Smooth the map, or the patch grid before upsampling (sigma in patches)."
+    )
+    recipe: Literal["paper", "released"] = Field(
+        default="paper",
+        description="As the paper trains, or as the released code does: no auxiliary losses, no dropout, a tenth "
+        "of the learning rate. Sets etf_weight, balance_weight and dropout where they are not given.",
+    )
+    domain: Literal["industrial", "medical"] = Field(
+        default="industrial",
+        description="What images are of. Sets sigma and score where they are not given.",
+    )
+    experts: int = Field(default=4, ge=1, description="Experts E of a layer.")
+    top_k: int = Field(default=2, ge=1, description="Experts k of a token.")
+    rank: int = Field(default=8, ge=1, description="Rank R of an expert.")
+    alpha: float = Field(default=16.0, gt=0, description="Experts are scaled by alpha / rank.")
+    dropout: float = Field(
+        default=0.05, ge=0, lt=1, description="Share of features hidden from the experts in training."
+    )
+    blend: float = Field(default=0.1, ge=0, le=1, description="Share lambda of the experts in a token.")
+    norm_floor: float = Field(
+        default=1e-6,
+        gt=0,
+        description="Added to the norm that experts' outputs are divided by. As published, the first gradient is of "
+        "order 1 / norm_floor, and Adam's memory of it all but stops the experts for thousands of steps; "
+        "with 1 they learn at once.",
+    )
+    fofs: bool = Field(
+        default=True,
+        description="Experts read frozen orthonormal projections of features of their own; otherwise trained "
+        "projections of all.",
+    )
+    gate_init: Literal["zero", "random"] = Field(
+        default="zero", description="Start of the routers; zero starts with ties, random with deviation 0.02."
+    )
+    etf_weight: float = Field(default=0.01, ge=0, description="Weight of the loss that keeps experts apart.")
+    balance_weight: float = Field(
+        default=0.01, ge=0, description="Weight of the loss that keeps experts busy."
+    )
+    windows: tuple[int, ...] = Field(
+        default=(1, 3, 5),
+        min_length=1,
+        description="Sides of the neighbourhoods that patches are averaged over.",
+    )
+    projectors: Literal["shared", "separate"] = Field(
+        default="shared", description="One projector a layer for all windows, or one for each."
+    )
+    relu: bool = Field(default=False, description="LeakyReLU behind the projectors.")
+    head: Literal["depthwise", "linear"] = Field(
+        default="depthwise",
+        description="The image feature's head: a depth-wise convolution along the patches, or a projection alone.",
+    )
+    names: Literal["data", "object"] = Field(
+        default="data", description="Name each image's class in the text, or call everything an object."
+    )
+    map_temperature: float = Field(
+        default=0.25,
+        gt=0,
+        description="Temperature of the maps' cosines in inference (inferred). It changes no ranking of pixels; a "
+        "low one drives all high values to 1. Training takes 0.01.",
+    )
+    global_temperature: float = Field(
+        default=0.07,
+        gt=0,
+        description="Temperature of the image feature where a score takes its probability (inferred).",
+    )
+    score: Literal["map_and_cosine", "map_and_global", "global", "map"] = Field(
+        default="map_and_cosine",
+        description="Mean of the map's maximum and of (cos_a + 1) / 2 (published for industrial images) or of the "
+        "global probability; or one of these; map is published for medical images.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _groups(cls, data: Any) -> Any:
+        """What `recipe` and `domain` stand for, under what is given."""
+        if not isinstance(data, Mapping):
+            return data
+        recipe, domain = RECIPES.get(data.get("recipe", ""), {}), DOMAINS.get(data.get("domain", ""), {})
+        return {**recipe, **domain, **data}
+
+    @model_validator(mode="after")
+    def _possible(self) -> MoECLIPConfig:
+        if self.top_k > self.experts:
+            raise ConfigError(
+                f"top_k = {self.top_k} exceeds the {self.experts} experts; lower it or add experts"
+            )
+        if self.experts == 1 and self.etf_weight:
+            raise ConfigError(
+                "etf_weight keeps experts apart, but experts = 1; set it to 0 or use more experts"
+            )
+        if self.value_value:
+            raise ConfigError(
+                "value_value = true is not for MoECLIP, which adapts the ordinary path; drop it"
+            )
+        if list(self.windows) != sorted(set(self.windows)) or any(r < 1 or r % 2 == 0 for r in self.windows):
+            raise ConfigError(f"windows = {self.windows} must rise and be odd, such as (1, 3, 5)")
+        return self
+
+    @classmethod
+    def for_backbone(cls, preset: Preset, **settings: Any) -> MoECLIPConfig:
+        """As for every method, but always the ordinary path, and plain GELU for OpenAI's weights alone."""
+        own: dict[str, Any] = {"value_value": False}
+        own["activation"] = "gelu" if preset.name in PRESETS else "as_trained"
+        return super().for_backbone(preset, **{**own, **settings})
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What one pass gives: differences of cosines (B, L', h, w), cosines of the image feature (B, 2), routing."""
+
+    difference: Tensor
+    cosines: Tensor
+    routed: list[Routed]
+
+
+class MoECLIP(Method):
+    """The method on a backbone: see the module's text for the equations."""
+
+    name = "moeclip"
+    config_class = MoECLIPConfig
+    feature_kind = "stream"
+    feature_fields = ("layers", "image_size", "activation", "positions")
+    training_defaults: ClassVar[Mapping[str, Any]] = {
+        "epochs": 20,
+        "batch_size": 2,
+        "learning_rate": 5e-4,
+        "betas": (0.5, 0.999),
+        "warmup_epochs": 0.0,
+        "milestones": (16_000, 32_000),
+        "decay": 0.5,
+    }
+    term_weights: ClassVar[Mapping[str, str]] = {"etf": "etf_weight", "balance": "balance_weight"}
+    config: MoECLIPConfig
+
+    def __init__(self, config: MoECLIPConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        clip = self.clip.config
+        width, embed_dim, layers = clip.vision.width, clip.embed_dim, len(config.layers)
+        self.experts = nn.ModuleList(self._mixture(width) for _ in range(layers))
+        scales = len(config.windows) if config.projectors == "separate" else 1
+        self.projectors = nn.Parameter(torch.empty(layers, scales, embed_dim, width))
+        self.head = TokenHead(width, embed_dim, depthwise=config.head == "depthwise")
+        self.text_adapter = nn.Parameter(torch.empty(embed_dim, clip.text.width))
+        self._bank = SentenceBank(backbone)
+        self.reset_parameters()
+
+    def _mixture(self, width: int) -> LoRAMixture:
+        config = self.config
+        return LoRAMixture(
+            width,
+            experts=config.experts,
+            top_k=config.top_k,
+            rank=config.rank,
+            alpha=config.alpha,
+            dropout=config.dropout,
+            blend=config.blend,
+            norm_floor=config.norm_floor,
+            orthogonal=config.fofs,
+            router_std=0.02 if config.gate_init == "random" else 0.0,
+        )
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws the adapter anew: experts that give 0, Xavier-uniform projectors."""
+        for mixture in self._mixtures:
+            mixture.reset_parameters(generator)
+        for matrix in (*self.projectors.flatten(0, 1), self.text_adapter):
+            nn.init.xavier_uniform_(matrix, generator=generator)
+        self.head.reset_parameters(generator)
+
+    @property
+    def _mixtures(self) -> list[LoRAMixture]:
+        return [mixture for mixture in self.experts if isinstance(mixture, LoRAMixture)]
+
+    def rate_of(self, parameter: str) -> float:
+        """The released code trains at 5e-5, the paper at 5e-4."""
+        return 0.1 if self.config.recipe == "released" else 1.0
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> ImageFeatures:
+        """The stream (B, 1, 1 + N, D_x) behind the first tapped block, which nothing trained has touched yet."""
+        stream, grid = self.clip.visual.stream(pixels, after=self.config.layers[0], **self.position_mode())
+        return ImageFeatures(stream.unsqueeze(1), stream[:, 0], grid)
+
+    def forward(self, features: ImageFeatures) -> Output:
+        """Grids of all layers and windows, layer by layer, scores with their parts, and the experts' weights."""
+        seen = self._look(features)
+        logits = seen.difference / self.config.map_temperature
+        maps = render_map(logits, self.map_spec)
+        highest, cosine = maps.amax(dim=(-2, -1)), (seen.cosines[:, 1] + 1) / 2
+        terms = {"map": highest, "global": cosine, "map_low": maps.amin(dim=(-2, -1))}
+        weights = torch.stack([self._patch_weights(routed, features) for routed in seen.routed], dim=1)
+        return Output(logits, self._score(highest, seen.cosines), {"experts": weights.mean(dim=2)}, terms)
+
+    def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The terms of the loss, with their weights."""
+        config, seen = self.config, self._look(features)
+        size = (masks.shape[-2], masks.shape[-1])
+        with full_precision(masks.device):
+            maps = layer_maps(seen.difference / TRAIN_TEMPERATURE, self.map_spec, size=size)
+            terms = segmentation_losses(maps, masks, per_layer=True, both_channels=True)
+            terms["classify"] = self._classify(seen, labels, size=size)
+            for name, weight, parts in (
+                ("etf", config.etf_weight, [etf_loss(routed.gram) for routed in seen.routed]),
+                ("balance", config.balance_weight, [imbalance_loss(routed.logits) for routed in seen.routed]),
+            ):
+                terms[name] = weight * torch.stack(parts).sum()
+                if not weight:
+                    terms[f"raw_{name}"] = torch.stack(parts).sum().detach()
+        return terms
+
+    def token_routing(self, features: ImageFeatures) -> dict[str, Tensor]:
+        """Weights (B, L, N, E) of the experts for every patch."""
+        routed = self._adapt(features)[1]
+        return {"experts": torch.stack([self._patch_weights(one, features) for one in routed], dim=1)}
+
+    def expert_embeddings(self) -> dict[str, Tensor]:
+        """The columns of each B_n behind one another, (L, E, R D_x): what an expert can put into a token."""
+        return {"experts": torch.stack([mixture.up.detach().flatten(1) for mixture in self._mixtures])}
+
+    def _patch_weights(self, routed: Routed, features: ImageFeatures) -> Tensor:
+        return routed.weights.detach().view(len(features.cls), -1, self.config.experts)[:, 1:]
+
+    def _classify(self, seen: _Seen, labels: Tensor, *, size: tuple[int, int]) -> Tensor:
+        """Cross-entropy of the cosines, without temperature; of the score where it is none of the paper's."""
+        if self.config.score in ("map_and_cosine", "map"):
+            return F.cross_entropy(seen.cosines, labels.long())
+        maps = render_map(seen.difference / self.config.map_temperature, self.map_spec, size=size)
+        return score_loss(self._score(maps.amax(dim=(-2, -1)), seen.cosines), labels)
+
+    def _score(self, highest: Tensor, cosines: Tensor) -> Tensor:
+        """Scores (B,) of the maps' maxima (B,) and the image feature's cosines (B, 2)."""
+        kind = self.config.score
+        if kind == "map":
+            return highest
+        if kind == "map_and_cosine":
+            return (highest + (cosines[:, 1] + 1) / 2) / 2
+        probability = ((cosines[:, 1] - cosines[:, 0]) / self.config.global_temperature).sigmoid()
+        return probability if kind == "global" else (highest + probability) / 2
+
+    def _look(self, features: ImageFeatures) -> _Seen:
+        """The whole image side behind the cached stream, against the text of the images' classes."""
+        layers, routed = self._adapt(features)
+        text = self.encode(features.words, batch=len(features.cls))
+        rows = [self._differences(tap, index, features.grid, text) for index, tap in enumerate(layers)]
+        image = self.head(self._normed(layers[-1][:, 1:]))
+        with full_precision(text.device):
+            cosines = (image.to(text.dtype).unsqueeze(1) * text).sum(dim=-1)
+        return _Seen(torch.cat(rows, dim=1), cosines, routed)
+
+    def _adapt(self, features: ImageFeatures) -> tuple[list[Tensor], list[Routed]]:
+        """Adapted streams (B, 1 + N, D_x) of the tapped layers, and what the experts did in each."""
+        visual, routed = self.clip.visual, list[Routed]()
+
+        def adapt(index: int, stream: Tensor) -> Tensor:
+            routed.append(self._mixtures[index](stream))
+            return routed[-1].tokens
+
+        first, *later = self.config.layers
+        start = adapt(0, features.patches[:, 0].to(visual.proj.dtype))
+        hooks = {
+            layer: (lambda stream, index=index: adapt(index, stream)) for index, layer in enumerate(later, 1)
+        }
+        if not later:
+            return [start], routed
+        read = visual.resume(start, grid=features.grid, after=first, taps=later, hooks=hooks)
+        return [start, *read.taps], routed
+
+    def _differences(self, tap: Tensor, index: int, grid: tuple[int, int], text: Tensor) -> Tensor:
+        """`cos(v, t_a) - cos(v, t_n)` (B, W, h, w) of one layer's stream at every window."""
+        projectors = self.projectors[index].expand(len(self.config.windows), -1, -1)
+        rows = []
+        # One window at a time: in inference no two of these large tensors are there at once.
+        for window, projector in zip(self.config.windows, projectors, strict=True):
+            pooled = average_pool(tap[:, 1:], grid, size=window, zero_padded=True)
+            tokens = F.linear(self._normed(pooled), projector)
+            if self.config.relu:
+                tokens = F.leaky_relu(tokens, SLOPE)
+            with full_precision(text.device):
+                tokens = tokens.to(text.dtype).unsqueeze(1)
+                rows.append(patch_logits(tokens, text.unsqueeze(1), temperature=1.0))
+        return torch.cat(rows, dim=1).view(len(tap), -1, *grid)
+
+    def _normed(self, tokens: Tensor) -> Tensor:
+        normed: Tensor = self.clip.visual.ln_post(tokens)
+        return normed
+
+    def encode(self, words: Sequence[str] | None, *, batch: int) -> Tensor:
+        """Text (B, 2, D) of length one, normal first, of the classes of B images.
+
+        Raises:
+            ConfigError: a class name too long for the text tower.
+        """
+        known, index = distinct_words(words if self.config.names == "data" else None, batch=batch)
+        sentences = [published_prompts("moeclip", word) for word in known]
+        flat = [text for states in sentences for state in states for text in state]
+        raw = self._bank.embed(flat, projected=False).to(self.text_adapter.dtype)
+        with full_precision(raw.device):
+            text = F.normalize(F.leaky_relu(F.linear(raw, self.text_adapter), SLOPE), dim=-1)
+            each = text.view(len(known), -1, text.shape[-1])
+            normal = len(sentences[0][0])
+            means = torch.stack([each[:, :normal].mean(dim=1), each[:, normal:].mean(dim=1)], dim=1)
+            return F.normalize(means, dim=-1)[index.to(raw.device)]

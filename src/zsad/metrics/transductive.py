@@ -1,0 +1,64 @@
+"""Image scores that use the whole test set, as some papers report them; never for a strict zero-shot protocol.
+
+MoECLIP (Park et al., CVPR 2026) brings map values to [0, 1] class by class over all test images before the map's
+maximum meets the image feature. That changes no ranking by the map within a class, but how much it counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from zsad.errors import MetricError
+
+_MARGIN = 1e-9
+
+
+def transductive_scores(
+    highest: ArrayLike,
+    lowest: ArrayLike,
+    cosine: ArrayLike,
+    classes: Sequence[str],
+    *,
+    domain: Literal["industrial", "medical"] = "industrial",
+) -> NDArray[np.float64]:
+    """MoECLIP's image scores (n,): `(m + (cos_a + 1) / 2) / 2`, m the map's maximum normalised over its class.
+
+    What the paper normalises is linear in the cosines; our maps are sigmoids of that, which are undone here.
+
+    Args:
+        highest: (n,) largest value in (0, 1) of each image's map (`terms["map"]` of a prediction).
+        lowest: (n,) smallest value of each image's map (`terms["map_low"]`).
+        cosine: (n,) `(cos_a + 1) / 2` of each image (`terms["global"]`), taken as it is.
+        classes: (n,) class of each image.
+        domain: scores of medical images are m alone.
+
+    Raises:
+        MetricError: lists of different lengths.
+
+    Example:
+        >>> transductive_scores([0.5, 0.9], [0.1, 0.1], [0.5, 0.5], ["a", "a"]).tolist()
+        [0.5, 0.75]
+    """
+    high, low = (_logit(np.asarray(values, dtype=np.float64)) for values in (highest, lowest))
+    whole = np.asarray(cosine, dtype=np.float64)
+    if not len(high) == len(low) == len(whole) == len(classes):
+        raise MetricError(
+            f"{len(high)} maxima, {len(low)} minima, {len(whole)} cosines and {len(classes)} classes: give one of "
+            f"each for every image"
+        )
+    _, own = np.unique(np.asarray(classes), return_inverse=True)
+    top, floor = np.full(len(high), -np.inf), np.full(len(high), np.inf)
+    np.maximum.at(top, own, high)
+    np.minimum.at(floor, own, low)
+    scaled = (high - floor[own]) / np.maximum(top - floor, np.finfo(np.float64).tiny)[own]
+    scores: NDArray[np.float64] = scaled if domain == "medical" else (scaled + whole) / 2
+    return scores
+
+
+def _logit(probability: NDArray[np.float64]) -> NDArray[np.float64]:
+    inside = np.clip(probability, _MARGIN, 1 - _MARGIN)
+    return np.asarray(np.log(inside) - np.log1p(-inside), dtype=np.float64)
