@@ -37,20 +37,24 @@ def slow(pool: ExpertPool, x: Tensor, projection: Tensor) -> Tensor:
                 pi = (router @ token).softmax(-1)
                 chosen = sorted(range(len(pi)), key=lambda e: -float(pi[e].detach()))[: pool.top_k]
                 total = sum(pi[e] for e in chosen)
-                out = torch.zeros(7, dtype=x.dtype)
+                out, factor = torch.zeros(7, dtype=x.dtype), 0
+                if pool.residual:
+                    out, factor = token @ projection, 1
                 for e in chosen:
                     if e < pool.frozen:
                         value = token @ projection
                     elif e < pool.frozen + pool.learnable:
                         i = e - pool.frozen
                         inner = pool.down[i] @ token
-                        inner = inner.relu() if pool.update_only else inner
+                        inner = inner.relu() if pool.residual else inner
                         value = pool.scale * (inner @ pool.up[i])
-                        value = value if pool.update_only else value + token @ projection
+                        value = value if pool.residual else value + token @ projection
                     else:
                         continue
                     out = out + pi[e] / total * value
-                rows.append(out)
+                    if e < pool.frozen or not pool.residual:
+                        factor = factor + pi[e] / total
+                rows.append(out / factor if pool.keep_length else out)
     return torch.stack(rows).view(*x.shape[:-1], 7)
 
 
@@ -62,7 +66,9 @@ def slow(pool: ExpertPool, x: Tensor, projection: Tensor) -> Tensor:
         {"zero": 0, "top_k": 1},
         {"frozen": 0, "zero": 2, "top_k": 3},
         {"learnable": 2, "top_k": 4},
-        {"update_only": True},
+        {"residual": True},
+        {"residual": True, "keep_length": True},
+        {"zero": 2, "top_k": 3, "keep_length": True},
     ],
 )
 def test_rank_space_equals_the_loop_over_experts_in_value_and_gradient(settings):
@@ -93,6 +99,17 @@ def test_fresh_pool_keeps_directions_whatever_the_routing():
             mixed = pool(x, pool.gates(pool.route(x)), base=base)
             cosine = torch.nn.functional.cosine_similarity(mixed, base, dim=-1)
             torch.testing.assert_close(cosine, torch.ones_like(cosine))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_fresh_pool_that_keeps_length_changes_nothing_whatever_the_routing(residual):
+    pool, (x, projection) = pool_of(keep_length=True, residual=residual), inputs()
+    with torch.no_grad():
+        pool.up.zero_()
+        for scale in (1.0, 1e4):
+            pool.router.normal_(std=scale, generator=torch.Generator().manual_seed(1))
+            base = x @ projection
+            torch.testing.assert_close(pool(x, pool.gates(pool.route(x)), base=base), base)
 
 
 def test_frozen_and_zero_pair_only_shortens():

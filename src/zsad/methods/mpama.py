@@ -12,13 +12,14 @@ With F the patch tokens in the joint space, f the global feature, t^p and g the 
     (2)  P = softmax(<f, g~> / tau'),       g~_s = the elementwise maximum of g_s and all t_s^p, of length one
     (3)  loss 1 = CE(P, y) + lambda / |P| sum_p [Focal(Up S^p, m) + Dice(Up S_a^p, m) + Dice(Up S_n^p, 1 - m)]
     (4)  w = softmax(W_r x), its K largest brought to the sum 1,   x = ln_post of a patch token
-    (5)  F = sum_e w_e E_e(x),   E = W x (frozen), W x + (alpha / R) B_i A_i x (learnable), 0 (zero)
+    (5)  F = sum_e w_e E_e(x) / sum of w_e but the zero experts',
+         E = W x (frozen), W x + (alpha / R) B_i A_i x (learnable), 0 (zero)
     (6)  loss 2 = loss 1 with frozen text, without CE where the score has nothing to learn; + mu balance
     (7)  M = mean over p of S_a^p, smoothed;   s = P_a, or its mean with max M
 
-B starts at zero, so that stage 2 starts with the tokens of stage 1, but for their length: a zero expert shortens a
-token. That shows only where tokens are averaged before they are brought to length one (p > 1, `pooling` =
-"features"), and there it is what a zero expert is for: the token counts less in its neighbourhood.
+B starts at zero, so that stage 2 starts exactly where stage 1 ended, whatever the routing. Without the division in
+Eq. 5 (`token_length` = "weighted") a zero expert shortens its token. Similarities do not see that, but averages of
+Eq. 1 do, where the token then counts less among its neighbours, from the first step on.
 """
 
 from __future__ import annotations
@@ -199,6 +200,11 @@ class MPAMAConfig(MPAConfig):
     frozen_experts: int = Field(default=1, ge=0, description="Experts that do what the frozen tower does.")
     learnable_experts: int = Field(default=4, ge=1, description="Experts that learn an update.")
     zero_experts: int = Field(default=1, ge=0, description="Experts that give nothing.")
+    token_length: Literal["kept", "weighted"] = Field(
+        default="kept",
+        description="Whether zero experts leave a token's length as it is, so that training goes on exactly where "
+        "stage 1 ended, or shorten it; `ffn` experts are always weighted.",
+    )
     top_k: int = Field(default=2, ge=1, description="Experts chosen for a patch.")
     rank: int = Field(default=8, ge=1, description="Rank of an update.")
     alpha: float = Field(default=16.0, gt=0, description="Scale of an update times its rank.")
@@ -247,7 +253,8 @@ class MPAMA(MPA):
             alpha=rank if residual else config.alpha,
             routers=len(config.layers) if config.routers == "per_layer" else 1,
             route_width=routed,
-            update_only=residual,
+            residual=residual,
+            keep_length=config.token_length == "kept" and config.ma_form != "ffn",
         )
         self._stage: str | None = None
 
@@ -324,9 +331,7 @@ class MPAMA(MPA):
         read, base, routed = self._frozen_expert(x)
         router = self.pool.route(routed)
         mixed = self.pool(read, self.pool.gates(router), base=base)
-        if form == "projection":
-            return mixed, cls, router
-        return (base + mixed if form == "residual" else visual.project(x + mixed)), cls, router
+        return (visual.project(x + mixed) if form == "ffn" else mixed), cls, router
 
     def _frozen_expert(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What learnable experts read, what the frozen one gives, and what routers read, of x (B, L, N, D_x)."""

@@ -6,7 +6,7 @@ A frozen expert gives what there was before, `E(x) = W x`, a learnable one adds 
     sum_e w_e E_e(x) = W x * (w of all but the zero experts) + (alpha / R) [B_1 .. B_n] (gated [A_1; ..; A_n] x)
 
 two thin products over all tokens, without a gather or a loop over experts: `W x` is computed once, whatever the
-routing.
+routing. A zero expert so makes `W x` shorter; with `keep_length` the sum is divided by the factor of `W x`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from zsad.errors import ConfigError
 from zsad.nn.moe import topk_gates
 
-SHARE_EPSILON = 1e-6
-"""Least weight of a token's non-zero experts together: its direction is never lost."""
+EPSILON = 1e-6
+"""Least factor of `W x`: a token's direction is never lost."""
 
 
 class ExpertPool(nn.Module):
@@ -31,11 +31,14 @@ class ExpertPool(nn.Module):
         frozen: number of frozen experts.
         zero: number of zero experts.
         top_k: experts K chosen for a token.
-        rank: rank R of an update (of `update_only` experts: hidden width, with a ReLU in between).
+        rank: rank R of an update; of `residual` experts the hidden width, with a ReLU in between.
         alpha: scale of updates times R.
         routers: 1 for a router that all layers share, or their number L.
         route_width: width of the tokens that routers read; default D_x.
-        update_only: learnable experts give their update alone, without W x.
+        residual: experts add to tokens that go on as they are, `x + sum_e w_e E_e(x)`: a frozen one a copy of x,
+            a learnable one its update alone.
+        keep_length: divide by the factor of W x (of x where `residual`), so that neither routing nor zero
+            experts change what fresh learnable experts give.
 
     Raises:
         ConfigError: more experts chosen than there are, a choice that can consist of zero experts alone, or a
@@ -55,12 +58,13 @@ class ExpertPool(nn.Module):
         alpha: float = 16.0,
         routers: int = 1,
         route_width: int | None = None,
-        update_only: bool = False,
+        residual: bool = False,
+        keep_length: bool = False,
     ) -> None:
         super().__init__()
         self.frozen, self.learnable, self.zero = frozen, learnable, zero
         self.experts = frozen + learnable + zero
-        self.top_k, self.update_only = top_k, update_only
+        self.top_k, self.residual, self.keep_length = top_k, residual, keep_length
         self._check(rank, limit=min(width, out_width))
         self.scale = alpha / rank
         self.router = nn.Parameter(torch.empty(routers, self.experts, route_width or width))
@@ -110,19 +114,22 @@ class ExpertPool(nn.Module):
         Args:
             tokens: (B, L, N, D_x) x.
             gates: (B, L, N, E).
-            base: (B, L, N, D) what the frozen expert makes of x.
+            base: (B, L, N, D) what the frozen expert makes of x; x itself where `residual`.
         """
         counts = [self.frozen, self.learnable, self.zero]
         frozen, learnable, _ = torch.split(gates, counts, dim=-1)
-        share = frozen.sum(dim=-1, keepdim=True)
-        if not self.update_only:
-            share = (share + learnable.sum(dim=-1, keepdim=True)).clamp_min(SHARE_EPSILON)
         hidden = tokens @ self.down.flatten(0, 1).T
-        if self.update_only:
-            hidden = hidden.relu()
+        if self.residual:
+            hidden, factor = hidden.relu(), 1 + frozen.sum(dim=-1, keepdim=True)
+        else:
+            factor = (frozen.sum(dim=-1, keepdim=True) + learnable.sum(dim=-1, keepdim=True)).clamp_min(
+                EPSILON
+            )
         # A learnable expert's weight, once for each of its ranks.
         spread = (self.scale * learnable).repeat_interleave(self.down.shape[1], dim=-1)
-        mixed: Tensor = base * share + (hidden * spread) @ self.up.flatten(0, 1)
+        if self.keep_length:
+            spread, factor = spread / factor, torch.ones_like(factor)
+        mixed: Tensor = base * factor + (hidden * spread) @ self.up.flatten(0, 1)
         return mixed
 
 
