@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,11 +16,17 @@ from zsad.clip.model import CLIP
 from zsad.clip.presets import preset
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
+from zsad.data.image import Preprocess
+from zsad.data.manifest import DataSet
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures
 from zsad.methods.mpama import MPA, MPAMA, MPAConfig, MPAMAConfig
 from zsad.methods.registry import build
 from zsad.nn.filters import render_map
+from zsad.train.checkpoint import BackboneReference
+from zsad.train.config import TrainConfig
+from zsad.train.loop import CardParts, Progress, train
+from zsad.types import Sample
 
 FFN = {"ma_form": "ffn", "layers": (4,)}
 
@@ -400,6 +411,54 @@ def test_stage_two_learns_what_stage_one_left(backbone):
             optimiser.step()
             history.append(float(loss.detach()))
     assert history[14] < 0.9 * history[0] and history[29] < 0.8 * history[15]
+
+
+def small_set(root: Path) -> DataSet:
+    """Six images of noise, every second one with a bright square that its mask marks."""
+    root.mkdir()
+    samples = []
+    for index in range(6):
+        pixels = np.random.default_rng(index).integers(60, 120, (40, 40, 3), dtype=np.uint8)
+        marked = np.zeros((40, 40), np.uint8)
+        marked[8 : 8 + 3 * index, 10:24] = 255 * (index % 2)
+        pixels[marked > 0] = 250
+        image, mask = root / f"{index}.png", root / f"{index}_mask.png"
+        Image.fromarray(pixels).save(image)
+        Image.fromarray(marked).save(mask)
+        samples.append(Sample(image, "tile", index % 2, mask if index % 2 else None))
+    return DataSet(samples, "folders", root, "noise")
+
+
+def test_a_run_stopped_in_its_second_stage_goes_on_with_the_same_bits(backbone, tmp_path):
+    data, preprocess = small_set(tmp_path / "data"), Preprocess(image_size=(40, 40))
+    parts = CardParts(backbone=BackboneReference(name="toy", sha256="ab" * 32), preprocess=preprocess)
+    settings = {
+        "batch_size": 3,
+        "warmup_epochs": 0,
+        "learning_rate": 0.01,
+        "betas": (0.5, 0.999),
+        "amp": "off",
+    }
+
+    def run(out: Path, stop: int | None) -> dict[str, Tensor]:
+        method = build("mpama", {"levels": (1, 3)}, backbone)
+
+        def progress(now: Progress) -> None:
+            if now.stage == "train" and now.done == stop:
+                raise KeyboardInterrupt
+
+        config = TrainConfig(epochs=4, **settings)
+        train(method, data, config=config, out=out, card_parts=parts, progress=progress)
+        return {name: tensor.clone() for name, tensor in method.adapter_state().items()}
+
+    whole = run(tmp_path / "whole", None)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", 7)
+    resumed = run(tmp_path / "stopped", None)
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    log = [json.loads(line) for line in (tmp_path / "stopped" / "log.jsonl").read_text().splitlines()]
+    assert ["classify" in line for line in log] == [True] * 6 + [False] * 2
+    assert log[-1]["lr"] == pytest.approx(0.005)
 
 
 def test_trainable_counts_on_the_large_backbone():
