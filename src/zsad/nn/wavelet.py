@@ -6,7 +6,8 @@ A 2 x 2 block [[a, b], [c, d]] becomes four numbers of the same energy:
     HL = (a - b + c - d) / 2,   HH = (a - b - c + d) / 2
 
 Their published sum of high bands is `LH + HL + HH = 2 a - LL`: the contrast of a block's first token against the
-block. It carries a sign and is not shift-invariant. A grid with an odd side is continued by its last row or column.
+block. It carries a sign and is not shift-invariant. With it, `F_p = F_H * W_h + LL` is `2 lerp(mean of the block, a,
+W_h)`. A grid with an odd side is continued by its last row or column.
 """
 
 from __future__ import annotations
@@ -37,31 +38,38 @@ def haar(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def split_frequencies(x: Tensor, *, high: High = "sum") -> tuple[Tensor, Tensor]:
-    """F_L = LL and F_H, each (..., ceil(h / 2), ceil(w / 2)), of grids (..., h, w).
+    """F_L = LL and F_H, each (..., D, ceil(h / 2), ceil(w / 2)), of grids (..., D, h, w).
 
     Args:
-        x: (..., h, w).
-        high: `sum` of LH, HL and HH as published, in a third of the arithmetic; or the sum of their absolute
-            values, which shifts by a token change less.
+        x: (..., D, h, w).
+        high: `sum` of LH, HL and HH as published, without forming them; or the sum of their absolute values, which
+            changes less where a defect lies one token further.
     """
     if high == "absolute":
         low, *others = haar(x)
         return low, others[0].abs() + others[1].abs() + others[2].abs()
-    rows = torch.add(*_pairs(x, -2))
-    low = torch.add(*_pairs(rows, -1)) / 2
+    low = 2 * _block_means(x)
     return low, 2 * x[..., 0::2, 0::2] - low
 
 
 def frequency_fusion(x: Tensor, weight: Tensor, *, high: High = "sum") -> Tensor:
-    """F_p = F_H * W_h + F_L (..., ceil(h / 2), ceil(w / 2)) of grids (..., h, w).
+    """F_p = F_H * W_h + F_L (..., D, ceil(h / 2), ceil(w / 2)) of grids (..., D, h, w).
 
     Args:
-        x: (..., h, w).
+        x: (..., D, h, w); fastest where D lies together in memory.
         weight: W_h, of a shape that broadcasts to the result.
         high: as in `split_frequencies`.
     """
-    low, contrast = split_frequencies(x, high=high)
-    return torch.addcmul(low, contrast, weight)
+    if high == "absolute":
+        low, contrast = split_frequencies(x, high=high)
+        return torch.addcmul(low, contrast, weight)
+    return 2 * torch.lerp(_block_means(x), x[..., 0::2, 0::2], weight)
+
+
+def _block_means(x: Tensor) -> Tensor:
+    """Means (..., D, ceil(h / 2), ceil(w / 2)) of the blocks: to repeat a last row changes no mean."""
+    means = F.avg_pool2d(x.reshape(-1, *x.shape[-3:]), 2, ceil_mode=True, count_include_pad=False)
+    return means.reshape(*x.shape[:-2], *means.shape[-2:])
 
 
 def _pairs(x: Tensor, axis: Literal[-2, -1]) -> tuple[Tensor, Tensor]:
@@ -163,7 +171,7 @@ class WaveletRefinement(nn.Module):
             tokens: (B, L, N, D).
             grid: (h, w), N = h * w and S = ceil(h / 2) * ceil(w / 2).
         """
-        grids = tokens.reshape(*tokens.shape[:2], *grid, -1).movedim(-1, -3)
+        grids = tokens.contiguous().view(*tokens.shape[:2], *grid, -1).movedim(-1, -3)
         bands = self.fusion(grids).flatten(-2).mT
         # LL is twice a mean: without bringing every token to deviation 1, scores would follow its scale.
         bands = F.layer_norm(bands, bands.shape[-1:])
