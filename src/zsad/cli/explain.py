@@ -1,0 +1,107 @@
+"""`zsad explain`: which experts a model asks, where, and how they were trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from zsad.errors import ZsadError
+    from zsad.types import Sample
+
+# Said again here: the help of a verb imports nothing heavy.
+_Kind = Literal["activation", "regions", "patches", "embeddings", "curves"]
+
+
+def explain_command(
+    model: str,
+    /,
+    *,
+    data: Annotated[list[Path] | None, Parameter(consume_multiple=True)] = None,
+    out: Path,
+    compare: Path | None = None,
+    images: int = 8,
+    kind: Annotated[list[_Kind] | None, Parameter(consume_multiple=True)] = None,
+    patch_rule: Literal["any", "majority"] = "any",
+    projection: Literal["pca", "tsne"] = "pca",
+    split: str = "test",
+    backbone: str | None = None,
+    weights: Path | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    threads: int | None = None,
+) -> int:
+    """Show what the experts of a model do: which are chosen for what, how they lie, how they were trained.
+
+    Writes explain.html (one page, loads nothing), explain.json with all numbers, and each figure as SVG and PNG.
+    A file that cannot be read is reported and skipped (exit code 3).
+
+    Args:
+        model: Bundled model, run folder or checkpoint of a method with experts; see zsad list methods.
+        data: Folders or manifests of images, best with labels and masks; may be several.
+        out: Folder for the explanation; a former one there is replaced.
+        compare: Folder of a second training whose curves are drawn beside the model's.
+        images: How many images are shown with the experts of their patches, half of them normal.
+        kind: What to show; by default all. Embeddings and curves need no data.
+        patch_rule: A patch is anomalous where any of its pixels is, or where at least half are.
+        projection: Of the experts to a plane; tsne needs scikit-learn.
+        split: Which part of the data to read, where its layout has parts.
+        backbone: Where the model's tower lies, if not bundled or cached.
+        weights: File or folder of the backbone's weights.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        batch_size: Images a pass; by default what suits the device.
+        threads: Processor threads; by default all cores.
+    """
+    from zsad.cli.console import note, plural, printable, progress, say
+    from zsad.data.manifest import discover
+    from zsad.detector import load
+    from zsad.device import use_threads
+    from zsad.explain.explanation import KINDS, OF_IMAGES, explain
+    from zsad.explain.page import PAGE_FILE, write_explanation
+    from zsad.infer.writer import check_place
+
+    check_place(out)
+    kinds = KINDS if kind is None else [name for name in KINDS if name in kind]
+    sets = [discover(folder, split=split) for folder in (data or []) if OF_IMAGES & set(kinds)]
+    for found in sets:
+        note(f"zsad: {printable(found.name)}: {plural(len(found.samples), 'image')}, layout {found.layout}")
+    use_threads(threads)
+    detector = load(model, backbone=backbone, weights=weights, device=device)
+    with progress("explaining", sum(len(found.samples) for found in sets) or None) as advance:
+        done = 0
+
+        def moved(position: int, _: int) -> None:
+            nonlocal done
+            advance(position - done)
+            done = position
+
+        try:
+            explanation = explain(
+                detector,
+                sets,
+                kinds=kinds,
+                compare=compare,
+                images=images,
+                rule=patch_rule,
+                projection=projection,
+                batch_size=batch_size,
+                on_error=_report,
+                progress=moved,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("nothing was written, the same command starts anew") from None
+    for line in explanation.notes:
+        say(f"note: {printable(line)}")
+    written = write_explanation(explanation, out)
+    if PAGE_FILE not in written:
+        note(f"zsad: no {PAGE_FILE}: it needs jinja2, get it with: pip install 'zsad[report]'")
+    say(f"wrote {', '.join(written)} into {printable(out)}")
+    return 3 if explanation.collected.skipped else 0
+
+
+def _report(sample: Sample, error: ZsadError) -> None:
+    from zsad.cli.console import note, printable
+
+    note(f"zsad: skipped: {printable(error)}")

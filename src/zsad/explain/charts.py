@@ -1,0 +1,112 @@
+"""What all figures share: colours, names that fit, axes and legends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zsad.report.canvas import Drawing, shortened, text_width
+
+POOL_COLOURS = ("normal", "anomalous", "#4c6bb5", "accent", "#8a7a1f", "#5b5563")
+GROUP_COLOURS = {"normal": "normal", "anomalous": "anomalous", "unlabelled": "soft"}
+MARGIN = 16.0
+WIDEST = 1160.0  # of a figure, in CSS pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A drawing with the name of its files, a title and what it shows."""
+
+    name: str
+    title: str
+    caption: str
+    drawing: Drawing
+
+
+def short_names(names: Sequence[str], room: float) -> tuple[list[str], list[str]]:
+    """Names that fit into `room` CSS pixels: the experts' own, or numbers and a key to them, else empty."""
+    if all(text_width(name, 11) <= room for name in names):
+        return list(names), []
+    numbers = [str(index + 1) for index in range(len(names))]
+    return numbers, [f"{number} {name}" for number, name in zip(numbers, names, strict=True)]
+
+
+def wrapped(parts: Sequence[str], size: float, room: float) -> list[str]:
+    """Parts put into lines no wider than `room` CSS pixels; one that is too long is shortened."""
+    lines: list[str] = []
+    for part in parts:
+        longer = f"{lines[-1]}    {part}" if lines else part
+        if lines and text_width(longer, size) <= room:
+            lines[-1] = longer
+        else:
+            lines.append(shortened(part, size, room))
+    return lines
+
+
+def ticks(low: float, high: float, *, most: int = 5) -> list[float]:
+    """At most `most` round numbers within [low, high]."""
+    span = max(high - low, 1e-12)
+    for power in range(math.floor(math.log10(span)) - 1, math.floor(math.log10(span)) + 2):
+        for factor in (1, 2, 2.5, 5):
+            step = factor * 10.0**power
+            first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+            if 1 <= last - first + 1 <= most:
+                return [index * step for index in range(first, last + 1)]
+    return [low, high]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A box on the sheet and the values of its edges; places outside are moved to the edge."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    x0: float
+    x1: float
+    y0: float
+    y1: float
+
+    @property
+    def bottom(self) -> float:
+        return self.y + self.height
+
+    def place(self, first: float, second: float) -> tuple[float, float]:
+        across = min(max((first - self.x0) / max(self.x1 - self.x0, 1e-12), 0.0), 1.0)
+        up = min(max((second - self.y0) / max(self.y1 - self.y0, 1e-12), 0.0), 1.0)
+        return self.x + float(across) * self.width, self.bottom - float(up) * self.height
+
+    def frame(self, sheet: Drawing, *, labelled: bool, percent: bool = False) -> None:
+        """Grid lines at round values, numbers beside them, and the base line."""
+        for tick in ticks(self.y0, self.y1, most=5):
+            y = self.place(self.x0, tick)[1]
+            sheet.line([(self.x, y), (self.x + self.width, y)], "line")
+            if labelled:
+                text = f"{100 * tick:.4g} %" if percent else f"{tick:.6g}"
+                sheet.text(self.x - 6, y + 4, text, size=11, anchor="end")
+        sheet.line([(self.x, self.bottom), (self.x + self.width, self.bottom)], "soft")
+
+
+def legend(sheet: Drawing, keys: Sequence[tuple[str, str, bool]], x: float, *, lines: bool = False) -> float:
+    """A row of keys (name, colour, dashed or square); returns where the row ends."""
+    y = 22.0
+    for name, colour, odd in keys:
+        room = text_width(name, 12)
+        if x + 30 + room > sheet.width and x > MARGIN:
+            x, y = MARGIN, y + 20
+        if lines:
+            sheet.line([(x, y - 4), (x + 24, y - 4)], colour, width=2, dashed=odd)
+        elif odd:
+            sheet.rect(x + 9, y - 10, 11, 11, colour)
+        else:
+            sheet.circle(x + 15, y - 4.5, 5.5, colour)
+        sheet.text(x + 30, y, name, size=12, fill="ink")
+        x += 30 + room + 22
+    return y + 4
+
+
+def slug(name: str) -> str:
+    """A name for a file."""
+    return "".join(char if char.isascii() and char.isalnum() else "_" for char in name.lower()) or "pool"

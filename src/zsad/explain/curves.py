@@ -1,0 +1,141 @@
+"""Loss terms of a training run over its steps, read from the run's log."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsad.errors import DataError
+from zsad.train.state import LOG_FILE, RUN_FILE
+
+_RAW = "raw_"
+_NO_TERMS = frozenset({"step", "epoch", "lr", "seconds"})
+_MAIN_TERMS = ("classify", "focal", "dice", "total")
+_POINTS = 240
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Curve:
+    """A loss term over the steps of a run, many steps averaged into each point.
+
+    Attributes:
+        term: its name in the log.
+        weight: what it was multiplied with in the loss; the curve is without it. None: the curve is as logged.
+        steps: (n,) the middle step of each point.
+        mean: (n,) of the term.
+        low: (n,) its least value.
+        high: (n,) its greatest value.
+    """
+
+    term: str
+    weight: float | None
+    steps: Array
+    mean: Array
+    low: Array
+    high: Array
+
+
+@dataclass(slots=True)
+class RunCurves:
+    """All curves of a run, auxiliary terms first; `unrecorded` are terms of weight 0 that its log does not hold."""
+
+    name: str
+    steps: int
+    epochs: int
+    curves: dict[str, Curve]
+    unrecorded: tuple[str, ...] = ()
+
+
+def read_curves(folder: Path, *, name: str, weights: Mapping[str, str]) -> RunCurves:
+    """The curves of a run, auxiliary terms first.
+
+    Args:
+        folder: of the run, with log.jsonl and run.json.
+        name: what to call it.
+        weights: for some terms the setting of the method that is their weight.
+
+    Raises:
+        DataError: no log, or one without a step.
+    """
+    rows = _read_log(folder / LOG_FILE)
+    settings = _settings(folder / RUN_FILE)
+    terms = list(dict.fromkeys(term.removeprefix(_RAW) for row in rows for term in row))
+    terms = [term for term in terms if term not in _NO_TERMS]
+    terms.sort(key=lambda term: _MAIN_TERMS.index(term) if term in _MAIN_TERMS else -1)
+    steps = np.array([row["step"] for row in rows])
+    curves: dict[str, Curve] = {}
+    unrecorded = []
+    for term in terms:
+        weight = settings.get(weights.get(term, ""))
+        key = f"{_RAW}{term}" if weight == 0 else term
+        values = np.array([row.get(key, math.nan) for row in rows]) / (weight or 1)
+        there = np.isfinite(values)
+        if there.any():
+            curves[term] = _binned(term, weight, steps[there], values[there])
+        else:
+            unrecorded.append(term)
+    epochs = int(max(row.get("epoch", 0) for row in rows)) + 1
+    return RunCurves(name, int(steps.max()), epochs, curves, tuple(unrecorded))
+
+
+def _read_log(path: Path) -> list[dict[str, float]]:
+    """The numbers of each step; half lines of a killed run and other records are passed over."""
+    rows = []
+    try:
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                numbers = _numbers(line)
+                if numbers.get("step", 0) >= 1 and "total" in numbers:
+                    rows.append(numbers)
+    except OSError as error:
+        raise DataError(
+            f"{path.parent} holds no readable {path.name} ({error.strerror}): give the folder of a training run"
+        ) from error
+    if not rows:
+        raise DataError(f"{path} holds no finished training step: give the folder of another run")
+    return rows
+
+
+def _numbers(line: str) -> dict[str, float]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {}
+    if not isinstance(record, dict):
+        return {}
+    return {
+        key: float(value)
+        for key, value in record.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _settings(path: Path) -> dict[str, float]:
+    """The numeric settings of the method of a run; none where the file cannot be read."""
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8")).get("config", {})
+        return {key: float(value) for key, value in config.items() if isinstance(value, int | float)}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _binned(term: str, weight: float | None, steps: Array, values: Array) -> Curve:
+    """At most `_POINTS` points, each over equally many steps."""
+    pieces: Sequence[Array] = np.array_split(np.arange(len(steps)), min(_POINTS, len(steps)))
+    return Curve(
+        term,
+        weight,
+        *(
+            np.array([float(take(source[piece])) for piece in pieces])
+            for source, take in ((steps, np.mean), (values, np.mean), (values, np.min), (values, np.max))
+        ),
+    )

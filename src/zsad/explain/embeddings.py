@@ -1,0 +1,110 @@
+"""Experts as points of a plane: how alike those of a pool are, and how far pools lie apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from zsad.errors import ConfigError
+
+Projection = Literal["pca", "tsne"]
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class ExpertMap:
+    """The experts of one layer in a plane.
+
+    Attributes:
+        layer: its name.
+        points: for each pool (E, 2) places.
+        explained: shares of the variance along both axes; None for t-SNE, which keeps neighbours, not distances.
+        cosine: mean cosine of two different experts within each pool, and, as "between", of two pools.
+    """
+
+    layer: str
+    points: dict[str, Array]
+    explained: tuple[float, float] | None
+    cosine: dict[str, float]
+
+
+def map_experts(
+    embeddings: Mapping[str, Array], layers: tuple[str, ...], *, projection: Projection = "pca"
+) -> list[ExpertMap]:
+    """A map for each layer, of the directions of all pools' experts together: lengths do not count, as in Eq. 5.
+
+    Args:
+        embeddings: for each pool (L, E, D), all of one L and D.
+        layers: names of the L layers.
+        projection: principal components, or t-SNE as PromptMoE's figure 8 has it (needs scikit-learn).
+
+    Raises:
+        ConfigError: t-SNE without scikit-learn or of fewer than four experts.
+    """
+    maps = []
+    for index, layer in enumerate(layers):
+        own = {pool: np.asarray(vectors[index], dtype=np.float64) for pool, vectors in embeddings.items()}
+        rows = np.concatenate([_unit(vectors) for vectors in own.values()])
+        placed, explained = principal_plane(rows) if projection == "pca" else (_neighbours(rows), None)
+        ends = np.cumsum([len(vectors) for vectors in own.values()])[:-1]
+        points = dict(zip(own, np.split(placed, ends), strict=True))
+        maps.append(ExpertMap(layer, points, explained, cosines(own)))
+    return maps
+
+
+def _unit(rows: Array) -> Array:
+    unit: Array = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def principal_plane(rows: Array) -> tuple[Array, tuple[float, float]]:
+    """Places (n, 2) of rows (n, D) along their two principal axes, and the shares of the variance there.
+
+    An axis points to where its greatest loading is positive, so that the map is the same on every machine.
+    """
+    centred = rows - rows.mean(axis=0)
+    _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
+    kept = min(2, len(axes))
+    signs = np.sign(axes[np.arange(kept), np.abs(axes[:kept]).argmax(axis=1)])
+    places = np.zeros((len(rows), 2))
+    places[:, :kept] = centred @ (axes[:kept] * np.where(signs == 0, 1, signs)[:, None]).T
+    variance = np.zeros(2)
+    variance[:kept] = sizes[:kept] ** 2 / max(float((sizes**2).sum()), 1e-300)
+    return places, (float(variance[0]), float(variance[1]))
+
+
+def _neighbours(rows: Array) -> Array:
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise ConfigError(
+            "t-SNE needs scikit-learn: pip install scikit-learn, or take --projection pca"
+        ) from error
+    if len(rows) < 4:
+        raise ConfigError(f"t-SNE of {len(rows)} experts says nothing: take --projection pca")
+    perplexity = min(30.0, (len(rows) - 1) / 3)
+    tsne = TSNE(n_components=2, init="pca", perplexity=perplexity, random_state=0)
+    return np.asarray(tsne.fit_transform(rows), dtype=np.float64)
+
+
+def cosines(pools: Mapping[str, Array]) -> dict[str, float]:
+    """Mean cosine of two different experts within each pool of (E, D), and "between" two pools."""
+    unit = {pool: _unit(vectors) for pool, vectors in pools.items()}
+    means = {}
+    for pool, vectors in unit.items():
+        count = len(vectors)
+        if count > 1:
+            means[pool] = float(((vectors @ vectors.T).sum() - (vectors**2).sum()) / (count * (count - 1)))
+    names = list(unit)
+    products = [
+        float((unit[first] @ unit[second].T).mean())
+        for place, first in enumerate(names)
+        for second in names[place + 1 :]
+    ]
+    if products:
+        means["between"] = float(np.mean(products))
+    return means
