@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from functools import cache
 from importlib import import_module
@@ -104,9 +103,7 @@ def ablations(method: str) -> Ablations:
         ConfigError: none are known.
     """
     if method not in methods():
-        near = difflib.get_close_matches(method, methods(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are those of {', '.join(methods())}"
-        raise ConfigError(f"no ablation tables of {method!r}; {hint}")
+        raise ConfigError(f"no ablation tables of {method!r}; there are those of {', '.join(methods())}")
     text = files(__name__).joinpath(method + _SUFFIX).read_text(encoding="utf-8")
     return Ablations.model_validate(_toml.loads(text))
 

@@ -88,12 +88,13 @@ class Results:
         auxiliary = ", ".join(f"{data.name} ({len(data.samples)} images)" for data in study.auxiliary)
         seeds = ("seed " if len(study.seeds) == 1 else "seeds ") + ", ".join(map(str, study.seeds))
         changes = {**study.settings, **self._training()}
+        made = ", ".join([seeds, *(f"{name} = {value}" for name, value in changes.items())])
+        theirs = ", ".join(name for name in study.table.data if name != MEAN)
         return (
             f"Ours: {study.backbone.name} at {study.image_size} px, trained on {auxiliary}, measured on "
-            f"{', '.join(study.targets)}; {', '.join([seeds, *(f'{key} = {changes[key]}' for key in changes)])}. "
-            f"Paper: {paper.backbone} at {paper.image_size} px, trained on {paper.trained_on}, measured on "
-            f"{', '.join(study.table.data)}. Compare the rows of a column; ours and the paper's numbers do not "
-            f"compare."
+            f"{', '.join(study.targets)}; {made}. "
+            f"Paper: {paper.backbone} at {paper.image_size} px, trained on {paper.trained_on}, measured on {theirs}. "
+            f"Compare the rows of a column; ours and the paper's numbers do not compare."
         )
 
     def _training(self) -> dict[str, Any]:
