@@ -186,15 +186,16 @@ class LoRAMixture(nn.Module):
             dropped = _dropped(tokens.numel(), self.dropout, tokens.device)
             scale = scale / (1 - self.dropout)
         with torch.autocast(x.device.type, enabled=False):
-            read = _Read.apply if torch.is_grad_enabled() else _read
-            tokens, hidden, logits, lengths = read(tokens, self.down.flatten(0, 1), self.router, dropped)
+            read, write = (_Read.apply, _Write.apply) if torch.is_grad_enabled() else (_read, _write)
+            keep, down, up = 1 - self.blend, self.down.flatten(0, 1), self.up.flatten(0, 1)
+            kept, hidden, logits, lengths = read(tokens, down, self.router, dropped, keep)
             hidden = scale * hidden.view(-1, experts, rank)
             weights = topk_gates(logits, self.top_k)
             gram = expert_gram(hidden, self.up)
             size = _root((gram @ weights.unsqueeze(-1)).squeeze(-1).mul(weights).sum(dim=-1, keepdim=True))
             gain = self.blend * lengths / (size + self.norm_floor)
             mixed = (gain * weights).unsqueeze(-1) * hidden
-            blended = torch.addmm(tokens, mixed.flatten(1), self.up.flatten(0, 1), beta=1 - self.blend)
+            blended = write(kept, mixed.flatten(1), up, keep)
         return Routed(blended.view(x.shape).to(x.dtype), logits, weights, gram)
 
 
@@ -218,40 +219,66 @@ def _without(tokens: Tensor, dropped: Tensor | None) -> Tensor:
 
 
 def _read(
-    tokens: Tensor, down: Tensor, router: Tensor, dropped: Tensor | None
+    tokens: Tensor, down: Tensor, router: Tensor, dropped: Tensor | None, keep: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All that is read of tokens x (T, D): x, `x A^T` (T, E R), the router's logits (T, E), `||x||` (T, 1)."""
+    """All that is read of tokens x (T, D): `keep x`, `x A^T` (T, E R), the router's logits (T, E), `||x||` (T, 1).
+
+    The first is x itself: `_write` multiplies while it adds, which spares a pass over it.
+    """
     hidden = _without(tokens, dropped) @ down.T
     return tokens, hidden, tokens @ router.T, torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
 
 
+def _write(kept: Tensor, mixed: Tensor, up: Tensor, keep: float) -> Tensor:
+    """`keep x + mixed B` (T, D) of x as `_read` gives it, bottlenecks (T, E R) and maps (E R, D)."""
+    return torch.addmm(kept, mixed, up, beta=keep)
+
+
 class _Read(torch.autograd.Function):
-    """`_read` as one step of the graph: its four gradients are added up in one buffer, and x alone is kept."""
+    """`_read` as one step of the graph: its gradients are added up in one buffer, and x alone is kept."""
 
     @staticmethod
     def forward(
-        ctx: Any, tokens: Tensor, down: Tensor, router: Tensor, dropped: Tensor | None
+        ctx: Any, tokens: Tensor, down: Tensor, router: Tensor, dropped: Tensor | None, keep: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        _, hidden, logits, lengths = _read(tokens, down, router, dropped)
+        _, hidden, logits, lengths = _read(tokens, down, router, dropped, keep)
         ctx.save_for_backward(tokens, down, router, dropped, lengths)
+        ctx.keep = keep
         return tokens.view_as(tokens), hidden, logits, lengths
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(
-        ctx: Any, of_tokens: Tensor, of_hidden: Tensor, of_logits: Tensor, of_lengths: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        ctx: Any, of_kept: Tensor, of_hidden: Tensor, of_logits: Tensor, of_lengths: Tensor
+    ) -> tuple[Tensor | None, ...]:
         tokens, down, router, dropped, lengths = ctx.saved_tensors
         of_x = of_down = of_router = None
         if ctx.needs_input_grad[0]:
-            of_x = of_hidden @ down
-            if dropped is not None:
+            if dropped is None:
+                read, maps = torch.cat([of_hidden, of_logits], dim=1), torch.cat([down, router])
+                of_x = torch.addmm(of_kept, read, maps, beta=ctx.keep)
+            else:
+                of_x = of_hidden @ down
                 of_x.view(-1).index_fill_(0, dropped, 0)
-            of_x.addmm_(of_logits, router)
+                of_x.addmm_(of_logits, router).add_(of_kept, alpha=ctx.keep)
             of_x.addcmul_(tokens, of_lengths / lengths.clamp_min(torch.finfo(lengths.dtype).tiny))
-            of_x.add_(of_tokens)
         if ctx.needs_input_grad[1]:
             of_down = of_hidden.T @ _without(tokens, dropped)
         if ctx.needs_input_grad[2]:
             of_router = of_logits.T @ tokens
-        return of_x, of_down, of_router, None
+        return of_x, of_down, of_router, None, None
+
+
+class _Write(torch.autograd.Function):
+    """`_write` as one step of the graph: the gradient of `keep x` is handed on as it came."""
+
+    @staticmethod
+    def forward(ctx: Any, kept: Tensor, mixed: Tensor, up: Tensor, keep: float) -> Tensor:
+        ctx.save_for_backward(mixed, up)
+        return _write(kept, mixed, up, keep)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, of_blended: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        mixed, up = ctx.saved_tensors
+        return of_blended, of_blended @ up.T, mixed.T @ of_blended, None
