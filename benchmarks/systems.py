@@ -1,0 +1,343 @@
+"""Every system on the bundled backbone: trained on one fold, measured on classes it never saw.
+
+Fold A: MVTec (screw, hazelnut), MVTec3D-RGB (tire), CVC-ColonDB. Fold B: MagneticTile, BSData, CrackForest. An adapter
+trained on A is measured on B and on BrainMRI, Br35H and BUSI, and the other way round; methods without training are
+measured on the same. Nothing is chosen by what is measured here: choices are made inside a fold (A-inner, B-inner).
+
+    python benchmarks/systems.py features DATA --work DIR --also SCENES
+    python benchmarks/systems.py run DATA --work DIR --also SCENES [--methods ...] [--folds A B] [--seeds 111 112 113]
+    python benchmarks/systems.py table --work DIR
+
+DATA holds one folder per data set in MVTec's layout. Settings come from `tools/recipes.toml`, whence the shipped
+adapters have theirs. The stem of the image tower runs once for all methods, each method's frozen features are computed
+once for all runs, and what is finished is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stem_cache import StemCache
+from zsad.clip.weights import Backbone, load_backbone
+from zsad.data import image
+from zsad.data.image import Preprocess
+from zsad.data.manifest import DataSet, discover
+from zsad.methods.base import ImageFeatures, Method
+from zsad.methods.registry import METHODS, build
+from zsad.metrics import protocols
+from zsad.metrics.protocols import evaluate
+from zsad.nn.filters import MapSpec, render_map_numpy
+from zsad.train import samples as training_samples
+from zsad.train.checkpoint import BackboneReference, build_method
+from zsad.train.config import TrainConfig
+from zsad.train.features import open_cache
+from zsad.train.loop import CardParts, train
+from zsad.types import Sample
+
+FOLDS = {"A": ("MVTec", "MVTec3D-RGB", "CVC-ColonDB"), "B": ("MagneticTile", "BSData", "CrackForest")}
+UNSEEN = ("BrainMRI", "Br35H", "BUSI")
+# Choices are made inside a fold: (sets to train on, sets to choose by).
+INNER = {
+    "A-inner": (("MVTec",), ("MVTec3D-RGB", "CVC-ColonDB")),
+    "B-inner": (("MagneticTile",), ("BSData", "CrackForest")),
+}
+METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")
+COLUMNS = {"pixel AUROC": "pixel_auroc", "PRO": "pixel_pro", "image AUROC": "image_auroc"}
+RECIPES = Path(__file__).parent.parent / "tools" / "recipes.toml"
+BATCH = 16
+
+
+def recipe(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of a method on the bundled backbone, and of its training."""
+    toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    table = toml.loads(RECIPES.read_text(encoding="utf-8"))
+    own = table.get(name, {})
+    defaults = METHODS[name].load().training_defaults if name in METHODS else {}
+    training = {**defaults, **table["common"]["training"], **own.get("training", {})}
+    return {**table["common"]["settings"], **own.get("settings", {})}, training
+
+
+@dataclass(slots=True)
+class Scored:
+    """One image's result, as `evaluate` wants it."""
+
+    source: str
+    label: int | None
+    score: float
+    grid: np.ndarray
+    spec: MapSpec
+
+    def canonical_map(self) -> np.ndarray:
+        """(H, W) at the model's own size; not asked for where nothing is masked."""
+        return render_map_numpy(self.grid, self.spec)
+
+
+class Bench:
+    """One backbone, its images' stems, and the features of any method on it."""
+
+    def __init__(self, work: Path, *, backbone: str = "zsad-tiny") -> None:
+        self.work = work
+        self.backbone: Backbone = load_backbone(backbone)
+        preset = self.backbone.preset
+        self.preprocess = Preprocess(
+            image_size=(preset.detection_size,) * 2, mean=preset.mean, std=preset.std
+        )
+        self.parts = CardParts(
+            BackboneReference(name=self.backbone.name, sha256=self.backbone.sha256), self.preprocess
+        )
+        key = f"{self.backbone.sha256}/{self.preprocess.fingerprint()}"
+        self.stems = StemCache(
+            self.backbone.clip.visual.patch_embedding, work / "stem", self.preprocess, key=key
+        )
+
+    def config(self, training: dict[str, Any], *, seed: int = 111) -> TrainConfig:
+        """Training settings with the shared cache."""
+        known = {name: value for name, value in training.items() if value is not None}
+        return TrainConfig(**{**known, "seed": seed}, cache_folder=self.work / "features", cache_limit_gb=200)
+
+    def batches(
+        self, method: Method, samples: Sequence[Sample]
+    ) -> Iterator[tuple[list[Sample], ImageFeatures]]:
+        """Samples and their features, in order; computed where not kept."""
+        cache = open_cache(
+            method,
+            self.preprocess,
+            backbone_sha256=self.backbone.sha256,
+            config=self.config({}),
+            out=self.work,
+        )
+        assert cache is not None  # it is on by default
+        pixels = torch.zeros(BATCH, 3, *self.preprocess.image_size)
+        for start in range(0, len(samples), BATCH):
+            chunk = list(samples[start : start + BATCH])
+            hashes = [self.stems.digest(sample) for sample in chunk]
+            if any(digest not in cache for digest in hashes):
+                self.stems.now = hashes
+                with torch.no_grad():
+                    cache.add(hashes, method.features(pixels[: len(chunk)]))
+                self.stems.now = []
+            yield chunk, replace(cache.read(hashes), words=tuple(sample.word for sample in chunk))
+        cache.close()
+
+    def method(self, name: str, changes: dict[str, Any]) -> Method:
+        """A method with its recipe's settings and some changes."""
+        return build(name, {**recipe(name)[0], **changes}, self.backbone).eval()
+
+
+class Scorer:
+    """A method over kept features."""
+
+    def __init__(self, method: Method, bench: Bench) -> None:
+        self.method, self.bench = method.eval(), bench
+
+    @torch.inference_mode()
+    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[Scored]:
+        """What `evaluate` asks a detector for."""
+        for chunk, features in self.bench.batches(self.method, samples):
+            output = self.method(features)
+            grids, spec = output.logits.numpy(), self.method.map_spec
+            for sample, score, grid in zip(chunk, output.score.tolist(), grids, strict=True):
+                yield Scored(str(sample.image), sample.label, score, grid, spec)
+
+
+def measure(method: Method, bench: Bench, sets: Sequence[DataSet]) -> dict[str, dict[str, float]]:
+    """Every class of every set: its metrics in percent, undefined ones left out."""
+    rows = {}
+    for dataset in sets:
+        for row in evaluate(Scorer(method, bench), dataset).rows:
+            if row.kind == "class":
+                values = {
+                    name: row.metrics[name] for name in METRICS if row.metrics[name] == row.metrics[name]
+                }
+                rows[f"{dataset.name}/{row.name}"] = {name: 100 * value for name, value in values.items()}
+    return rows
+
+
+def read_once() -> None:
+    """Masks, sizes and hashes of files are read once for all runs of this process."""
+    for module, name in (
+        (training_samples, "load_mask"),
+        (training_samples, "image_size"),
+        (training_samples, "content_hash"),
+        (image, "load_mask"),
+        (protocols, "_check_masks"),
+    ):
+        setattr(module, name, _remembering(getattr(module, name)))
+
+
+def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
+    kept: dict[str, Any] = {}
+
+    def remembered(*arguments: Any, **options: Any) -> Any:
+        key = repr((arguments, options))
+        if key not in kept:
+            kept[key] = function(*arguments, **options)
+        return kept[key]
+
+    return remembered
+
+
+def targets(fold: str, data: Path) -> tuple[list[DataSet], list[DataSet]]:
+    """The sets to train on and those to measure on."""
+    if fold in INNER:
+        own, others = INNER[fold]
+    else:
+        own, others = FOLDS[fold], (*FOLDS["B" if fold == "A" else "A"], *UNSEEN)
+    return [discover(data / name) for name in own], [discover(data / name) for name in others]
+
+
+def features(options: argparse.Namespace) -> None:
+    """Stems of all images, then the features of every method; several processes may share the work."""
+    bench = Bench(options.work)
+    folders = [options.data / name for name in (*FOLDS["A"], *FOLDS["B"], *UNSEEN)]
+    sets = [discover(folder) for folder in [*folders, *options.also]]
+    part, parts = options.part
+    for dataset in sets:
+        samples = dataset.samples[part::parts]
+        for start in range(0, len(samples), 256):
+            bench.stems.fill(samples[start : start + 256], f"{dataset.name}-{part}-{start}")
+    for name in options.methods:
+        method = bench.method(name, {})
+        for dataset in sets:
+            for _ in bench.batches(method, dataset.samples[part::parts]):
+                pass
+        print(f"features of {name}", flush=True)
+
+
+def run(options: argparse.Namespace) -> None:
+    """All chosen methods, folds and seeds, each once."""
+    bench = Bench(options.work)
+    read_once()
+    changes, more = json.loads(options.settings), json.loads(options.training)
+    for seed in options.seeds:
+        for name in options.methods:
+            for fold in options.folds:
+                label = f"{options.name}{name}-{fold}-{seed}"
+                done = options.work / f"{label}.json"
+                if done.exists() or (not METHODS[name].needs_training and seed != options.seeds[0]):
+                    continue
+                started = time.process_time()
+                own, others = targets(fold, options.data)
+                method = bench.method(name, changes)
+                if METHODS[name].needs_training:
+                    config = bench.config({**recipe(name)[1], **more}, seed=seed)
+                    sets = [*own, *map(discover, options.also)]
+                    out = options.work / "runs" / label
+                    path = train(method, sets, config=config, out=out, card_parts=bench.parts)
+                    method, _ = build_method(path, backbone=bench.backbone)
+                found = measure(method, bench, others)
+                done.write_text(json.dumps(found, indent=1))
+                print(f"{label} {time.process_time() - started:.0f} s", json.dumps(means(found)), flush=True)
+
+
+def means(rows: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Macro means over the classes for which a metric is defined."""
+    result = {}
+    for title, metric in COLUMNS.items():
+        values = [row[metric] for row in rows.values() if metric in row]
+        if values:
+            result[title] = round(statistics.mean(values), 2)
+    medical = [name for name in rows if name.split("/")[0] in UNSEEN]
+    for title, names in (("industrial", set(rows) - set(medical)), ("medical", set(medical))):
+        values = [rows[name]["image_auroc"] for name in sorted(names) if "image_auroc" in rows[name]]
+        if values:
+            result[f"image AUROC, {title}"] = round(statistics.mean(values), 2)
+    return result
+
+
+def table(options: argparse.Namespace) -> None:
+    """Markdown and JSON of all that was run: mean and deviation over seeds."""
+    results: dict[str, dict[tuple[str, str], Any]] = {}
+    for path in sorted(options.work.glob("*-[AB]-*.json")):
+        name, fold, seed = path.stem.split("-")
+        if name in METHODS:
+            results.setdefault(name, {})[fold, seed] = json.loads(path.read_text())
+    order = [name for name in METHODS if name in results]
+    seeds = sorted({seed for found in results.values() for _, seed in found})
+    titles = list(means(results[order[0]]["A", seeds[0]]))
+    lines = ["| method | " + " | ".join(titles) + " |", "|---|" + "---|" * len(titles)]
+    summary: dict[str, Any] = {}
+    for name in order:
+        own = sorted({seed for _, seed in results[name]})
+        columns = {
+            title: {
+                fold: [
+                    means(results[name][fold, seed])[title] for seed in own if (fold, seed) in results[name]
+                ]
+                for fold in FOLDS
+            }
+            for title in titles
+        }
+        for folds in columns.values():
+            folds["mean"] = [statistics.mean(pair) for pair in zip(*folds.values(), strict=False)]
+        summary[name] = columns
+        lines.append(f"| {name} | " + " | ".join(_cell(columns[title]["mean"]) for title in titles) + " |")
+    detail = ["| method | class | " + " | ".join(METRICS) + " |", "|---|---|" + "---|" * len(METRICS)]
+    for name in order:
+        for label in sorted({label for found in results[name].values() for label in found}):
+            rows = [found[label] for found in results[name].values() if label in found]
+            cells = " | ".join(_cell([row[metric] for row in rows if metric in row]) for metric in METRICS)
+            detail.append(f"| {name} | {label} | {cells} |")
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = (
+        f"Mean of both directions (A to B and B to A) on unseen classes, in percent; mean ± deviation over the seeds "
+        f"{', '.join(seeds)}. Methods without training have one value.\n\n"
+    )
+    classes = "\n\n<details><summary>Every class</summary>\n\n" + "\n".join(detail) + "\n\n</details>\n"
+    (options.out / "systems.md").write_text(text + "\n".join(lines) + classes)
+    raw = {name: {"-".join(key): found for key, found in results[name].items()} for name in order}
+    (options.out / "systems.json").write_text(json.dumps({"summary": summary, "classes": raw}, indent=1))
+    print("\n".join(lines))
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return "-"
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("features", "run"):
+        own = verbs.add_parser(verb)
+        own.add_argument("data", type=Path)
+        own.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+        own.add_argument(
+            "--also", nargs="*", type=Path, default=[], help="further sets to train on, in both folds"
+        )
+    own.add_argument("--folds", nargs="+", default=list(FOLDS), choices=[*FOLDS, *INNER])
+    own.add_argument("--seeds", nargs="+", type=int, default=[111, 112, 113])
+    own.add_argument("--settings", default="{}", help="changes of the method's settings as JSON")
+    own.add_argument("--training", default="{}", help="changes of the training settings as JSON")
+    own.add_argument("--name", default="", help="prefix of the results, for settings other than the recipe's")
+    verbs.choices["features"].add_argument(
+        "--part", nargs=2, type=int, default=(0, 1), metavar=("PART", "OF")
+    )
+    third = verbs.add_parser("table")
+    third.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    for choice in verbs.choices.values():
+        choice.add_argument("--work", type=Path, required=True)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    {"features": features, "run": run, "table": table}[options.verb](options)
+
+
+if __name__ == "__main__":
+    main()
