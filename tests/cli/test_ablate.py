@@ -339,6 +339,23 @@ def test_every_variant_builds_on_the_bundled_backbone(method: str, table: str, t
     assert untrained == [row.method for row in found.rows if row.method is not None]
 
 
+def test_settings_of_the_image_reach_rows_of_other_methods(toy, tmp_path: Path) -> None:
+    study = Study(
+        method="moeclip",
+        table=find_table("moeclip", "components"),
+        backbone=load_backbone(toy.backbone),
+        settings={"image_size": 48, "sigma": 2.5, "experts": 3},
+        training=TrainConfig(),
+        seeds=(1,),
+        auxiliary=[],
+        targets={},
+        folder=tmp_path,
+    )
+    clip, *_, full = (variant.config for variant in study.variants)
+    assert clip.image_size == full.image_size == study.image_size == 48
+    assert (full.sigma, full.experts) == (2.5, 3) and clip.sigma == 4.0
+
+
 @pytest.mark.parametrize("method", methods())
 def test_every_variant_is_possible_on_the_papers_backbone(method: str) -> None:
     paper = ablations(method)

@@ -36,6 +36,9 @@ from zsad.types import Sample
 
 Metrics = dict[str, float]
 
+# Settings for all variants that mean the same in a row of another method.
+_OF_THE_IMAGE = ("image_size", "activation", "positions")
+
 
 class Listener(Protocol):
     """What is told of a study while it runs."""
@@ -118,7 +121,7 @@ class Study:
         name = row.method or self.method
         own = self.settings
         if row.method is not None:
-            own = {key: own[key] for key in own if key in MethodConfig.model_fields and key != "layers"}
+            own = {name: own[name] for name in own if name in _OF_THE_IMAGE}
         taps = tuple(own.get("layers", self.backbone.preset.taps))
         config = build(name, row.resolve(own, taps=taps), self.backbone).config
         return Variant(row, name, config, find(name).needs_training)
