@@ -21,7 +21,9 @@ from zsad.prompts import prompt_table, state_prompts
 def test_every_entry_loads_the_class_of_its_name():
     for name, entry in METHODS.items():
         assert entry.load().name == name == entry.name
-        assert entry.title and entry.paper and entry.venue and entry.arxiv
+        assert entry.title and entry.paper and entry.venue
+        assert (entry.parameters > 0) == entry.needs_training
+        assert bool(entry.provenance) == (entry.sources == "description")
 
 
 def test_build_takes_a_config_a_dict_or_nothing(backbone):
@@ -109,7 +111,7 @@ def plugins(monkeypatch):
 
 
 def test_plugins_are_found_lazily_and_cannot_take_a_name(plugins, backbone):
-    assert registry.names() == ("promptmoe", "clip", "gone", "mine", "wrong")
+    assert registry.names() == (*METHODS, "gone", "mine", "wrong")
     assert isinstance(build("mine", {"heads": 4}, backbone), PromptMoE)
     assert find("clip") is METHODS["clip"]
     with pytest.raises(ConfigError, match="expected a MethodEntry"):

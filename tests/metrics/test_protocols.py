@@ -324,3 +324,21 @@ def test_import_is_light():
     code = "import sys, zsad.metrics.protocols; print({'torch', 'rich', 'scipy', 'PIL', 'sklearn'} & set(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"
+
+
+def test_transductive_scores_stand_in_the_place_of_an_images_own(data):
+    class Terms(FakeDetector):
+        def predict_samples(self, samples):
+            for index, scored in enumerate(super().predict_samples(samples)):
+                scored.terms = {"map": 0.4 + 0.01 * index, "map_low": 0.1, "global": 0.5 - 0.004 * index}
+                yield scored
+
+    own = evaluate(Terms(), data)
+    whole = evaluate(Terms(), data, transductive="industrial")
+    assert any("transductive" in note for note in whole.notes)
+    for row, other in zip(own.rows, whole.rows, strict=True):
+        if row.kind == "class" and row.normal and row.anomalous:
+            assert other.metrics["image_auroc"] == 1.0  # anomalous images come last, their terms are the highest
+            assert other.metrics["pixel_auroc"] == pytest.approx(row.metrics["pixel_auroc"], nan_ok=True)
+    with pytest.raises(ConfigError, match="MoECLIP's"):
+        evaluate(FakeDetector(), data, transductive="medical")

@@ -35,6 +35,7 @@ def evaluate_command(
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     metrics: Literal["streaming", "exact"] = "streaming",
     pro: Literal["aupro", "anomalyclip"] = "aupro",
+    transductive: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Measure a model on a data set: image and pixel metrics per class, and their means.
 
@@ -55,6 +56,7 @@ def evaluate_command(
         overwrite: Throw away what lies in the folder; else images scored there by the same model are not again.
         metrics: Streaming takes constant memory and says how exact it is; exact keeps every pixel.
         pro: The exact PRO curve, or the 200 thresholds of AnomalyCLIP (needs --metrics exact).
+        transductive: MoECLIP's published image scores, which need all test images of a class; marks the table.
     """
     from zsad.cli.console import note, plural, printable, progress, say
     from zsad.data.manifest import discover
@@ -69,6 +71,7 @@ def evaluate_command(
     note(f"zsad: {printable(found.name)}: {plural(len(found.samples), 'image')}, layout {found.layout}")
     use_threads(threads)
     detector = load(model, backbone=backbone, weights=weights, device=device)
+    domain = detector.card.config.get("domain", "industrial")
     scorer = Scorer(detector, batch_size=batch_size, writer=_writer(out, detector, overwrite=overwrite))
     total = sum(classes is None or sample.class_name in classes for sample in found.samples)
     with progress("evaluating", total) as advance:
@@ -81,7 +84,15 @@ def evaluate_command(
 
         try:
             with scorer.writer:
-                table = evaluate(scorer, found, classes=classes, progress=moved, metrics=metrics, pro=pro)
+                table = evaluate(
+                    scorer,
+                    found,
+                    classes=classes,
+                    progress=moved,
+                    metrics=metrics,
+                    pro=pro,
+                    transductive=domain if transductive else None,
+                )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"{done} of {total} images are scored, the same command goes on there"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from zsad.errors import ConfigError, DataError, ImageError, MetricError
 from zsad.metrics.streaming import Bound, ExactPixelMetrics, ImageScores, PixelMetrics, PixelResult
 from zsad.metrics.table import COLUMNS, ResultRow, ResultTable
+from zsad.metrics.transductive import Domain, transductive_scores
 from zsad.types import Sample
 
 if TYPE_CHECKING:
@@ -47,6 +49,11 @@ PIXEL_COLUMNS = {"pixel_auroc": "auroc", "pixel_ap": "ap", "pixel_f1_max": "f1_m
 WIDE_BOUND = 1e-4
 EXACT_HINT = "metrics='exact' is exact"
 """The end of such a note, for those to whom a hundredth of a percentage does not matter."""
+
+TRANSDUCTIVE = (
+    "image scores are transductive: map values were normalised over all test images of a class, as MoECLIP's "
+    "published test does; not comparable with zero-shot scores"
+)
 
 # Unreadable masks of a class that are named in the notes; the rest is counted.
 _NAMED_AT_MOST = 20
@@ -85,19 +92,26 @@ class ClassScores:
     maskless: int = 0
     emptied: int = 0
     unread_masks: list[str] = field(default_factory=list)
+    terms: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def title(self) -> str:
         """The class as notes name it."""
         return f"class {self.name} of {self.dataset}" if self.dataset else f"class {self.name}"
 
-    def add(self, sample: Sample, scored: ScoredImage) -> None:
-        """Add one image: its score and label, and its map and mask when the class has masks."""
+    def add(self, sample: Sample, scored: ScoredImage, *, keep_terms: bool = False) -> None:
+        """Add one image: its score and label, and its map and mask when the class has masks.
+
+        Raises:
+            ConfigError: the score's terms are to be kept, and the method has none apart.
+        """
         label = scored.label if sample.label is None else sample.label
         if label is None:
             self.unlabelled += 1
         else:
             self.images.add(scored.score, label)
+            if keep_terms:
+                self.terms.append(_terms_of(scored))
         if self.pixels is None:
             return
         if label != 0 and sample.mask is None:
@@ -108,6 +122,15 @@ class ClassScores:
         mask = self._mask(sample, label=label, size=(score_map.shape[0], score_map.shape[1]))
         if mask is not None:
             self.pixels.update(score_map, mask)
+
+    def rescore(self, domain: Domain) -> None:
+        """Puts scores that use all images of the class in the place of its own; needs the terms kept."""
+        highest, lowest, cosine = (
+            [terms[name] for terms in self.terms] for name in ("map", "map_low", "global")
+        )
+        classes = [self.name] * len(self.terms)
+        found = transductive_scores(highest, lowest, cosine, classes, domain=domain)
+        self.images.scores = array("d", found.tolist())
 
     def _mask(self, sample: Sample, *, label: int | None, size: tuple[int, int]) -> NDArray[np.bool_] | None:
         """Mask of `size` (H, W), empty for a normal image; None when its file cannot be read."""
@@ -224,6 +247,7 @@ def evaluate(
     progress: Progress | None = None,
     metrics: Metrics = "streaming",
     pro: Pro = "aupro",
+    transductive: Domain | None = None,
 ) -> ResultTable:
     """Measure a detector on a data set, class by class.
 
@@ -234,11 +258,14 @@ def evaluate(
         progress: called as `progress(done, total)` after each image.
         metrics: "streaming" (constant memory, pixel metrics with a bound) or "exact" (keeps every pixel).
         pro: "aupro", or "anomalyclip" for the PRO of most papers; the latter needs "exact".
+        transductive: MoECLIP's published image scores, which use statistics of each class's test images, for
+            the images' kind; None takes the method's own scores, each of its image alone.
 
     Raises:
         DataError: neither labels nor masks, an unknown class, or a mask of another size than its image; the last
             is looked for before anything is computed.
-        ConfigError: an unknown `metrics` or `pro`, or a pair that does not fit.
+        ConfigError: an unknown `metrics` or `pro`, or a pair that does not fit; transductive scores of a method
+            without the terms they are made of.
         MetricError: predictions that do not belong to the samples, or maps with NaN.
     """
     if metrics not in ("streaming", "exact"):
@@ -257,7 +284,8 @@ def evaluate(
     notes = list(data.notes)
     measured = 0
     for position, sample, scored in _matched(samples, detector.predict_samples(samples)):
-        groups[sample.dataset or data.name, sample.class_name].add(sample, scored)
+        group = groups[sample.dataset or data.name, sample.class_name]
+        group.add(sample, scored, keep_terms=transductive is not None)
         measured += 1
         if progress is not None:
             progress(position + 1, len(samples))
@@ -265,6 +293,10 @@ def evaluate(
         raise DataError(f"none of the {len(samples)} images of {data.name} could be read; check the files")
     if measured < len(samples):
         notes.append(f"{len(samples) - measured} of {len(samples)} images could not be read and are left out")
+    if transductive is not None:
+        for group in groups.values():
+            group.rescore(transductive)
+        notes.append(TRANSDUCTIVE)
     table = evaluate_scores(groups.values(), pro=pro, notes=notes)
     table.unreadable = len(samples) - measured + sum(len(group.unread_masks) for group in groups.values())
     return table
@@ -277,6 +309,15 @@ def check_measurable(data: DataSet) -> None:
         DataError: neither labels nor masks, or a mask of another size than its image.
     """
     _check_masks(_chosen(data, None))
+
+
+def _terms_of(scored: ScoredImage) -> dict[str, float]:
+    terms: dict[str, float] = getattr(scored, "terms", None) or {}
+    if not {"map", "map_low", "global"} <= terms.keys():
+        raise ConfigError(
+            "transductive scores are MoECLIP's; this method's scores have no such terms, leave it out"
+        )
+    return terms
 
 
 def _check_masks(samples: Sequence[Sample]) -> None:

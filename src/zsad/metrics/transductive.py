@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from zsad.errors import MetricError
 
+Domain = Literal["industrial", "medical"]
+
 _MARGIN = 1e-9
 
 
@@ -23,7 +25,7 @@ def transductive_scores(
     cosine: ArrayLike,
     classes: Sequence[str],
     *,
-    domain: Literal["industrial", "medical"] = "industrial",
+    domain: Domain = "industrial",
 ) -> NDArray[np.float64]:
     """MoECLIP's image scores (n,): `(m + (cos_a + 1) / 2) / 2`, m the map's maximum normalised over its class.
 
