@@ -147,7 +147,7 @@ class _HeatSheet:
             drawing.rect(left, y, cell, _ROW, "panel")
             drawing.rect(left + 1, y + 1, cell - 2, _ROW - 2, "accent", opacity=_opacity(level), title=said)
             if cell > 20:
-                ink = "panel" if level > 0.55 else "ink"
+                ink = "panel" if level > 0.64 else "ink"
                 drawing.text(
                     left + cell / 2, y + 14.5, f"{100 * value:.0f}", size=11, fill=ink, anchor="middle"
                 )

@@ -62,6 +62,41 @@ def _regions(found: Explanation) -> Iterator[Figure]:
 
 
 def _region_sheet(name: str, pool: Pool, usage: Sequence[Usage]) -> Drawing:
+    """Bars by data set and layer: data sets below each other, or side by side where there are few layers."""
+    rows = _region_rows(usage)
+    experts, layers = len(pool.experts), len(pool.layers)
+    step = max(24.0, min(46.0, 260.0 / experts))
+    width, height, left, gap = experts * step + 8, 104.0, MARGIN + 40, 24.0
+    columns = max(1, min(layers, int((WIDEST - left + gap) // (width + gap))))
+    block = max(columns * (width + gap), 340.0)  # a data set's own, with room for its title
+    beside = max(1, min(len(rows), int((WIDEST - left) // block)))
+    lines = math.ceil(layers / columns)
+    shares = [entry.share("chosen") for _, pair in rows for entry in pair if entry and entry.count]
+    top = max(0.05, max(float(share.max()) for share in shares))
+    sheet = Drawing(left + beside * block - gap + MARGIN, 0, f"Bars of experts of the pool {name}")
+    y = legend(sheet, [(REGIONS[0], "normal", False), (REGIONS[1], "anomalous", False)], MARGIN)
+    labels, key = short_names(pool.experts, step - 2)
+    for line in wrapped(key, 11, sheet.width - 2 * MARGIN):
+        y += 16
+        sheet.text(MARGIN + 9, y, line, size=11)
+    for start in range(0, len(rows), beside):
+        for place, (title, pair) in enumerate(rows[start : start + beside]):
+            x = left + place * block
+            _region_title(sheet, title, pair, MARGIN if place == 0 else x, y + 24)
+            for layer in range(layers):
+                row, column = divmod(layer, columns)
+                across, down = x + column * (width + gap), y + 48 + row * (height + 44)
+                sheet.text(across, down - 6, pool.layers[layer], size=12)
+                axis = Axis(across, down, width, height, 0, experts, 0, top)
+                axis.frame(sheet, labelled=place == column == 0, percent=True)
+                _bars(sheet, axis, pair, layer, pool, labels, step)
+        y += lines * (height + 44) + 24
+    sheet.height = y + 6
+    return sheet
+
+
+def _region_rows(usage: Sequence[Usage]) -> list[tuple[str, list[Usage | None]]]:
+    """For each data set, and for all together, the counts of normal and of anomalous pixels."""
     sets = list(dict.fromkeys(entry.dataset for entry in usage))
     rows: list[tuple[str, list[Usage | None]]] = []
     for dataset in sets:
@@ -69,37 +104,15 @@ def _region_sheet(name: str, pool: Pool, usage: Sequence[Usage]) -> Drawing:
         rows.append((dataset, [entries.get(region) for region in REGIONS]))
     if len(sets) > 1:
         rows.append(("all data sets", [_summed(usage, region) for region in REGIONS]))
-    experts, layers = len(pool.experts), len(pool.layers)
-    step = max(24.0, min(46.0, 260.0 / experts))
-    width, height, left, gap = experts * step + 8, 104.0, MARGIN + 40, 24.0
-    columns = max(1, min(layers, int((WIDEST - left + gap) // (width + gap))))
-    blocks = math.ceil(layers / columns)
-    shares = [entry.share("chosen") for _, pair in rows for entry in pair if entry and entry.count]
-    top = max(0.05, max(float(share.max()) for share in shares))
-    sheet = Drawing(
-        max(left + columns * (width + gap) - gap + MARGIN, 520.0), 0, f"Bars of experts of the pool {name}"
-    )
-    y = legend(sheet, [(REGIONS[0], "normal", False), (REGIONS[1], "anomalous", False)], left)
-    labels, key = short_names(pool.experts, step - 2)
-    for line in wrapped(key, 11, sheet.width - left - MARGIN):
-        y += 16
-        sheet.text(left, y, line, size=11)
-    for title, pair in rows:
-        y += 22
-        counts = [0 if entry is None else entry.count for entry in pair]
-        sheet.text(MARGIN, y, shortened(title, 13, 400), size=13, fill="ink")
-        said = f"{counts[0]:,} normal and {counts[1]:,} anomalous patches"
-        sheet.text(MARGIN + text_width(shortened(title, 13, 400), 13) + 12, y, said, size=12)
-        for block in range(blocks):
-            for column, layer in enumerate(range(block * columns, min(layers, (block + 1) * columns))):
-                x = left + column * (width + gap)
-                sheet.text(x, y + 18, pool.layers[layer], size=12)
-                axis = Axis(x, y + 24, width, height, 0, experts, 0, top)
-                axis.frame(sheet, labelled=column == 0, percent=True)
-                _bars(sheet, axis, pair, layer, pool, labels, step)
-            y += height + 44
-    sheet.height = y + 4
-    return sheet
+    return rows
+
+
+def _region_title(sheet: Drawing, title: str, pair: Sequence[Usage | None], x: float, y: float) -> None:
+    name = shortened(title, 13, 140)
+    counts = [0 if entry is None else entry.count for entry in pair]
+    sheet.text(x, y, name, size=13, fill="ink")
+    said = f"{counts[0]:,} normal, {counts[1]:,} anomalous patches"
+    sheet.text(x + text_width(name, 13) + 8, y, said, size=11)
 
 
 def _summed(usage: Sequence[Usage], region: str) -> Usage | None:
