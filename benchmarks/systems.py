@@ -21,15 +21,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from stem_cache import StemCache
+from zsad.ablations.scoring import Scored
 from zsad.clip.weights import Backbone, load_backbone
 from zsad.data import image
 from zsad.data.image import Preprocess
@@ -38,7 +38,6 @@ from zsad.methods.base import ImageFeatures, Method
 from zsad.methods.registry import METHODS, build
 from zsad.metrics import protocols
 from zsad.metrics.protocols import evaluate
-from zsad.nn.filters import MapSpec, render_map_numpy
 from zsad.train import samples as training_samples
 from zsad.train.checkpoint import BackboneReference, build_method
 from zsad.train.config import TrainConfig
@@ -68,21 +67,6 @@ def recipe(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     defaults = METHODS[name].load().training_defaults if name in METHODS else {}
     training = {**defaults, **table["common"]["training"], **own.get("training", {})}
     return {**table["common"]["settings"], **own.get("settings", {})}, training
-
-
-@dataclass(slots=True)
-class Scored:
-    """One image's result, as `evaluate` wants it."""
-
-    source: str
-    label: int | None
-    score: float
-    grid: np.ndarray
-    spec: MapSpec
-
-    def canonical_map(self) -> np.ndarray:
-        """(H, W) at the model's own size; not asked for where nothing is masked."""
-        return render_map_numpy(self.grid, self.spec)
 
 
 class Bench:
