@@ -107,8 +107,8 @@ class MoECLIPConfig(MethodConfig):
         default=1e-6,
         gt=0,
         description="Added to the norm that experts' outputs are divided by. As published, the first gradient is of "
-        "order 1 / norm_floor, and Adam's memory of it all but stops the experts for thousands of steps; "
-        "with 1 they learn at once.",
+        "order 1 / norm_floor, and Adam's memory of it slows the experts for thousands of steps; with 1 "
+        "they learn at once.",
     )
     fofs: bool = Field(
         default=True,
