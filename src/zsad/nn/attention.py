@@ -38,6 +38,12 @@ def query_pool(
 
     Returns:
         (B, T, L, D).
+
+    Example:
+        >>> key, value = torch.randn(2, 2, 4, 6, 8)
+        >>> queries, tokens = torch.randn(2, 4, 3, 8), torch.randn(5, 4, 9, 6)
+        >>> query_pool(queries, key, value, tokens, extra=None, heads=2, scale=0.5).shape
+        torch.Size([5, 2, 4, 8])
     """
     states, count = queries.shape[0], queries.shape[2]
     folded = torch.einsum("tlqhd,tlchd->lthqc", split(queries, heads) * scale, split(key, heads)).flatten(
@@ -56,7 +62,12 @@ def query_pool(
 
 
 def split(x: Tensor, heads: int) -> Tensor:
-    """(..., D) to (..., heads, D / heads)."""
+    """(..., D) to (..., heads, D / heads).
+
+    Example:
+        >>> split(torch.zeros(5, 8), heads=2).shape
+        torch.Size([5, 2, 4])
+    """
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
@@ -73,6 +84,11 @@ class QueryAttention(nn.Module):
         scale: `per_head` divides scores by sqrt(D / heads), `width` by sqrt(D).
         query_projection: whether queries pass through a matrix W_Q of their own.
         output_projection: whether the result passes through a matrix W_O.
+
+    Example:
+        >>> attention = QueryAttention(2, 4, queries=3, token_width=6, width=8, heads=2)
+        >>> attention(torch.randn(5, 4, 9, 6), extra=torch.randn(5, 6)).shape
+        torch.Size([5, 2, 4, 8])
     """
 
     def __init__(
@@ -121,6 +137,8 @@ class QueryAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention from an image's own queries to tokens of L layers, with one W_Q, W_K, W_V, W_O for all.
 
+    That of Vaswani et al. (2017), `softmax(q W_Q (F W_K)^T / sqrt(D / heads)) F W_V W_O`, without biases.
+
     As in `query_pool`, keys and values are never formed: W_K is folded into the few queries of an image, W_V is
     applied to what they pool. That is exact.
 
@@ -128,6 +146,12 @@ class CrossAttention(nn.Module):
         width: width D of queries, tokens and result, a multiple of `heads`.
         heads: attention heads.
         zero: start with W_O = 0, so that the result is zero.
+
+    Example:
+        >>> attention = CrossAttention(8, heads=2, zero=True)
+        >>> read = attention(torch.randn(5, 3, 8), torch.randn(5, 4, 9, 8))
+        >>> read.shape, bool(read.any())
+        (torch.Size([5, 4, 3, 8]), False)
     """
 
     def __init__(self, width: int, *, heads: int, zero: bool) -> None:

@@ -23,6 +23,10 @@ def kmeans(tokens: Tensor, clusters: int, *, iterations: int = 50) -> Tensor:
         tokens: (B, N, D).
         clusters: groups wanted, at least 1; no more than N are made.
         iterations: most passes of Lloyd's algorithm; it ends earlier where no token changes its group.
+
+    Example:
+        >>> kmeans(torch.tensor([[[0.0], [9.0], [1.0], [8.0]]]), 2)
+        tensor([[0, 1, 0, 1]])
     """
     tokens = tokens.float() if tokens.dtype.itemsize < 4 else tokens
     # Distances do not change with the origin; a near one keeps their digits.
@@ -49,6 +53,11 @@ def group_means(values: Tensor, labels: Tensor, clusters: int) -> tuple[Tensor, 
         values: (B, N, C).
         labels: (B, N) in [0, clusters).
         clusters: groups.
+
+    Example:
+        >>> values, labels = torch.tensor([[[1.0], [3.0], [8.0]]]), torch.tensor([[0, 0, 1]])
+        >>> [part.flatten().tolist() for part in group_means(values, labels, 3)]
+        [[2.0, 8.0, 0.0], [2.0, 1.0, 0.0]]
     """
     member = (labels.unsqueeze(1) == torch.arange(clusters, device=labels.device).unsqueeze(-1)).to(
         values.dtype
@@ -65,6 +74,11 @@ def most_anomalous_mean(tokens: Tensor, labels: Tensor, anomaly: Tensor, cluster
         labels: (B, N) groups in [0, clusters).
         anomaly: (B, N), higher is more anomalous.
         clusters: groups.
+
+    Example:
+        >>> tokens, labels = torch.tensor([[[1.0], [3.0], [8.0]]]), torch.tensor([[0, 0, 1]])
+        >>> most_anomalous_mean(tokens, labels, torch.tensor([[0.9, 0.7, 0.2]]), 2)
+        tensor([[2.]])
     """
     means, counts = group_means(tokens, labels, clusters)
     height = group_means(anomaly.detach().unsqueeze(-1), labels, clusters)[0].squeeze(-1)
@@ -79,6 +93,10 @@ def mean_of_means(tokens: Tensor, labels: Tensor, clusters: int) -> Tensor:
         tokens: (B, N, D).
         labels: (B, N) groups in [0, clusters).
         clusters: groups.
+
+    Example:
+        >>> mean_of_means(torch.tensor([[[1.0], [3.0], [8.0]]]), torch.tensor([[0, 0, 1]]), 2)
+        tensor([[5.]])
     """
     means, counts = group_means(tokens, labels, clusters)
     return means.sum(dim=1) / (counts > 0).sum(dim=-1, keepdim=True)

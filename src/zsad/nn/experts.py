@@ -19,6 +19,12 @@ def load_balance_loss(logits: Tensor, gates: Tensor) -> Tensor:
     Returns:
         A scalar: 1 where experts are used alike; E times the chosen ones' probability over their number where a
         batch always chooses the same.
+
+    Example:
+        >>> logits = 9 * torch.eye(4)  # four images, each sure of an expert of its own
+        >>> gates = torch.eye(4)
+        >>> round(float(load_balance_loss(logits, gates)), 3)
+        1.0
     """
     chosen = (gates != 0).to(logits.dtype)
     shares = chosen.mean(dim=0) / chosen.sum(dim=-1).mean(dim=0).unsqueeze(-1)
@@ -29,6 +35,8 @@ def load_balance_loss(logits: Tensor, gates: Tensor) -> Tensor:
 class AttentionPoolExperts(nn.Module):
     """E experts, each `D -> hidden -> D` with GELU on the tokens that its own query pools; they start as zero.
 
+    `E_e(F) = V_e gelu(U_e softmax(u_e F^T / sqrt(D)) F)`, with biases; tokens F have mean 0 and deviation 1.
+
     All experts are evaluated, as batched products: reading the tokens costs the same for one and for all, and
     the rest is small against it.
 
@@ -36,6 +44,11 @@ class AttentionPoolExperts(nn.Module):
         experts: E.
         width: width D of tokens and result.
         hidden: width of the bottlenecks.
+
+    Example:
+        >>> pool = AttentionPoolExperts(4, 8, 3)
+        >>> pool(torch.randn(5, 9, 8), torch.full((5, 4), 0.25)).shape
+        torch.Size([5, 8])
     """
 
     def __init__(self, experts: int, width: int, hidden: int) -> None:
@@ -80,6 +93,13 @@ class SemanticExperts(nn.Module):
         hidden: width of the experts' bottlenecks.
         router_width: width of what the router, one linear map, reads.
         top_k: experts k that an image uses.
+
+    Example:
+        >>> experts = SemanticExperts(4, 8, 3, router_width=6, top_k=2)
+        >>> f = F.normalize(torch.randn(5, 8), dim=-1)
+        >>> enriched, logits, gates = experts(f, torch.randn(5, 6), torch.randn(5, 9, 8))
+        >>> torch.allclose(enriched, f), gates.shape, int((gates[0] != 0).sum())
+        (True, torch.Size([5, 1, 4]), 2)
     """
 
     def __init__(self, experts: int, width: int, hidden: int, *, router_width: int, top_k: int) -> None:

@@ -81,7 +81,12 @@ class _Path:
 
 
 def interpolation_matrix(grid: int, size: int, *, align_corners: bool) -> Float64:
-    """Bilinear interpolation of `grid` samples to `size` as a matrix (size, grid)."""
+    """Bilinear interpolation of `grid` samples to `size` as a matrix (size, grid).
+
+    Example:
+        >>> interpolation_matrix(2, 3, align_corners=True).tolist()
+        [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
+    """
     steps = np.arange(size, dtype=np.float64)
     if align_corners:
         source = steps * ((grid - 1) / (size - 1)) if size > 1 else np.zeros(1)
@@ -97,7 +102,12 @@ def interpolation_matrix(grid: int, size: int, *, align_corners: bool) -> Float6
 
 
 def gaussian_matrix(size: int, sigma: float) -> Float64:
-    """Gaussian smoothing of `size` samples as a matrix (size, size); the identity where `sigma` is 0."""
+    """Gaussian smoothing of `size` samples as a matrix (size, size); the identity where `sigma` is 0.
+
+    Example:
+        >>> bool(np.allclose(gaussian_matrix(9, 2.0).sum(axis=1), 1))
+        True
+    """
     if sigma == 0:
         return np.eye(size)
     radius = int(_GAUSSIAN_TRUNCATE * sigma + 0.5)
@@ -120,6 +130,10 @@ def map_operator(grid: int, size: int, *, sigma: float, align_corners: bool) -> 
         size: pixels wanted, at least 1.
         sigma: deviation of the Gaussian in pixels; 0 only upsamples.
         align_corners: as in `torch.nn.functional.interpolate`.
+
+    Example:
+        >>> map_operator(37, 518, sigma=4.0, align_corners=False).shape
+        torch.Size([518, 37])
     """
     path = _Path(map_sigma=sigma, align_corners=align_corners)
     return _tensor(grid, size, size, path, torch.float32, torch.device("cpu"))
@@ -135,6 +149,11 @@ def render_map(
         spec: canonical size, order of upsampling and softmax, smoothing.
         size: final rows and columns where not the canonical ones: the canonical map is resized bilinearly.
         smooth: whether to apply the Gaussian.
+
+    Example:
+        >>> spec = MapSpec(size=(70, 84), order="after_softmax")
+        >>> render_map(torch.zeros(2, 4, 5, 6), spec).shape
+        torch.Size([2, 70, 84])
     """
     final = size or spec.size
     path = _Path.of(spec, smooth=smooth)
@@ -149,12 +168,22 @@ def render_map(
 
 
 def upsample(logits: Tensor, size: tuple[int, int], *, align_corners: bool) -> Tensor:
-    """Grids (..., h, w) interpolated bilinearly to (..., H, W)."""
+    """Grids (..., h, w) interpolated bilinearly to (..., H, W).
+
+    Example:
+        >>> upsample(torch.tensor([[0.0, 2.0]]), (1, 3), align_corners=True)
+        tensor([[0., 1., 2.]])
+    """
     return _apply(logits, size, size, _Path(align_corners=align_corners))
 
 
 def gaussian(maps: Tensor, sigma: float) -> Tensor:
-    """Maps (..., H, W) smoothed with a Gaussian of `sigma` pixels."""
+    """Maps (..., H, W) smoothed with a Gaussian of `sigma` pixels.
+
+    Example:
+        >>> gaussian(torch.ones(3, 20, 30), 2.5).shape
+        torch.Size([3, 20, 30])
+    """
     size = (maps.shape[-2], maps.shape[-1])
     return _apply(maps, size, size, _Path(map_sigma=sigma))
 
@@ -162,7 +191,12 @@ def gaussian(maps: Tensor, sigma: float) -> Tensor:
 def render_map_numpy(
     logits: Float32, spec: MapSpec, *, size: tuple[int, int] | None = None, smooth: bool = True
 ) -> Float32:
-    """As `render_map` for arrays (..., L, h, w), without PyTorch: some milliseconds for 518 x 518."""
+    """As `render_map` for arrays (..., L, h, w), without PyTorch: some milliseconds for 518 x 518.
+
+    Example:
+        >>> render_map_numpy(np.zeros((4, 5, 6), np.float32), MapSpec(size=(70, 84))).shape
+        (70, 84)
+    """
     final = size or spec.size
     path = _Path.of(spec, smooth=smooth)
     layers = np.moveaxis(np.asarray(logits, dtype=np.float32), -3, 0)

@@ -10,11 +10,17 @@ from torch.nn import functional as F
 class TokenHead(nn.Module):
     """Tokens (B, N, D_x) to one feature (B, D): the mean of the projected tokens, each of length one.
 
+    `f = mean_i(P t_i / ||P t_i||)`, with `t = gelu(conv(norm(x)))` where `depthwise`, else `t = x`.
+
     Args:
         width: D_x.
         embed_dim: D.
         depthwise: before the projection come a layer norm, a convolution over three neighbours in the order of the
             tokens, each channel alone, and GELU (MoECLIP's image adapter).
+
+    Example:
+        >>> TokenHead(8, 6, depthwise=True)(torch.randn(5, 9, 8)).shape
+        torch.Size([5, 6])
     """
 
     def __init__(self, width: int, embed_dim: int, *, depthwise: bool) -> None:

@@ -1,4 +1,4 @@
-"""Prompts for a tower's first blocks that are learned, made from what the tower has already seen, or both."""
+"""Prompts for a tower's first blocks: learned, made from what the tower has already seen, or both (AdaCLIP)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ Kinds = Literal["both", "static", "dynamic"]
 class HybridPrompts(nn.Module):
     """Prompts of the first blocks of a tower: learned ones, ones made from a global feature, or their sums.
 
+    `P_j = static_j + W g + b` for block j and the global feature g; the dynamic part is that of all blocks.
+
     Args:
         depth: blocks with prompts of their own; the dynamic part is the same in all.
         tokens: tokens M of a block's prompt.
         width: of the tower's tokens.
         source: width D of the global feature.
         kinds: which of the two there are.
+
+    Example:
+        >>> HybridPrompts(4, 5, 8, 6)(torch.randn(2, 6)).shape
+        torch.Size([2, 4, 5, 8])
     """
 
     def __init__(self, depth: int, tokens: int, width: int, source: int, *, kinds: Kinds = "both") -> None:
@@ -47,7 +53,14 @@ class HybridPrompts(nn.Module):
 
 
 def start_linear(linear: nn.Linear, generator: torch.Generator | None) -> None:
-    """The start of `nn.Linear`, reproducible: uniform within one over the root of the inputs."""
+    """The start of `nn.Linear`, reproducible: uniform within one over the root of the inputs.
+
+    Example:
+        >>> linear = nn.Linear(16, 2)
+        >>> start_linear(linear, torch.Generator().manual_seed(0))
+        >>> bool(linear.weight.abs().max() <= 1 / 4)
+        True
+    """
     bound = linear.in_features**-0.5
     nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
     nn.init.uniform_(linear.bias, -bound, bound, generator=generator)

@@ -51,6 +51,13 @@ def orthonormal_blocks(
 
     Raises:
         ConfigError: a rank above the shortest range.
+
+    Example:
+        >>> maps = orthonormal_blocks(4, 2, 16)
+        >>> torch.allclose(maps.flatten(0, 1) @ maps.flatten(0, 1).T, torch.eye(8), atol=1e-6)
+        True
+        >>> (maps[1] != 0).any(dim=0).nonzero().flatten().tolist()
+        [4, 5, 6, 7]
     """
     if rank > width // experts:
         raise ConfigError(
@@ -66,7 +73,14 @@ def orthonormal_blocks(
 
 
 def expert_gram(hidden: Tensor, up: Tensor) -> Tensor:
-    """`<B_n h_n, B_m h_m>` (T, E, E) of bottlenecks h (T, E, R) and maps `B^T` (E, R, D)."""
+    """`<B_n h_n, B_m h_m>` (T, E, E) of bottlenecks h (T, E, R) and maps `B^T` (E, R, D).
+
+    Example:
+        >>> hidden, up = torch.randn(5, 4, 2), torch.randn(4, 2, 16)
+        >>> outputs = torch.einsum("ter,erd->ted", hidden, up)
+        >>> torch.allclose(expert_gram(hidden, up), outputs @ outputs.mT, atol=1e-4)
+        True
+    """
     experts, rank, _ = up.shape
     flat = up.flatten(0, 1)
     blocks = (flat @ flat.T).view(experts, rank, experts * rank)
@@ -83,6 +97,11 @@ def etf_loss(gram: Tensor, *, floor: float = 1e-6) -> Tensor:
     Args:
         gram: (T, E, E) inner products, E > 1.
         floor: below which lengths are not divided by, but by this.
+
+    Example:
+        >>> outputs = torch.eye(4) - 1 / 4  # a simplex
+        >>> float(etf_loss((outputs @ outputs.T)[None])) < 1e-12
+        True
     """
     experts = gram.shape[-1]
     lengths = _root(gram.diagonal(dim1=-2, dim2=-1)).clamp_min(floor)
@@ -96,6 +115,10 @@ def imbalance_loss(logits: Tensor) -> Tensor:
 
     Args:
         logits: (T, E) of a router. One expert is always balanced.
+
+    Example:
+        >>> float(imbalance_loss(torch.zeros(9, 4)))
+        0.0
     """
     mass = logits.softmax(dim=-1).sum(dim=0)
     # The variance, not the squared deviation: the gradient of a root at 0, where training starts, is not finite.
@@ -127,6 +150,14 @@ class LoRAMixture(nn.Module):
 
     Raises:
         ConfigError: more experts chosen than there are, or a rank that does not fit the width.
+
+    Example:
+        >>> layer, x = LoRAMixture(64, experts=4, top_k=2, rank=8), torch.randn(5, 10, 64)
+        >>> routed = layer(x)
+        >>> torch.allclose(routed.tokens, 0.9 * x)  # untrained experts put out nothing
+        True
+        >>> routed.weights.shape, round(etf_loss(routed.gram).item(), 3)
+        (torch.Size([50, 4]), 0.333)
     """
 
     down: Tensor

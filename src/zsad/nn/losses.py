@@ -16,6 +16,11 @@ def focal_loss(abnormal: Tensor, mask: Tensor, *, gamma: float = 2.0, smooth: fl
         mask: (...) in {0, 1}, of a shape that broadcasts.
         gamma: how much less easy pixels count.
         smooth: clamp of the mask, and what keeps the logarithm finite.
+
+    Example:
+        >>> import torch
+        >>> round(float(focal_loss(torch.tensor([0.5]), torch.tensor([1.0]))), 3)  # log(2) / 4
+        0.173
     """
     target = mask.clamp(smooth, 1 - smooth)
     probability = target * abnormal + (1 - target) * (1 - abnormal) + smooth
@@ -30,6 +35,11 @@ def dice_loss(probability: Tensor, mask: Tensor, *, smooth: float = 1.0) -> Tens
         probability: (..., H, W) in [0, 1].
         mask: (..., H, W) in {0, 1}, of a shape that broadcasts.
         smooth: keeps empty masks finite.
+
+    Example:
+        >>> import torch
+        >>> dice_loss(torch.full((2, 3, 3), 0.5), torch.ones(3, 3))  # 1 - (9 + 1) / (4.5 + 9 + 1)
+        tensor([0.3103, 0.3103])
     """
     both = (probability * mask).sum(dim=(-2, -1))
     either = probability.sum(dim=(-2, -1)) + mask.sum(dim=(-2, -1))
@@ -37,7 +47,13 @@ def dice_loss(probability: Tensor, mask: Tensor, *, smooth: float = 1.0) -> Tens
 
 
 def score_loss(score: Tensor, label: Tensor, *, margin: float = 1e-6) -> Tensor:
-    """Binary cross-entropy of scores (B,), clamped to [margin, 1 - margin], with labels (B,) in {0, 1}."""
+    """Binary cross-entropy of scores (B,), clamped to [margin, 1 - margin], with labels (B,) in {0, 1}.
+
+    Example:
+        >>> import torch
+        >>> round(float(score_loss(torch.tensor([0.5, 0.5]), torch.tensor([0.0, 1.0]))), 3)  # log(2)
+        0.693
+    """
     # Not `F.binary_cross_entropy`, which autocast refuses.
     score = score.float() if score.dtype.itemsize < 4 else score
     score = score.clamp(margin, 1 - margin)

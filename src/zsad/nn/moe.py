@@ -11,7 +11,14 @@ from torch.nn import functional as F
 
 
 def topk_gates(logits: Tensor, k: int) -> Tensor:
-    """Weights (..., E) of the k largest logits (..., E): a softmax over those k, zero elsewhere."""
+    """Weights (..., E) of the k largest logits (..., E): a softmax over those k, zero elsewhere.
+
+    The same as the k largest of a softmax over all, brought to the sum 1 (Shazeer et al., 2017).
+
+    Example:
+        >>> topk_gates(torch.tensor([1.0, 3.0, 3.0, -2.0]), 2)
+        tensor([0.0000, 0.5000, 0.5000, 0.0000])
+    """
     top, chosen = logits.topk(k, dim=-1)
     return torch.zeros_like(logits).scatter(-1, chosen, top.softmax(dim=-1))
 
@@ -20,6 +27,10 @@ def mixture(weights: Tensor, pool: Tensor) -> Tensor:
     """Weighted sums (B, ..., M, D) of experts (..., E, M, D) with weights (B, ..., E): one product a layer.
 
     The product runs over all E experts: a few small ones cost less than gathering the chosen.
+
+    Example:
+        >>> mixture(torch.tensor([[0.25, 0.75]]), torch.tensor([[[4.0]], [[8.0]]]))
+        tensor([[[7.]]])
     """
     return torch.einsum("b...e,...emd->b...md", weights, pool)
 
@@ -32,6 +43,10 @@ def balance_loss(logits: Tensor) -> Tensor:
 
     Returns:
         A scalar between the number of layers (all experts used alike) and E times it (one expert used alone).
+
+    Example:
+        >>> float(balance_loss(torch.zeros(6, 4, 8)))  # four layers
+        4.0
     """
     usage = logits.softmax(dim=-1).mean(dim=0)
     return logits.shape[-1] * usage.square().sum()
@@ -42,6 +57,10 @@ def decouple_loss(pool: Tensor) -> Tensor:
 
     Args:
         pool: (..., E, M, D) experts of M tokens.
+
+    Example:
+        >>> float(decouple_loss(torch.eye(3).unsqueeze(1)))
+        0.0
     """
     means = F.normalize(pool.mean(dim=-2), dim=-1)
     gram = means @ means.transpose(-1, -2)
@@ -51,11 +70,17 @@ def decouple_loss(pool: Tensor) -> Tensor:
 class Router(nn.Module):
     """Independent `Linear-ReLU-Linear` routers, one for each entry of `stack`, in two batched products.
 
+    `z = relu(x U + a) V + b`, as PromptMoE scores its experts.
+
     Args:
         stack: leading axes of the stack, such as (states, layers).
         width: width D of what is routed.
         hidden: width between the two linear maps.
         experts: number of logits E.
+
+    Example:
+        >>> Router((2, 4), 8, 6, 5)(torch.randn(3, 2, 4, 8)).shape
+        torch.Size([3, 2, 4, 5])
     """
 
     def __init__(self, stack: tuple[int, ...], width: int, hidden: int, experts: int) -> None:

@@ -43,6 +43,14 @@ class ExpertPool(nn.Module):
     Raises:
         ConfigError: more experts chosen than there are, a choice that can consist of zero experts alone, or a
             rank above the width.
+
+    Example:
+        >>> pool, x = ExpertPool(16, 12, rank=4), torch.randn(5, 1, 9, 16)
+        >>> gates = pool.gates(pool.route(x))
+        >>> gates.shape, int((gates[0, 0, 0] != 0).sum()), pool.labels[::5]
+        (torch.Size([5, 1, 9, 6]), 2, ('frozen', 'zero'))
+        >>> pool(x, gates, base=torch.randn(5, 1, 9, 12)).shape
+        torch.Size([5, 1, 9, 12])
     """
 
     def __init__(

@@ -31,7 +31,15 @@ class TreeLayout:
 
 @lru_cache(maxsize=32)
 def tree_layout(prefix: int, branches: tuple[int, ...]) -> TreeLayout:
-    """The layout of prompts that share `prefix` tokens and go on with `branches` tokens of their own."""
+    """The layout of prompts that share `prefix` tokens and go on with `branches` tokens of their own.
+
+    Example:
+        >>> layout = tree_layout(2, (1, 2))
+        >>> layout.positions.tolist(), layout.ends.tolist()
+        ([0, 1, 2, 2, 3], [2, 4])
+        >>> layout.mask[4].tolist()  # the second prompt does not see the first one's own token
+        [True, True, False, True, True]
+    """
     with torch.inference_mode(mode=False):
         owner = torch.cat(
             [torch.full((length,), number) for number, length in enumerate((prefix, *branches))]
@@ -58,6 +66,12 @@ def pack(
 
     Returns:
         Embeddings (batch, S, D) without positions, and their layout.
+
+    Example:
+        >>> begin, normal, abnormal = torch.randn(3, 8), torch.randn(1, 8), torch.randn(5, 2, 8)
+        >>> packed, layout = pack([begin], [[normal], [abnormal]], batch=5)
+        >>> packed.shape, layout.ends.tolist()
+        (torch.Size([5, 6, 8]), [3, 5])
     """
     segments = [*prefix, *(segment for branch in branches for segment in branch)]
     joined = torch.cat([segment.expand(batch, -1, -1) for segment in segments], dim=1)

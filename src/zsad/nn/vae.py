@@ -15,6 +15,11 @@ class Gaussian:
     Attributes:
         mean: (B, Z).
         log_variance: (B, Z).
+
+    Example:
+        >>> prior = Gaussian(torch.zeros(5, 3), torch.zeros(5, 3))
+        >>> float(prior.kl()), prior.sample(torch.ones(5, 3))[0].tolist()
+        (0.0, [1.0, 1.0, 1.0])
     """
 
     mean: Tensor
@@ -35,7 +40,12 @@ class Gaussian:
 
 
 def fixed_noise(samples: int, latent: int, *, seed: int) -> Tensor:
-    """Standard normal noise (R, Z), the same on every device and whatever was drawn before."""
+    """Standard normal noise (R, Z), the same on every device and whatever was drawn before.
+
+    Example:
+        >>> bool((fixed_noise(10, 3, seed=0) == fixed_noise(10, 3, seed=0)).all())
+        True
+    """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     return torch.randn(samples, latent, generator=generator, device="cpu", dtype=torch.float32)
 
@@ -43,11 +53,20 @@ def fixed_noise(samples: int, latent: int, *, seed: int) -> Tensor:
 class GaussianVAE(nn.Module):
     """Encoder `Linear-ReLU` with two heads, decoder `Linear-ReLU-Linear` that starts as zero.
 
+    `mean, log_variance = Enc(x)`, `z = mean + exp(log_variance / 2) noise`, `b = Dec(z)`.
+
     Args:
         width: of what is encoded.
         decoded: width of what is decoded.
         hidden: width of both hidden layers.
         latent: Z, width of z.
+
+    Example:
+        >>> vae = GaussianVAE(8, 6, hidden=7, latent=3)
+        >>> posterior = vae.encode(torch.randn(5, 8))
+        >>> decoded = vae.decode(posterior.sample(torch.randn(5, 3)))
+        >>> decoded.shape, bool(decoded.any())
+        (torch.Size([5, 6]), False)
     """
 
     def __init__(self, width: int, decoded: int, *, hidden: int, latent: int) -> None:

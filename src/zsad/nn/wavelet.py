@@ -26,7 +26,12 @@ FusionShape = Literal["channel", "position", "pointwise"]
 
 
 def haar(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Bands LL, LH, HL, HH, each (..., ceil(h / 2), ceil(w / 2)), of grids (..., h, w), orthonormal."""
+    """Bands LL, LH, HL, HH, each (..., ceil(h / 2), ceil(w / 2)), of grids (..., h, w), orthonormal.
+
+    Example:
+        >>> [float(band) for band in haar(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))]
+        [5.0, -2.0, -1.0, 0.0]
+    """
     top, bottom = _pairs(x, -2)
     (left, right), (left_high, right_high) = _pairs(top + bottom, -1), _pairs(top - bottom, -1)
     return (
@@ -44,6 +49,10 @@ def split_frequencies(x: Tensor, *, high: High = "sum") -> tuple[Tensor, Tensor]
         x: (..., D, h, w).
         high: `sum` of LH, HL and HH as published, without forming them; or the sum of their absolute values, which
             changes less where a defect lies one token further.
+
+    Example:
+        >>> [float(part) for part in split_frequencies(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))]
+        [5.0, -3.0]
     """
     if high == "absolute":
         low, *others = haar(x)
@@ -59,6 +68,10 @@ def frequency_fusion(x: Tensor, weight: Tensor, *, high: High = "sum") -> Tensor
         x: (..., D, h, w); fastest where D lies together in memory.
         weight: W_h, of a shape that broadcasts to the result.
         high: as in `split_frequencies`.
+
+    Example:
+        >>> frequency_fusion(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor(0.5))
+        tensor([[[3.5000]]])
     """
     if high == "absolute":
         low, contrast = split_frequencies(x, high=high)
@@ -91,6 +104,10 @@ class FrequencyFusion(nn.Module):
         grid: rows and columns (h, w) of what is fused; only a W_h of every position depends on it.
         high: as in `split_frequencies`.
         start: what W_h begins as; the matrix as so many times the identity.
+
+    Example:
+        >>> FrequencyFusion(4, 8, grid=(5, 5))(torch.randn(2, 4, 8, 5, 5)).shape
+        torch.Size([2, 4, 8, 3, 3])
     """
 
     def __init__(
@@ -145,6 +162,13 @@ class WaveletRefinement(nn.Module):
         fusion: of L layers of width D.
         heads: attention heads, a divisor of D.
         start: what is zero at the start: the attention's `output` matrix, or the factors `gamma`.
+
+    Example:
+        >>> refine = WaveletRefinement(FrequencyFusion(4, 8, grid=(5, 5)), heads=2)
+        >>> text, tokens = F.normalize(torch.randn(3, 2, 8), dim=-1), torch.randn(3, 4, 25, 8)
+        >>> refined, bands = refine(text, tokens, grid=(5, 5))
+        >>> refined.shape, bands.shape, torch.allclose(refined[:, 0], text)
+        (torch.Size([3, 4, 2, 8]), torch.Size([3, 4, 9, 8]), True)
     """
 
     def __init__(

@@ -28,6 +28,10 @@ def window_table(grid: tuple[int, int], size: int, *, stride: int = 1) -> Tensor
 
     Raises:
         ConfigError: a grid smaller than the window, or a stride that leaves patches out.
+
+    Example:
+        >>> window_table((2, 3), 2).tolist()
+        [[0, 1, 3, 4], [1, 2, 4, 5]]
     """
     if not 1 <= stride <= size:
         raise ConfigError(
@@ -55,6 +59,11 @@ def harmonic_cover(logits: Tensor, size: int, *, stride: int = 1) -> Tensor:
 
     Raises:
         ConfigError: as `window_table`.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 0.0]])  # two windows of 2 x 2
+        >>> [round(value, 2) for value in harmonic_cover(logits, 2)[0].tolist()]
+        [0.0, 0.57, 2.0]
     """
     grid = logits.shape[-2], logits.shape[-1]
     corners = window_table(grid, size, stride=stride)[:, 0].to(logits.device)
@@ -66,7 +75,13 @@ def harmonic_cover(logits: Tensor, size: int, *, stride: int = 1) -> Tensor:
 
 
 def harmonic_mean(logits: Tensor, *, dim: int) -> Tensor:
-    """Harmonic mean of the probabilities along a dimension, logits in and logits out."""
+    """Harmonic mean of the probabilities along a dimension, logits in and logits out.
+
+    Example:
+        >>> probabilities = torch.tensor([0.2, 0.5])
+        >>> round(float(harmonic_mean(probabilities.logit(), dim=0).sigmoid()), 4)  # 2 / (1 / 0.2 + 1 / 0.5)
+        0.2857
+    """
     return math.log(logits.shape[dim]) - (-logits).logsumexp(dim=dim)
 
 
