@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -11,11 +12,15 @@ import torch
 from PIL import Image
 
 import zsad
-from zsad.data.image import read_image
+from zsad.clip.weights import load_backbone
+from zsad.data.image import Preprocess, read_image
 from zsad.data.manifest import discover
+from zsad.detector import Detector
 from zsad.errors import ConfigError, DataError
 from zsad.explain import explain
 from zsad.explain.collect import Usage, choose_pictures, patch_regions
+from zsad.methods.registry import METHODS, build
+from zsad.train.checkpoint import BackboneReference, Card
 from zsad.types import Sample
 
 PATCH_KINDS = ("activation", "regions", "patches")
@@ -235,6 +240,28 @@ def test_methods_without_experts_and_without_data(discs, router, toy, tmp_path) 
     for wrong in ({"kinds": ("maps",)}, {"images": 0}, {"batch_size": 0}):
         with pytest.raises(ConfigError):
             explain(router, [discs], **wrong)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in METHODS.items() if entry.routes])
+def test_every_method_with_experts_can_be_explained(toy, discs, name: str) -> None:
+    tower = load_backbone(toy.backbone)
+    method = build(name, {"heads": 4} if name == "promptmoe" else None, tower)
+    method.reset_parameters(torch.Generator().manual_seed(2))
+    size = (method.config.image_size,) * 2
+    card = Card(
+        method=name,
+        config=method.config.model_dump(mode="json"),
+        backbone=BackboneReference(name="toy", sha256=tower.sha256),
+        preprocess=Preprocess(image_size=size).to_dict(),
+        map_spec=method.map_spec,
+    )
+    found = explain(Detector(method, card), [discs], kinds=(*PATCH_KINDS, "embeddings"), images=2)
+    assert found.pools and found.collected.images == 5
+    for entry in found.usage:
+        np.testing.assert_allclose(entry.share("weight").sum(-1), 1, atol=1e-4)
+    by_patch = any(pool.unit == "patch" for pool in found.pools.values())
+    assert by_patch == bool(found.regions) == bool(found.collected.pictures)
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 def test_memory_does_not_grow_with_images(router, discs) -> None:

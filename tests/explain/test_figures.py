@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -85,8 +86,20 @@ def test_cosines_within_and_between_pools() -> None:
     assert cosines({pool: np.array(rows) for pool, rows in pools.items()}) == pytest.approx(expected)
 
 
+class NeighbourMap:
+    """Takes the place of scikit-learn's t-SNE, whose import costs seconds."""
+
+    def __init__(self, **settings: object) -> None:
+        assert settings == {"n_components": 2, "init": "pca", "perplexity": 5 / 3, "random_state": 0}
+
+    def fit_transform(self, rows: np.ndarray) -> np.ndarray:
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1)
+        return rows[:, :2]
+
+
 def test_tsne_needs_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     pools = {pool: np.random.default_rng(seed).normal(size=(1, 3, 4)) for seed, pool in enumerate("na")}
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", SimpleNamespace(TSNE=NeighbourMap))
     found = map_experts(pools, ("layer 1",), projection="tsne")[0]
     assert found.points["a"].shape == (3, 2) and found.explained is None
     with pytest.raises(ConfigError, match="says nothing"):
@@ -183,16 +196,16 @@ def test_folder_holds_page_numbers_and_figures(found, tmp_path: Path) -> None:
     assert [curve["run"] for curve in document["curves"]] == ["with", "without"]
     assert np.shape(document["patches"][0]["strongest"]["patches"]) == (2, 8, 8)
     page = (tmp_path / "explain.html").read_text()
-    assert page.count('class="drawing"') == 6 and "default-src 'none'" in page
+    assert page.count('<svg class="drawing"') == 6 and "default-src 'none'" in page
     for source in re.findall(r'(?:src|href)="([^"]*)"', page):
         assert source.startswith(("#", "data:image/jpeg;base64,"))
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids)) and set(re.findall(r'href="#([^"]*)"', page)) <= set(ids)
 
 
-def test_without_jinja_everything_else_is_written(found, tmp_path: Path, monkeypatch) -> None:
+def test_without_jinja_everything_else_is_written(router, tmp_path: Path, monkeypatch) -> None:
     import zsad.explain.page as page
 
     monkeypatch.setattr(page, "find_spec", lambda name: None)
-    written = write_explanation(found, tmp_path)
+    written = write_explanation(explain(router, kinds=("embeddings",)), tmp_path)
     assert "explain.html" not in written and "experts.svg" in written

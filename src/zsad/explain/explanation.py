@@ -16,6 +16,7 @@ from zsad.data.manifest import DataSet, discover
 from zsad.device import default_batch_size
 from zsad.errors import ConfigError, DataError, ZsadError
 from zsad.explain.collect import (
+    GROUPS,
     REGIONS,
     Collected,
     Collector,
@@ -93,13 +94,20 @@ class Explanation:
 
     @property
     def usage(self) -> list[Usage]:
-        """How often experts were chosen, by data set, kind of image and pool."""
-        return list(self.collected.usage.values())
+        """How often experts were chosen, in the order of data sets, kinds of images and pools."""
+        return self._ordered(self.collected.usage)
 
     @property
     def regions(self) -> list[Usage]:
         """The same of normal and of anomalous pixels, for pools that route patches."""
-        return list(self.collected.regions.values())
+        return self._ordered(self.collected.regions)
+
+    def _ordered(self, table: dict[tuple[str, str, str], Usage]) -> list[Usage]:
+        places = [list(self.datasets), [*GROUPS, *REGIONS], list(self.pools)]
+        keys = sorted(
+            table, key=lambda key: [place.index(part) for part, place in zip(key, places, strict=True)]
+        )
+        return [table[key] for key in keys]
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers as plain JSON values."""

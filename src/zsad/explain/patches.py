@@ -86,10 +86,14 @@ def _row(
             cells = Image.fromarray(palette[strongest[column - 1]])
             shown = Image.blend(grey, cells.resize(grey.size, Image.Resampling.NEAREST), _OPACITY)
         sheet.picture(x, y, width, height, shown, title=str(sample.image))
-        for piece in outline(picture.defect):
-            places = [(x + across * width, y + down * height) for across, down in piece]
-            sheet.line(places, "#ffffff", width=3.2)
-            sheet.line(places, "#111111", width=1.4)
+        for stroke, thick in (("#ffffff", 3.2), ("#111111", 1.4)):
+            for (x0, y0), (x1, y1) in outline(picture.defect):
+                # Half a stroke longer at both ends, so that corners close.
+                more = (thick / 2 * (x1 > x0), thick / 2 * (y1 > y0))
+                start = (x + x0 * width - more[0], y + y0 * height - more[1])
+                sheet.line(
+                    [start, (x + x1 * width + more[0], y + y1 * height + more[1])], stroke, width=thick
+                )
     label = {0: "normal", 1: "anomalous", None: "unlabelled"}[sample.label]
     colour = {0: "normal", 1: "anomalous", None: "soft"}[sample.label]
     sheet.circle(MARGIN + 4, y + height + 10, 4, colour)

@@ -162,7 +162,7 @@ class Drawing:
         for part in self.parts:
             painter.paint(part)
         content = io.BytesIO()
-        (image.reduce(over) if over > 1 else image).save(content, format="PNG", optimize=True)
+        (image.reduce(over) if over > 1 else image).save(content, format="PNG")
         return content.getvalue()
 
 
