@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from zsad.errors import ConfigError, DataError
+from zsad.methods.registry import METHODS
 from zsad.report.html import Limits, render_report, write_report
 from zsad.report.svg import histogram, routing_bars
 
@@ -150,6 +151,21 @@ def test_small_stand_in_is_called_that(run: Path) -> None:
     content["card"]["backbone"]["name"] = "zsad-tiny"
     (run / "run.json").write_text(json.dumps(content))
     assert "stand-in" in render_report(run, limits=Limits())
+
+
+def test_re_designed_methods_are_called_that(run: Path) -> None:
+    entries = [entry for entry in METHODS.values() if entry.sources == "description"]
+    assert {entry.name for entry in entries} == {"mpa", "mpama", "wmoeclip"}
+    assert "re-designed" not in render_report(run, limits=Limits())
+    content = json.loads((run / "run.json").read_text())
+    for entry in entries:
+        content["card"] |= {"method": entry.name, "provenance": entry.provenance}
+        (run / "run.json").write_text(json.dumps(content))
+        page = Page(render_report(run, limits=Limits()))
+        text = " ".join("".join(page.text).split())
+        assert f"The method {entry.name} is re-designed from the public description" in text
+        assert f"{entry.name} (re-designed from the public description)" in text
+        assert len(page.all("p", **{"class": "warn"})) == 1
 
 
 def test_missing_jinja_and_missing_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

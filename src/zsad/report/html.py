@@ -127,7 +127,7 @@ def _content(
         "gradient": _gradient(),
         "scale": spec.scale,
         "model": _model_facts(run),
-        "note": _model_note(run),
+        "notes": _model_notes(run),
     }
 
 
@@ -230,7 +230,7 @@ def _model_facts(run: dict[str, Any]) -> list[tuple[str, str]]:
     size = card["preprocess"].get("image_size", ["?", "?"])
     facts = [
         ("Model", str(run["model_name"])),
-        ("Method", card["method"]),
+        ("Method", f"{card['method']} ({card['provenance']})" if card.get("provenance") else card["method"]),
         ("Backbone", f"{card['backbone']['name']} (sha256 {card['backbone']['sha256'][:16]}…)"),
         ("Input", f"{size[1]} × {size[0]} pixels, {card['preprocess'].get('interpolation', '')}"),
         ("Layers", ", ".join(str(layer) for layer in card["config"].get("layers", ())) or "-"),
@@ -246,10 +246,17 @@ def _model_facts(run: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _model_note(run: dict[str, Any]) -> str | None:
-    if run["card"]["backbone"]["name"] != "zsad-tiny":
-        return None
-    return (
-        "This run used the small model that ships with the package. It is a stand-in that makes everything run "
-        "anywhere in seconds, not a detector to rely on: for real work use ViT-L/14@336."
-    )
+def _model_notes(run: dict[str, Any]) -> list[str]:
+    """What a reader of the results must know of method and backbone."""
+    card, notes = run["card"], []
+    if card.get("provenance"):
+        notes.append(
+            f"The method {card['method']} is {card['provenance']}: its code is not public, so these results are of "
+            f"this package's own design, not of its authors' system."
+        )
+    if card["backbone"]["name"] == "zsad-tiny":
+        notes.append(
+            "This run used the small model that ships with the package. It is a stand-in that makes everything run "
+            "anywhere in seconds, not a detector to rely on: for real work use ViT-L/14@336."
+        )
+    return notes
