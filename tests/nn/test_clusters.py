@@ -113,17 +113,21 @@ def test_fewer_tokens_than_clusters_and_equal_tokens_give_no_nan():
 
 
 def test_means_and_the_chosen_group_equal_a_loop():
-    tokens, labels = randn(2, 12, 3), torch.randint(0, 4, (2, 12), generator=torch.Generator().manual_seed(1))
-    anomaly = randn(2, 12, seed=9)
+    labels = torch.randint(0, 4, (2, 12), generator=torch.Generator().manual_seed(1))
+    tokens, anomaly = randn(2, 12, 3).requires_grad_(), randn(2, 12, seed=9)
     chosen, centre = most_anomalous_mean(tokens, labels, anomaly, 5), mean_of_means(tokens, labels, 5)
     for image in range(2):
         groups = [k for k in range(5) if (labels[image] == k).any()]
         means = {k: tokens[image, labels[image] == k].mean(0) for k in groups}
         highest = max(groups, key=lambda k: float(anomaly[image, labels[image] == k].mean()))
         torch.testing.assert_close(chosen[image], means[highest], atol=1e-14, rtol=0)
-        torch.testing.assert_close(
-            centre[image], torch.stack(list(means.values())).mean(0), atol=1e-14, rtol=0
-        )
+        expected = torch.stack(list(means.values())).mean(0)
+        torch.testing.assert_close(centre[image], expected, atol=1e-14, rtol=0)
+        gradients = [
+            torch.autograd.grad((form * randn(3, seed=2)).sum(), tokens, retain_graph=True)[0]
+            for form in (centre[image] + chosen[image], expected + means[highest])
+        ]
+        torch.testing.assert_close(*gradients, atol=1e-14, rtol=0)
 
 
 def test_gradients_reach_the_members_of_the_chosen_group_alone():

@@ -71,6 +71,15 @@ def test_maps_equal_the_definition(order, align_corners, size, smooth, where):
     assert by_numpy.dtype == np.float32
 
 
+@pytest.mark.parametrize("order", ["before_softmax", "after_softmax", "mean_logits"])
+@pytest.mark.parametrize(("where", "size"), [("map", None), ("grid", None), ("map", (9, 13))])
+def test_gradients_of_maps_are_those_of_their_values(order, where, size):
+    spec = MapSpec(size=(12, 10), order=order, sigma=1.2, align_corners=True, smooth=where)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda grids: render_map(grids, spec, size=size), logits)
+
+
 def test_full_size_map_equals_the_definition():
     spec = MapSpec(size=(518, 518))
     logits = np.random.default_rng(0).normal(0, 5, (4, 37, 37)).astype(np.float32)

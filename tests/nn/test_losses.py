@@ -25,6 +25,25 @@ def test_focal_and_dice_equal_the_two_channel_forms():
         assert float(loss) == pytest.approx(slow_dice(probability, mask), abs=1e-14)
 
 
+def test_gradients_equal_those_of_the_two_channel_forms():
+    maps, masks = maps_and_masks()
+    maps.requires_grad_()
+    channels, onehot = torch.stack([1 - maps, maps]), torch.stack([1 - masks, masks])
+    hit = (onehot.clamp(1e-5, 1 - 1e-5) * channels).sum(0) + 1e-5
+    slow = [(-((1 - hit) ** 2) * hit.log()).mean()]
+    slow += [
+        1 - (2 * (p * m).sum() + 1) / (p.sum() + m.sum() + 1)
+        for pair in zip(channels, onehot, strict=True)
+        for p, m in zip(*pair, strict=True)
+    ]
+    fast = [focal_loss(maps, masks), *dice_loss(1 - maps, 1 - masks), *dice_loss(maps, masks)]
+    for ours, theirs in zip(fast, slow, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-14, rtol=0)
+        gradients = [torch.autograd.grad(loss, maps, retain_graph=True)[0] for loss in (ours, theirs)]
+        assert gradients[1].abs().max() > 0
+        torch.testing.assert_close(*gradients, atol=1e-14, rtol=0)
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_certain_maps_give_finite_losses_and_gradients(value):
     _, masks = maps_and_masks()

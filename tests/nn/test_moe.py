@@ -30,6 +30,34 @@ def test_gates_pass_gradients_to_the_chosen_alone():
     assert (logits.grad[chosen] != 0).all() and (logits.grad[~chosen] == 0).all()
 
 
+def test_gates_and_mixture_equal_the_renormalised_softmax_in_value_and_gradient():
+    """Published: a softmax over all experts, the k largest of it divided by their sum, the chosen gathered."""
+    logits, pool = randn(3, 2, 5).requires_grad_(), randn(2, 5, 4, 7, seed=1).requires_grad_()
+    top, chosen = logits.softmax(-1).topk(2, dim=-1)
+    slow = torch.stack(
+        [
+            torch.stack(
+                [
+                    sum(
+                        top[b, layer, n] / top[b, layer].sum() * pool[layer, chosen[b, layer, n]]
+                        for n in (0, 1)
+                    )
+                    for layer in range(2)
+                ]
+            )
+            for b in range(3)
+        ]
+    )
+    fast = mixture(topk_gates(logits, 2), pool)
+    torch.testing.assert_close(fast, slow, atol=1e-14, rtol=0)
+    probe = randn(*fast.shape, seed=2)
+    for ours, theirs in zip(
+        *(torch.autograd.grad((form * probe).sum(), (logits, pool)) for form in (fast, slow)), strict=True
+    ):
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs, atol=1e-13, rtol=0)
+
+
 def test_mixture_is_the_weighted_sum_of_experts():
     weights, pool = topk_gates(randn(3, 2, 5), 2), randn(2, 5, 4, 7, seed=1)
     mixed = mixture(weights, pool)
@@ -66,8 +94,10 @@ def test_decouple_equals_its_formula_and_vanishes_on_orthogonal_experts():
 
 def test_routers_are_independent_two_layer_perceptrons():
     router = Router((2, 3), 6, 10, 4).double()
-    x = randn(5, 2, 3, 6)
+    x = randn(5, 2, 3, 6).requires_grad_()
     logits = router(x)
+    probe = randn(*logits.shape, seed=1)
+    (of_x,) = torch.autograd.grad((logits * probe).sum(), x)
     for state in range(2):
         for layer in range(3):
             linear = torch.nn.Sequential(
@@ -77,9 +107,10 @@ def test_routers_are_independent_two_layer_perceptrons():
             linear[0].bias.data = router.first_bias[state, layer]
             linear[2].weight.data = router.second[state, layer].T
             linear[2].bias.data = router.second_bias[state, layer]
-            torch.testing.assert_close(
-                logits[:, state, layer], linear(x[:, state, layer]), atol=1e-13, rtol=0
-            )
+            own = linear(x[:, state, layer])
+            torch.testing.assert_close(logits[:, state, layer], own, atol=1e-13, rtol=0)
+            (expected,) = torch.autograd.grad((own * probe[:, state, layer]).sum(), x)
+            torch.testing.assert_close(of_x[:, state, layer], expected[:, state, layer], atol=1e-13, rtol=0)
 
 
 def test_a_seeded_generator_makes_the_same_router():

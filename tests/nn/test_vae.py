@@ -22,11 +22,15 @@ def vae() -> GaussianVAE:
 
 
 def test_divergence_is_that_of_normal_distributions_summed_over_dimensions_mean_over_images():
-    posterior = Gaussian(randn(4, 3), randn(4, 3, seed=1))
+    posterior = Gaussian(randn(4, 3).requires_grad_(), randn(4, 3, seed=1).requires_grad_())
     theirs = kl_divergence(
         Normal(posterior.mean, (posterior.log_variance / 2).exp()), Normal(torch.zeros(4, 3), 1.0)
     )
-    torch.testing.assert_close(posterior.kl(), theirs.sum(1).mean(), atol=1e-12, rtol=0)
+    forms = posterior.kl(), theirs.sum(1).mean()
+    torch.testing.assert_close(*forms, atol=1e-12, rtol=0)
+    inputs = posterior.mean, posterior.log_variance
+    for pair in zip(*(torch.autograd.grad(form, inputs) for form in forms), strict=True):
+        torch.testing.assert_close(*pair, atol=1e-12, rtol=0)
 
 
 def test_divergence_vanishes_at_the_prior_and_there_alone():

@@ -91,7 +91,7 @@ def test_fusion_equals_the_slow_form_in_value_and_gradient(high, sides):
 def test_every_layer_has_its_own_weight(shape, high):
     fusion = FrequencyFusion(2, 4, shape=shape, grid=(5, 6), high=high).double()
     fusion.reset_parameters()
-    x = randn(3, 2, 4, 5, 6)
+    x = randn(3, 2, 4, 5, 6).requires_grad_()
     start = fusion(x)
     tenth = torch.tensor(0.1, dtype=torch.float64)
     torch.testing.assert_close(start, frequency_fusion(x, tenth, high=high), atol=1e-14, rtol=0)
@@ -105,6 +105,16 @@ def test_every_layer_has_its_own_weight(shape, high):
         else:
             expected = low + contrast * fusion.weight[layer]
         torch.testing.assert_close(fused[:, layer], expected, atol=1e-13, rtol=0)
+        probe, inputs = randn(*expected.shape, seed=layer), (x, fusion.weight)
+        for ours, theirs in zip(
+            *(
+                torch.autograd.grad((form * probe).sum(), inputs, retain_graph=True)
+                for form in (fused[:, layer], expected)
+            ),
+            strict=True,
+        ):
+            assert theirs.abs().max() > 0
+            torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
     fusion.reset_parameters()
     assert torch.equal(fusion(x), start)
 

@@ -68,9 +68,13 @@ def test_cover_is_the_harmonic_mean_of_the_windows_that_hold_a_patch(grid, size,
 
 
 def test_mean_over_scales_is_harmonic():
-    logits = 3 * randn(3, 4, 5)
+    logits = (3 * randn(3, 4, 5)).requires_grad_()
     expected = 3 / (1 / logits.sigmoid()).sum(dim=0)
-    torch.testing.assert_close(harmonic_mean(logits, dim=0).sigmoid(), expected, atol=1e-14, rtol=0)
+    found = harmonic_mean(logits, dim=0).sigmoid()
+    torch.testing.assert_close(found, expected, atol=1e-14, rtol=0)
+    weights = randn(4, 5, seed=1)
+    gradients = [torch.autograd.grad((form * weights).sum(), logits)[0] for form in (found, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-13, rtol=0)
 
 
 def test_a_harmonic_mean_lies_between_its_parts_and_below_the_arithmetic_mean():
