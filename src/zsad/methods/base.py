@@ -178,7 +178,7 @@ class Method(nn.Module, ABC):
         backbone: its towers are frozen.
 
     Raises:
-        ConfigError: the configuration taps blocks that the backbone lacks.
+        ConfigError: the configuration taps blocks that the backbone lacks, or its images have no patch.
     """
 
     name: ClassVar[str]
@@ -211,6 +211,12 @@ class Method(nn.Module, ABC):
                 f"layers = {config.layers} do not all exist: the image tower of {backbone.name} has blocks "
                 f"1 to {depth}; its default is {backbone.preset.taps}"
             )
+        patch = backbone.clip.config.vision.patch_size
+        if config.image_size < patch:
+            raise ConfigError(
+                f"image_size = {config.image_size} is smaller than one {patch}-pixel patch of {backbone.name}; its "
+                f"default is {backbone.preset.detection_size}"
+            )
         self.config = config
         self.clip = backbone.clip.freeze()
         self.map_scale = (0.0, 1.0)
@@ -232,6 +238,12 @@ class Method(nn.Module, ABC):
             align_corners=config.align_corners,
             scale=self.map_scale,
         )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns (h, w) of the patches of an image of `image_size`."""
+        side = self.config.image_size // self.clip.config.vision.patch_size
+        return side, side
 
     @property
     def train_map_size(self) -> tuple[int, int]:

@@ -24,6 +24,7 @@ the sum (`cross_entropy`), and its focal loss reads the score as a logit (`score
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -128,10 +129,10 @@ class FAPrompt(Method):
 
     def __init__(self, config: FAPromptConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        stride, taken = self.clip.config.vision.patch_size, config.prior_tokens
-        if (config.image_size // stride) ** 2 < taken:
+        patches, taken = math.prod(self.grid), config.prior_tokens
+        if patches < taken:
             raise ConfigError(
-                f"prior_tokens = {taken} exceeds the {(config.image_size // stride) ** 2} patches of an image of "
+                f"prior_tokens = {taken} exceeds the {patches} patches of an image of "
                 f"{config.image_size} pixels; lower it or enlarge image_size"
             )
         word = config.class_word

@@ -47,6 +47,7 @@ from zsad.nn.heads import TokenHead
 from zsad.nn.lora import LoRAMixture, Routed, etf_loss, imbalance_loss
 from zsad.nn.losses import score_loss
 from zsad.nn.pooling import average_pool
+from zsad.nn.windows import check_window
 from zsad.prompts import published_prompts
 
 TRAIN_TEMPERATURE = 0.01
@@ -222,6 +223,7 @@ class MoECLIP(Method):
         super().__init__(config, backbone)
         clip = self.clip.config
         width, embed_dim, layers = clip.vision.width, clip.embed_dim, len(config.layers)
+        check_window(self.grid, config.windows[-1])
         self.experts = nn.ModuleList(self._mixture(width) for _ in range(layers))
         scales = len(config.windows) if config.projectors == "separate" else 1
         self.projectors = nn.Parameter(torch.empty(layers, scales, embed_dim, width))

@@ -48,6 +48,7 @@ from zsad.methods.similarity import full_precision, patch_logits
 from zsad.nn.experts import load_balance_loss
 from zsad.nn.pool_experts import ExpertPool
 from zsad.nn.pooling import average_pool
+from zsad.nn.windows import check_window
 
 POOL = "experts"
 
@@ -95,6 +96,7 @@ class MPA(Method):
 
     def __init__(self, config: MPAConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
+        check_window(self.grid, max(config.levels))
         word, levels = config.class_word, len(config.levels)
         groups = levels + (config.bridge != "none")
         shape, own = (groups, config.context_tokens), int(config.deep_sharing == "groups")

@@ -38,7 +38,7 @@ from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
 from zsad.methods.similarity import layer_maps, patch_logits
 from zsad.methods.text import ClassText
 from zsad.nn.filters import MapOrder
-from zsad.nn.windows import harmonic_cover, harmonic_mean, window_table
+from zsad.nn.windows import check_window, harmonic_cover, harmonic_mean, window_table
 
 
 class WinCLIPConfig(MethodConfig):
@@ -104,8 +104,7 @@ class WinCLIP(Method):
 
     def __init__(self, config: WinCLIPConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        side = config.image_size // self.clip.config.vision.patch_size
-        window_table((side, side), config.scales[-1], stride=config.stride)
+        check_window(self.grid, config.scales[-1])
         self._text = ClassText(backbone, self.name, names=config.names)
 
     @torch.no_grad()

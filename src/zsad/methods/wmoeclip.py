@@ -240,9 +240,8 @@ class WMoECLIP(Method):
 
     def _refinement(self, layers: int, width: int) -> WaveletRefinement:
         config = self.config
-        side = config.image_size // self.clip.config.vision.patch_size
         shape, high = config.wavelet_weight, config.wavelet_high
-        fusion = FrequencyFusion(layers, width, shape=shape, grid=(side, side), high=high)
+        fusion = FrequencyFusion(layers, width, shape=shape, grid=self.grid, high=high)
         return WaveletRefinement(fusion, heads=config.heads, start=config.residual_start)
 
     def _experts(self, width: int) -> SemanticExperts:

@@ -15,6 +15,22 @@ from torch.nn import functional as F
 from zsad.errors import ConfigError
 
 
+def check_window(grid: tuple[int, int], size: int) -> None:
+    """Refuses a window of `size` x `size` patches that is larger than a grid (h, w).
+
+    Raises:
+        ConfigError: it is.
+
+    Example:
+        >>> check_window((3, 5), 3)
+    """
+    if size > min(grid):
+        raise ConfigError(
+            f"a window of {size} x {size} patches does not fit a grid of {grid[0]} x {grid[1]}; use smaller "
+            f"windows or larger images"
+        )
+
+
 def window_table(grid: tuple[int, int], size: int, *, stride: int = 1) -> Tensor:
     """The windows of `size` x `size` patches on a grid (h, w): row-major patch indices (W, size * size).
 
@@ -38,11 +54,7 @@ def window_table(grid: tuple[int, int], size: int, *, stride: int = 1) -> Tensor
             f"windows of {size} x {size} patches with a stride of {stride} leave patches out; use a stride "
             f"from 1 to {size}"
         )
-    if size > min(grid):
-        raise ConfigError(
-            f"a window of {size} x {size} patches does not fit a grid of {grid[0]} x {grid[1]}; use smaller "
-            f"windows or larger images"
-        )
+    check_window(grid, size)
     rows, columns = (torch.tensor(sorted({*range(0, side - size, stride), side - size})) for side in grid)
     corners = (rows[:, None] * grid[1] + columns).flatten()
     steps = torch.arange(size)
