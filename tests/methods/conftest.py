@@ -55,6 +55,12 @@ def backbone() -> Backbone:
     return tiny_backbone()
 
 
+@pytest.fixture(scope="session")
+def towers() -> Backbone:
+    """The same for many tests: no method may change it."""
+    return tiny_backbone()
+
+
 @pytest.fixture
 def pixels() -> torch.Tensor:
     return torch.randn(3, 3, 40, 40, generator=torch.Generator().manual_seed(5))
