@@ -48,7 +48,7 @@ def evaluate_command(
         data: Folder or manifest; its layout is found out by looking.
         out: Folder for the results.
         classes: Measure only these classes; may be repeated.
-        backbone: Another tower, by name or path, for methods that need no training.
+        backbone: Another tower, by name or path, for methods without training; else where the model's own lies.
         weights: File or folder of the backbone's weights.
         device: auto, cpu, cuda, cuda:1 or mps.
         batch_size: Images a pass; by default what suits the device.

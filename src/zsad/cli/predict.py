@@ -38,7 +38,7 @@ def predict_command(
         model: Bundled model, run folder, checkpoint, or a method without training (clip, clip-tiny).
         object_: What the images show, such as 'metal nut', for methods whose prompts name it (winclip, moeclip, ...).
         out: Folder for the results.
-        backbone: Another tower, by name or path, for methods that need no training.
+        backbone: Another tower, by name or path, for methods without training; else where the model's own lies.
         weights: File or folder of the backbone's weights.
         device: auto, cpu, cuda, cuda:1 or mps.
         batch_size: Images a pass; by default what suits the device.

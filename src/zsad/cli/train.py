@@ -82,7 +82,7 @@ def train_command(
             progress=report,
             resume=not overwrite,
         )
-        _say_done(path)
+        _say_done(path, backbone=backbone, weights=weights)
         # To torchrun any code but 0 is a crash of the process.
         return 3 if report.broken and current_place().size == 1 else 0
 
@@ -128,12 +128,17 @@ def _card_parts(image_size: int, tower: Any) -> Any:
     )
 
 
-def _say_done(path: Path) -> None:
+def _say_done(path: Path, *, backbone: str, weights: Path | None) -> None:
     from zsad.cli.console import printable, say
+    from zsad.clip.presets import preset_names
     from zsad.train.distributed import current_place
 
+    # A card holds a name and a hash: where own weights lie has to be said again.
+    where = "" if backbone in preset_names() else f" --backbone {backbone}"
+    where += "" if weights is None else f" --weights {weights}"
     if current_place().leads:
-        say(f"wrote {printable(path)}; try: zsad evaluate {printable(path.parent)} --data DIR --out DIR")
+        found = f"wrote {path}; try: zsad evaluate {path.parent}{where} --data DIR --out DIR"
+        say(printable(found))
 
 
 class _Reporter:

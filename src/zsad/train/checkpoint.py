@@ -317,7 +317,15 @@ def build_method(
         loaded = backbone
     else:
         name = card.backbone.name if backbone is None else backbone
-        loaded = load_backbone(name, device=device, dtype=dtype)
+        try:
+            loaded = load_backbone(name, device=device, dtype=dtype)
+        except ConfigError as error:
+            if backbone is not None:
+                raise
+            raise CheckpointError(
+                f"{path} was trained on backbone {name!r}, which is known by no name; say where its weights lie "
+                f"with --backbone (in Python: backbone=)"
+            ) from error
     _check_backbone(card, path, loaded.sha256)
     try:
         method = build(card.method, card.config, loaded)
