@@ -270,7 +270,7 @@ def table(options: argparse.Namespace) -> None:
         for folds in columns.values():
             folds["mean"] = [statistics.mean(pair) for pair in zip(*folds.values(), strict=False)]
         summary[name] = columns
-        lines.append(f"| {name} | " + " | ".join(_cell(columns[title]["mean"]) for title in titles) + " |")
+        lines.append(f"| {_label(name)} | " + " | ".join(_cell(columns[title]["mean"]) for title in titles) + " |")
     detail = ["| method | class | " + " | ".join(METRICS) + " |", "|---|---|" + "---|" * len(METRICS)]
     for name in order:
         for label in sorted({label for found in results[name].values() for label in found}):
@@ -287,6 +287,12 @@ def table(options: argparse.Namespace) -> None:
     raw = {name: {"-".join(key): found for key, found in results[name].items()} for name in order}
     (options.out / "systems.json").write_text(json.dumps({"summary": summary, "classes": raw}, indent=1))
     print("\n".join(lines))
+
+
+def _label(name: str) -> str:
+    """A method's name; where it is re-designed, with that said, since its numbers are not its authors'."""
+    provenance = METHODS[name].provenance
+    return f"{name} ({provenance})" if provenance else name
 
 
 def _cell(values: list[float]) -> str:

@@ -22,7 +22,9 @@ of the experts' shares.
 Deviations. The paper's map is a sum without a softmax, its values brought to [0, 1] class by class over the whole
 test set, which one image does not have: here the map is the sigmoid of the mean difference over `map_temperature`,
 which ranks pixels alike; `zsad.metrics.transductive` gives the paper's scores. The Gaussian reaches 4 sigma, not 3,
-and mirrors the border. What paper and released code do differently is the setting `recipe`.
+and mirrors the border. The released code turns, shifts and mirrors training images and takes the nearest pixel of
+their masks; here images are trained on as they are, and masks resized as for every method. What paper and released
+code do differently is the setting `recipe`.
 """
 
 from __future__ import annotations
@@ -130,6 +132,11 @@ class MoECLIPConfig(MethodConfig):
     )
     projectors: Literal["shared", "separate"] = Field(
         default="shared", description="One projector a layer for all windows, or one for each."
+    )
+    start: Literal["random", "clip"] = Field(
+        default="random",
+        description="Projectors and text adapter start Xavier-uniform (published), or as CLIP's own projections: "
+        "for trainings of a few hundred steps.",
     )
     relu: bool = Field(default=False, description="LeakyReLU behind the projectors.")
     head: Literal["depthwise", "linear"] = Field(
@@ -248,12 +255,16 @@ class MoECLIP(Method):
         )
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the adapter anew: experts that give 0, Xavier-uniform projectors."""
+        """Draws the adapter anew: experts that give 0, projectors Xavier-uniform or CLIP's own (`start`)."""
         for mixture in self._mixtures:
             mixture.reset_parameters(generator)
         for matrix in (*self.projectors.flatten(0, 1), self.text_adapter):
             nn.init.xavier_uniform_(matrix, generator=generator)
         self.head.reset_parameters(generator)
+        if self.config.start == "clip":
+            with torch.no_grad():
+                self.projectors.copy_(self.clip.visual.proj.T.expand_as(self.projectors))
+                self.text_adapter.copy_(self.clip.text.proj.T)
 
     @property
     def _mixtures(self) -> list[LoRAMixture]:

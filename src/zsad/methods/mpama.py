@@ -4,7 +4,8 @@ Of "Learning Multi-granularity Visual-textual Alignment for Zero-shot Anomaly De
 2025) only the abstract and four reviews are public. They say: a prompt pair for each perception level p, whose
 visual side is pooled over a neighbourhood of that size; separate prompts for the global feature, joined to the local
 ones by max-pooling fusion; a pool of frozen, learnable and zero experts to which patch tokens are routed; two stages
-of training, text first. All else is AnomalyCLIP's, or inferred and a setting. There are no published numbers.
+of training, text first. All else is AnomalyCLIP's, or inferred and a setting; the stages' parts of the epochs and
+their rates (`MPAMA.stages`) are inferred, too. There are no published numbers.
 
 With F the patch tokens in the joint space, f the global feature, t^p and g the embeddings of the prompts:
 
@@ -199,26 +200,28 @@ class MPAMAConfig(MPAConfig):
         "they add bottlenecks behind it; or the feed-forward half that the value-value branch lacks, in the last "
         "block, where training then does not start from stage 1.",
     )
-    frozen_experts: int = Field(default=1, ge=0, description="Experts that do what the frozen tower does.")
-    learnable_experts: int = Field(default=4, ge=1, description="Experts that learn an update.")
-    zero_experts: int = Field(default=1, ge=0, description="Experts that give nothing.")
+    frozen_experts: int = Field(
+        default=1, ge=0, description="Experts that do what the frozen tower does (inferred)."
+    )
+    learnable_experts: int = Field(default=4, ge=1, description="Experts that learn an update (inferred).")
+    zero_experts: int = Field(default=1, ge=0, description="Experts that give nothing (inferred).")
     token_length: Literal["kept", "weighted"] = Field(
         default="kept",
         description="Whether zero experts leave a token's length as it is, so that training goes on exactly where "
-        "stage 1 ended, or shorten it; `ffn` experts are always weighted.",
+        "stage 1 ended (inferred), or shorten it; `ffn` experts are always weighted.",
     )
-    top_k: int = Field(default=2, ge=1, description="Experts chosen for a patch.")
-    rank: int = Field(default=8, ge=1, description="Rank of an update.")
-    alpha: float = Field(default=16.0, gt=0, description="Scale of an update times its rank.")
+    top_k: int = Field(default=2, ge=1, description="Experts chosen for a patch (inferred).")
+    rank: int = Field(default=8, ge=1, description="Rank of an update (inferred).")
+    alpha: float = Field(default=16.0, gt=0, description="Scale of an update times its rank (inferred).")
     bottleneck: int | None = Field(
         default=None,
         ge=1,
-        description="Hidden width of `residual` experts; default: an eighth of the joint space.",
+        description="Hidden width of `residual` experts; default: an eighth of the joint space (inferred).",
     )
     routers: Literal["shared", "per_layer"] = Field(
-        default="shared", description="One router for all tapped layers, or one for each."
+        default="shared", description="One router for all tapped layers (inferred), or one for each."
     )
-    balance: float = Field(default=0.0, ge=0, description="Weight mu of the load balance loss.")
+    balance: float = Field(default=0.0, ge=0, description="Weight mu of the load balance loss (inferred).")
 
 
 class MPAMA(MPA):

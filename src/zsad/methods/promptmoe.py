@@ -109,6 +109,10 @@ class PromptMoEConfig(MethodConfig):
         default="plain",
         description="Whether the score's map maximum is taken before smoothing (inferred) or after.",
     )
+    score: Literal["map_and_global", "map"] = Field(
+        default="map_and_global",
+        description="Mean of the map's maximum and the global probability (Eq. 7), or the former alone.",
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> PromptMoEConfig:
@@ -255,7 +259,8 @@ class PromptMoE(Method):
         mean = maps.mean(dim=1)
         if self.config.score_map == "smoothed" and self.config.sigma:
             mean = gaussian(mean, self.config.sigma * mean.shape[-1] / self.config.image_size)
-        return (mean.amax(dim=(-2, -1)) + probability) / 2
+        highest = mean.amax(dim=(-2, -1))
+        return highest if self.config.score == "map" else (highest + probability) / 2
 
     def _compare(self, features: ImageFeatures) -> tuple[Tensor, Tensor, Tensor | None]:
         """Grids (B, L, h, w), the global feature's probability (B,), and routing logits (B, 2, L', E)."""

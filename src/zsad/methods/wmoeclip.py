@@ -19,7 +19,9 @@ the patches refine the text (WCMA); experts that pool patches enrich the global 
     score = (softmax(<g, T'> / tau)_a + mean of the top 1 % of M) / 2, without statistics of a test set
 
 Every module starts as nothing: b = 0, W_o = 0, E_e = 0, W_l = CLIP's projection. In training z is one sample of the
-posterior; what a trained detector takes is a setting, by default mu. Nothing that is inferred is not a setting.
+posterior; what a trained detector takes is a setting, by default mu. What is inferred is a setting, but for this:
+F_p has mean 0 and deviation 1 in every token before text reads it, W_h starts at 0.1, an expert reads patches with
+one query, f is restored at length one.
 """
 
 from __future__ import annotations
