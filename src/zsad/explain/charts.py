@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from zsad.explain.explanation import Explanation
 from zsad.report.canvas import Drawing, shortened, text_width
 
 POOL_COLOURS = ("normal", "anomalous", "#4c6bb5", "accent", "#8a7a1f", "#5b5563")
@@ -36,7 +37,7 @@ def wrapped(parts: Sequence[str], size: float, room: float) -> list[str]:
     """Parts put into lines no wider than `room` CSS pixels; one that is too long is shortened."""
     lines: list[str] = []
     for part in parts:
-        longer = f"{lines[-1]}    {part}" if lines else part
+        longer = f"{lines[-1]}  ·  {part}" if lines else part
         if lines and text_width(longer, size) <= room:
             lines[-1] = longer
         else:
@@ -105,6 +106,12 @@ def legend(sheet: Drawing, keys: Sequence[tuple[str, str, bool]], x: float, *, l
         sheet.text(x + 30, y, name, size=12, fill="ink")
         x += 30 + room + 22
     return y + 4
+
+
+def titled(found: Explanation, title: str, pool: str) -> str:
+    """The title, with the pool's name where several pools route patches."""
+    several = sum(known.unit == "patch" for known in found.pools.values()) > 1
+    return f"{title}: {pool}" if several else title
 
 
 def slug(name: str) -> str:

@@ -197,6 +197,7 @@ def _model(detector: Detector) -> dict[str, Any]:
     return {
         "name": detector.name,
         "method": card.method,
+        "provenance": card.provenance,
         "backbone": card.backbone.name,
         "backbone_sha256": card.backbone.sha256,
         "config": card.config,
@@ -318,6 +319,8 @@ def _note(found: Explanation, kinds: Sequence[Kind]) -> None:
     """Says what was asked for and is not there."""
     name, collected = found.model["method"], found.collected
     by_patch = any(pool.unit == "patch" for pool in found.pools.values())
+    if found.model["provenance"]:
+        found.notes.append(f"{name} is {found.model['provenance']}: its authors' experts may differ")
     if found.usage and not by_patch and {"patches", "regions"} & set(kinds):
         found.notes.append(f"{name} routes whole images, so there are no maps of patches or shares of pixels")
     if collected.without_mask and by_patch:

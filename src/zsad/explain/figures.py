@@ -19,6 +19,7 @@ from zsad.explain.charts import (
     short_names,
     slug,
     ticks,
+    titled,
     wrapped,
 )
 from zsad.explain.collect import GROUPS, REGIONS, Pool, Usage
@@ -54,10 +55,10 @@ def _regions(found: Explanation) -> Iterator[Figure]:
                 "normal ones have no marked pixel",
             }[found.settings["rule"]]
             caption = (
-                "Share of patches for which an expert is among the chosen; the dark line is its mean weight. "
+                "Share of patches for which an expert is among the chosen; the line across a bar is its mean weight. "
                 f"Anomalous are patches {rule}."
             )
-            title = f"Experts on normal and on anomalous pixels: {name}"
+            title = titled(found, "Experts on normal and on anomalous pixels", name)
             yield Figure(f"regions-{slug(name)}", title, caption, _region_sheet(name, pool, own))
 
 
@@ -223,7 +224,7 @@ def _marker(sheet: Drawing, x: float, y: float, index: int, label: str, said: st
     else:
         sheet.circle(x, y, 10.5, "panel")
         sheet.circle(x, y, 9.5, colour, title=said)
-    sheet.text(x, y + 4, label, size=11, fill="#ffffff", anchor="middle")
+    sheet.text(x, y + 4, label, size=11, fill="panel", anchor="middle")
 
 
 def _curves(runs: Sequence[RunCurves]) -> Figure:

@@ -125,7 +125,8 @@ def _tiles(explanation: Explanation) -> list[tuple[str, str, str]]:
         )
     for name, pool in explanation.pools.items():
         layers = f"{len(pool.layers)} layer" + ("s" if len(pool.layers) > 1 else "")
-        tiles.append((f"{len(pool.experts)}", f"experts: {name}", f"{layers}, chosen for each {pool.unit}"))
+        title = "experts" if name == "experts" else f"experts: {name}"
+        tiles.append((f"{len(pool.experts)}", title, f"{layers}, chosen for each {pool.unit}"))
     for run in explanation.runs:
         tiles.append((f"{run.steps:,}", "training steps", f"{run.name}, {run.epochs} epochs"))
     if collected.skipped:

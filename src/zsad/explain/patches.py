@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from zsad.explain.charts import MARGIN, Figure, slug
+from zsad.explain.charts import MARGIN, WIDEST, Figure, slug, titled
 from zsad.explain.collect import Bools, PatchPicture, Pool
 from zsad.explain.explanation import Explanation
 from zsad.report.canvas import Drawing, Point, shortened, text_width
 
-_SIDE, _GAP = 150.0, 10.0
+_SIDE, _GAP, _BETWEEN = 150.0, 10.0, 30.0
 _OPACITY = 0.62
 _OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#4d4d4d")
 
@@ -40,20 +40,28 @@ def patch_figures(found: Explanation) -> Iterator[Figure]:
                 "Outlined are the patches that count as anomalous."
             )
             drawing = _sheet(name, pool, pictures)
-            yield Figure(f"patches-{slug(name)}", f"Which expert sees which patch: {name}", caption, drawing)
+            title = titled(found, "Which expert sees which patch", name)
+            yield Figure(f"patches-{slug(name)}", title, caption, drawing)
 
 
 def _sheet(name: str, pool: Pool, pictures: list[PatchPicture]) -> Drawing:
-    columns = 1 + len(pool.layers)
-    width = 2 * MARGIN + columns * (_SIDE + _GAP) - _GAP
+    block = (1 + len(pool.layers)) * (_SIDE + _GAP) + _BETWEEN
+    beside = max(1, min(len(pictures), int((WIDEST - 2 * MARGIN + _BETWEEN) // block)))
+    width = 2 * MARGIN + beside * block - _GAP - _BETWEEN
     sheet = Drawing(max(width, 480.0), 0, f"Pictures with the strongest expert of each patch, pool {name}")
     colours = expert_colours(len(pool.experts))
     y = _key(sheet, pool, colours) + 14
-    for column, title in enumerate(("picture", *pool.layers)):
-        sheet.text(MARGIN + column * (_SIDE + _GAP), y + 10, title, size=12)
+    for place in range(beside):
+        for column, title in enumerate(("picture", *pool.layers)):
+            sheet.text(MARGIN + place * block + column * (_SIDE + _GAP), y + 10, title, size=12)
     y += 18
-    for picture in pictures:
-        y = _row(sheet, picture, picture.strongest[name], colours, y)
+    for start in range(0, len(pictures), beside):
+        row = pictures[start : start + beside]
+        ends = [
+            _maps(sheet, picture, picture.strongest[name], colours, MARGIN + place * block, y, block)
+            for place, picture in enumerate(row)
+        ]
+        y = max(ends)
     sheet.height = y + 6
     return sheet
 
@@ -70,9 +78,16 @@ def _key(sheet: Drawing, pool: Pool, colours: list[str]) -> float:
     return y + 13
 
 
-def _row(
-    sheet: Drawing, picture: PatchPicture, strongest: npt.NDArray[np.intp], colours: list[str], y: float
+def _maps(
+    sheet: Drawing,
+    picture: PatchPicture,
+    strongest: npt.NDArray[np.intp],
+    colours: list[str],
+    left: float,
+    y: float,
+    block: float,
 ) -> float:
+    """The picture and its map for each layer, their name below; returns where they end."""
     image, sample = picture.picture, picture.sample
     ratio = min(1.0, image.height / image.width), min(1.0, image.width / image.height)
     height, width = _SIDE * ratio[0], _SIDE * ratio[1]
@@ -80,7 +95,7 @@ def _row(
     # Half the contrast around a light grey: a dark picture must not darken the experts' colours.
     grey = image.convert("L").point([96 + value // 2 for value in range(256)]).convert("RGB")
     for column in range(1 + len(strongest)):
-        x = MARGIN + column * (_SIDE + _GAP)
+        x = left + column * (_SIDE + _GAP)
         shown = image
         if column:
             cells = Image.fromarray(palette[strongest[column - 1]])
@@ -96,10 +111,10 @@ def _row(
                 )
     label = {0: "normal", 1: "anomalous", None: "unlabelled"}[sample.label]
     colour = {0: "normal", 1: "anomalous", None: "soft"}[sample.label]
-    sheet.circle(MARGIN + 4, y + height + 10, 4, colour)
+    sheet.circle(left + 4, y + height + 10, 4, colour)
     name = Path(sample.image).name
     told = f"{label} · {sample.dataset} · {sample.class_name} · {name}"
-    sheet.text(MARGIN + 13, y + height + 14, shortened(told, 12, sheet.width - 2 * MARGIN - 13), size=12)
+    sheet.text(left + 13, y + height + 14, shortened(told, 12, block - _BETWEEN - _GAP - 13), size=12)
     return y + height + 30
 
 
