@@ -250,6 +250,7 @@ def test_every_method_with_experts_can_be_explained(toy, discs, name: str) -> No
     size = (method.config.image_size,) * 2
     card = Card(
         method=name,
+        provenance=METHODS[name].provenance,
         config=method.config.model_dump(mode="json"),
         backbone=BackboneReference(name="toy", sha256=tower.sha256),
         preprocess=Preprocess(image_size=size).to_dict(),
@@ -262,6 +263,8 @@ def test_every_method_with_experts_can_be_explained(toy, discs, name: str) -> No
     by_patch = any(pool.unit == "patch" for pool in found.pools.values())
     assert by_patch == bool(found.regions) == bool(found.collected.pictures)
     json.dumps(found.to_dict(), allow_nan=False)
+    told = [note for note in found.notes if "re-designed from the public description" in note]
+    assert len(told) == (name in ("mpama", "wmoeclip"))
 
 
 def test_memory_does_not_grow_with_images(router, discs) -> None:

@@ -19,11 +19,13 @@ from zsad.clip.weights import Backbone
 from zsad.data.image import Preprocess
 from zsad.data.manifest import DataSet
 from zsad.errors import ConfigError
+from zsad.methods import mpama
+from zsad.methods.anomalyclip import AnomalyCLIPConfig
 from zsad.methods.base import ImageFeatures
 from zsad.methods.mpama import MPA, MPAMA, MPAConfig, MPAMAConfig
-from zsad.methods.registry import build
+from zsad.methods.registry import build, find
 from zsad.nn.filters import render_map
-from zsad.train.checkpoint import BackboneReference
+from zsad.train.checkpoint import BackboneReference, read_card
 from zsad.train.config import TrainConfig
 from zsad.train.loop import CardParts, Progress, train
 from zsad.types import Sample
@@ -335,7 +337,7 @@ def test_a_loaded_model_uses_its_pool_whatever_stage_came_before(backbone, pixel
 
 MPA_SWITCHES = [
     {"levels": (1,)},
-    {"levels": (1, 7)},
+    {"levels": (1, 5)},
     {"pooling": "normalised"},
     {"pooling": "similarities"},
     {"pooling": "none"},
@@ -456,6 +458,10 @@ def test_a_run_stopped_in_its_second_stage_goes_on_with_the_same_bits(backbone, 
         run(tmp_path / "stopped", 7)
     resumed = run(tmp_path / "stopped", None)
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert (
+        read_card(tmp_path / "stopped" / "model.safetensors").provenance
+        == "re-designed from the public description"
+    )
     log = [json.loads(line) for line in (tmp_path / "stopped" / "log.jsonl").read_text().splitlines()]
     assert ["classify" in line for line in log] == [True] * 6 + [False] * 2
     assert log[-1]["lr"] == pytest.approx(0.005)
@@ -499,7 +505,13 @@ def test_impossible_settings_are_refused_in_one_line(backbone, name, settings, w
     assert "\n" not in str(caught.value)
 
 
-def test_every_setting_is_described():
+def test_every_setting_is_described_and_what_is_inferred_says_so():
     assert all(field.description for field in MPAMAConfig.model_fields.values())
+    own = MPAMAConfig.model_fields.keys() - AnomalyCLIPConfig.model_fields.keys()
+    assert all("(inferred)" in MPAMAConfig.model_fields[name].description for name in own)
+    for name in ("mpa", "mpama"):
+        text = find(name).provenance
+        assert text == "re-designed from the public description"
+        assert text in (find(name).load().__doc__ or "") and text in (mpama.__doc__ or "")
     again = MPAMAConfig.model_validate_json(MPAMAConfig(levels=(1, 7)).model_dump_json())
     assert again.levels == (1, 7)
