@@ -43,7 +43,7 @@ def slow_probabilities(method: AnomalyCLIP, features: ImageFeatures) -> tuple[Te
     return maps.view(batch, layers, 2, size, size), F.normalize(features.cls, dim=-1) @ text.T / 0.07
 
 
-def slow_losses(maps: Tensor, image: Tensor, masks: Tensor, labels: Tensor) -> float:
+def slow_losses(maps: Tensor, image: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
     """CE + 4 sum over layers (Focal + Dice of the abnormal + Dice of the normal channel), channel by channel."""
     total = F.cross_entropy(image, labels.long())
     for layer in range(maps.shape[1]):
@@ -56,7 +56,7 @@ def slow_losses(maps: Tensor, image: Tensor, masks: Tensor, labels: Tensor) -> f
             for p, m in zip(both[:, channel], target, strict=True):
                 dice += 1 - (2 * (p * m).sum() + 1) / (p.sum() + m.sum() + 1)
             total = total + 4 * dice / len(masks)
-    return float(total.detach())
+    return total
 
 
 @pytest.mark.parametrize("settings", [{}, {"layers": (2, 4)}])
@@ -71,8 +71,12 @@ def test_output_and_loss_equal_the_equations(backbone, pixels, masks, labels, se
     torch.testing.assert_close(output.terms["global"], output.score)
     terms = method.losses(features, masks, labels)
     assert terms.keys() == {"dice", "focal", "classify"}
-    expected = slow_losses(maps, image, masks.double(), labels)
-    assert float(sum(terms.values()).detach()) == pytest.approx(expected, abs=1e-5)
+    expected, found = slow_losses(maps, image, masks.double(), labels), sum(terms.values())
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+    inputs = list(method.prompts.parameters())
+    for pair in zip(*(torch.autograd.grad(loss, inputs) for loss in (found, expected)), strict=True):
+        assert pair[1].abs().max() > 0
+        torch.testing.assert_close(*pair, atol=1e-9, rtol=1e-6)
 
 
 def test_features_are_of_the_value_value_branch_and_the_global_one_is_not_normed(backbone, pixels):

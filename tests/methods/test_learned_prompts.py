@@ -56,7 +56,13 @@ def test_all_prompts_in_one_pass_equal_each_alone(backbone, groups, deep):
         slow(backbone, [n, a[1], "damaged metal nut."], own[1]),
         slow(backbone, ["flawless", a[0], "."], own[2]),
     ]
-    torch.testing.assert_close(learner(clip.text), torch.stack(expected), atol=1e-12, rtol=0)
+    forms = learner(clip.text), torch.stack(expected)
+    torch.testing.assert_close(*forms, atol=1e-12, rtol=0)
+    probe = torch.randn(forms[0].shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    inputs = list(learner.parameters())
+    for pair in zip(*(torch.autograd.grad((form * probe).sum(), inputs) for form in forms), strict=True):
+        assert pair[1].abs().max() > 0
+        torch.testing.assert_close(*pair, atol=1e-12, rtol=1e-9)
 
 
 def test_given_contexts_take_the_place_of_learned_ones(backbone):

@@ -139,6 +139,12 @@ def test_losses_equal_the_paper(backbone, pixels, masks, labels):
     expected = -cosines.log_softmax(1)[range(3), labels.long()].mean()
     assert float(terms["classify"].detach()) == pytest.approx(float(expected.detach()), abs=1e-9)
     assert terms.keys() == {"dice", "focal", "classify", "etf", "balance"}
+    named = {name: own for name, own in method.named_parameters() if own.requires_grad}
+    found = sum(terms[name] for name in ("dice", "focal", "classify"))
+    gradients = (torch.autograd.grad(loss, list(named.values())) for loss in (found, dice + focal + expected))
+    for name, ours, theirs in zip(named, *gradients, strict=True):
+        assert theirs.abs().max() > 0, name
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_auxiliary_losses_are_summed_over_layers(backbone, pixels, masks, labels):

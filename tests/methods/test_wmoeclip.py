@@ -147,6 +147,14 @@ def test_losses_equal_the_equations(backbone, pixels, masks, labels):
     assert terms.keys() == expected.keys()
     for name, term in terms.items():
         assert float(term.detach()) == pytest.approx(float(expected[name].detach()), abs=1e-6), name
+    named = {name: own for name, own in method.named_parameters() if own.requires_grad}
+    gradients = (
+        torch.autograd.grad(sum(part.values()), list(named.values()), allow_unused=True)
+        for part in (terms, expected)
+    )
+    for name, ours, theirs in zip(named, *gradients, strict=True):
+        assert theirs is not None and theirs.abs().max() > 0, name
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("mode", ["sample", "prior"])
