@@ -270,7 +270,9 @@ def table(options: argparse.Namespace) -> None:
         for folds in columns.values():
             folds["mean"] = [statistics.mean(pair) for pair in zip(*folds.values(), strict=False)]
         summary[name] = columns
-        lines.append(f"| {_label(name)} | " + " | ".join(_cell(columns[title]["mean"]) for title in titles) + " |")
+        lines.append(
+            f"| {_label(name)} | " + " | ".join(_cell(columns[title]["mean"]) for title in titles) + " |"
+        )
     detail = ["| method | class | " + " | ".join(METRICS) + " |", "|---|---|" + "---|" * len(METRICS)]
     for name in order:
         for label in sorted({label for found in results[name].values() for label in found}):
