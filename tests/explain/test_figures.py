@@ -47,7 +47,7 @@ def test_curves_are_without_their_weights(tmp_path: Path) -> None:
     assert (first.steps, first.epochs) == (500, 5)
     for run in (first, second):
         curve = run.curves["decouple"]
-        assert len(curve.steps) == 240
+        assert len(curve.steps) == 80
         assert curve.low[0] == pytest.approx(3) and curve.high[-1] == pytest.approx(502)
         np.testing.assert_allclose(curve.mean, 2 + curve.steps, rtol=1e-6)
         assert run.curves["balance"].mean == pytest.approx(8) and run.curves["dice"].weight is None

@@ -18,7 +18,7 @@ from zsad.train.state import LOG_FILE, RUN_FILE
 _RAW = "raw_"
 _NO_TERMS = frozenset({"step", "epoch", "lr", "seconds"})
 _MAIN_TERMS = ("classify", "focal", "dice", "total")
-_POINTS = 240
+_POINTS = 80
 
 Array = npt.NDArray[np.float64]
 

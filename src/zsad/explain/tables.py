@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zsad.explain.collect import PatchPicture, Usage
+from zsad.explain.curves import RunCurves
+from zsad.explain.embeddings import ExpertMap
 
 if TYPE_CHECKING:
     from zsad.explain.explanation import Explanation
@@ -43,35 +45,36 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
         "patches": [_picture(picture) for picture in explanation.collected.pictures],
         "embeddings": {
             "projection": explanation.projection,
-            "maps": [
-                {
-                    "layer": entry.layer,
-                    "points": {pool: _plain(points) for pool, points in entry.points.items()},
-                    "explained_variance": _plain(entry.explained),
-                    "mean_cosine": {pool: _plain(value) for pool, value in entry.cosine.items()},
-                }
-                for maps in explanation.maps
-                for entry in maps
-            ],
+            "maps": [_map(entry) for maps in explanation.maps for entry in maps],
         },
-        "curves": [
-            {
-                "run": run.name,
-                "steps": run.steps,
-                "epochs": run.epochs,
-                "not_recorded": list(run.unrecorded),
-                "terms": {
-                    term: {
-                        "weight": curve.weight,
-                        **{name: _plain(getattr(curve, name)) for name in ("steps", "mean", "low", "high")},
-                    }
-                    for term, curve in run.curves.items()
-                },
-            }
-            for run in explanation.runs
-        ],
+        "curves": [_curves(run) for run in explanation.runs],
         "skipped": [{"file": file, "reason": reason} for file, reason in explanation.collected.skipped],
         "notes": list(explanation.notes),
+    }
+
+
+def _map(entry: ExpertMap) -> dict[str, Any]:
+    return {
+        "layer": entry.layer,
+        "points": {pool: _plain(points) for pool, points in entry.points.items()},
+        "explained_variance": _plain(entry.explained),
+        "mean_cosine": {pool: _plain(value) for pool, value in entry.cosine.items()},
+    }
+
+
+def _curves(run: RunCurves) -> dict[str, Any]:
+    return {
+        "run": run.name,
+        "steps": run.steps,
+        "epochs": run.epochs,
+        "not_recorded": list(run.unrecorded),
+        "terms": {
+            term: {
+                "weight": curve.weight,
+                **{name: _plain(getattr(curve, name)) for name in ("steps", "mean", "low", "high")},
+            }
+            for term, curve in run.curves.items()
+        },
     }
 
 
