@@ -338,7 +338,9 @@ def test_transductive_scores_stand_in_the_place_of_an_images_own(data):
     assert any("transductive" in note for note in whole.notes)
     for row, other in zip(own.rows, whole.rows, strict=True):
         if row.kind == "class" and row.normal and row.anomalous:
-            assert other.metrics["image_auroc"] == 1.0  # anomalous images come last, their terms are the highest
+            assert (
+                other.metrics["image_auroc"] == 1.0
+            )  # anomalous images come last, their terms are the highest
             assert other.metrics["pixel_auroc"] == pytest.approx(row.metrics["pixel_auroc"], nan_ok=True)
     with pytest.raises(ConfigError, match="MoECLIP's"):
         evaluate(FakeDetector(), data, transductive="medical")
