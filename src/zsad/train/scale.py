@@ -16,8 +16,8 @@ from zsad.train.samples import TrainingSet
 _BINS = 8192
 _SCALE_IMAGES = 256  # of each label: the quantiles of their millions of pixels move no more
 _COLD_QUANTILE = 0.99
-_HOT_QUANTILE = 0.95
-_LEAST_SPAN = 0.2
+_HOT_QUANTILE = 0.75  # things never seen light up less than what was trained on
+_LEAST_SPAN = 0.02
 
 
 class Histogram:
@@ -52,7 +52,7 @@ def colour_scale(
     """The map values (low, high) for the coldest and the hottest colour.
 
     Low is what 99 % of the pixels of normal images stay below, so that these are cold also on things of another
-    kind, whose maps lie higher; high is what 5 % of the anomalous pixels exceed, and at least 0.2 more than low.
+    kind, whose maps lie higher; high is what a quarter of the anomalous pixels exceed, and at least 0.02 more than low.
 
     Args:
         method: trained, in evaluation mode.
