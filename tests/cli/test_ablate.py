@@ -187,11 +187,11 @@ def test_what_is_finished_is_read_back(
     command, out = words(data, toy.backbone, tmp_path / "out"), tmp_path / "out"
     add, seen = ClassScores.add, []
 
-    def stop(self: ClassScores, sample: object, scored: object) -> None:
+    def stop(self: ClassScores, sample: object, scored: object, **options: bool) -> None:
         seen.append(sample)
         if len(seen) == 14:  # in the second variant
             raise KeyboardInterrupt
-        add(self, sample, scored)
+        add(self, sample, scored, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(ClassScores, "add", stop)
