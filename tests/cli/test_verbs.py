@@ -138,11 +138,11 @@ def test_evaluate_interrupted_goes_on(call, toy, mvtec: Path, tmp_path: Path, mo
     whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
     add, seen = ClassScores.add, []
 
-    def stop(self: ClassScores, sample: object, scored: object) -> None:
+    def stop(self: ClassScores, sample: object, scored: object, **options: bool) -> None:
         seen.append(sample)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        add(self, sample, scored)
+        add(self, sample, scored, **options)
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
