@@ -19,6 +19,7 @@ from zsad.train.checkpoint import (
     BackboneReference,
     Card,
     build_method,
+    holds_run,
     read_card,
     resolve_model,
     save_checkpoint,
@@ -167,7 +168,7 @@ def untrained_methods() -> list[str]:
 
 def _untrained_method(model: str) -> tuple[str, str | None] | None:
     """(method, its default backbone) of a model name that needs no checkpoint, else None."""
-    if Path(model).exists():
+    if holds_run(Path(model)):
         return None
     for name in untrained_methods():
         if model == f"{name}-tiny":

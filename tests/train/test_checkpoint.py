@@ -264,3 +264,17 @@ def test_shared_tensors_are_stored_apart(fake, tmp_path):
     stored = load_file(save_checkpoint(tmp_path, fragment, make_card()))
     assert stored["a"].tolist() == [0, 1] and stored["b"].tolist() == [0, 1, 2, 3]
     assert method.name == "fake"
+
+
+def test_a_folder_of_results_does_not_hide_a_bundled_model(tmp_path, monkeypatch):
+    from zsad.detector import load
+    from zsad.train.checkpoint import bundled_models, resolve_model
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("promptmoe-tiny", "clip-tiny"):
+        (tmp_path / name / "overlays").mkdir(parents=True)
+    assert "promptmoe-tiny" in bundled_models()
+    assert resolve_model("promptmoe-tiny").is_absolute()
+    assert load("clip-tiny", device="cpu").card.method == "clip"
+    (tmp_path / "promptmoe-tiny" / "model.safetensors").write_bytes(b"a run of this name")
+    assert not resolve_model("promptmoe-tiny").is_absolute()

@@ -260,11 +260,12 @@ def resolve_model(spec: str | Path) -> Path:
             if path.name == CARD_FILE and (path.parent / MODEL_FILE).is_file()
             else path
         )
+    bundled = bundled_models()
+    # Results are often kept in a folder of the model's name: that is not what is meant.
+    if str(spec) in bundled and not holds_run(path):
+        return _ASSETS / str(spec) / MODEL_FILE
     if path.is_dir():
         return _in_folder(path)
-    bundled = bundled_models()
-    if str(spec) in bundled:
-        return _ASSETS / str(spec) / MODEL_FILE
     near = difflib.get_close_matches(str(spec), bundled, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     listed = ", ".join(bundled) or "none"
@@ -272,6 +273,11 @@ def resolve_model(spec: str | Path) -> Path:
         f"no model {str(spec)!r}: {hint}it is no file, no folder and no bundled model (bundled: {listed}); "
         f"give the folder of a training run or a {MODEL_FILE}"
     )
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a path is a file, or the folder of a training run, finished or not."""
+    return path.is_file() or (path / MODEL_FILE).is_file() or (path / STATE_FILE).is_file()
 
 
 def _in_folder(folder: Path) -> Path:
