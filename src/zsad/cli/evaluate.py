@@ -62,6 +62,7 @@ def evaluate_command(
     from zsad.data.manifest import discover
     from zsad.detector import load
     from zsad.device import use_threads
+    from zsad.errors import ConfigError
     from zsad.infer.store import OVERLAYS
     from zsad.infer.writer import check_place
     from zsad.metrics.protocols import evaluate
@@ -71,6 +72,10 @@ def evaluate_command(
     note(f"zsad: {printable(found.name)}: {plural(len(found.samples), 'image')}, layout {found.layout}")
     use_threads(threads)
     detector = load(model, backbone=backbone, weights=weights, device=device)
+    if transductive and detector.card.method != "moeclip":
+        raise ConfigError(
+            f"--transductive is MoECLIP's way of scoring, not {detector.card.method}'s; leave it out"
+        )
     domain = detector.card.config.get("domain", "industrial")
     scorer = Scorer(detector, batch_size=batch_size, writer=_writer(out, detector, overwrite=overwrite))
     total = sum(classes is None or sample.class_name in classes for sample in found.samples)
