@@ -260,9 +260,11 @@ def resolve_model(spec: str | Path) -> Path:
             if path.name == CARD_FILE and (path.parent / MODEL_FILE).is_file()
             else path
         )
+    if holds_run(path):
+        return _in_folder(path)
     bundled = bundled_models()
     # Results are often kept in a folder of the model's name: that is not what is meant.
-    if str(spec) in bundled and not holds_run(path):
+    if str(spec) in bundled:
         return _ASSETS / str(spec) / MODEL_FILE
     if path.is_dir():
         return _in_folder(path)
