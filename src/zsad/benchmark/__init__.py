@@ -1,0 +1,1 @@
+"""The benchmark: methods trained and measured on data sets, cell by cell, and the papers' tables beside them."""
