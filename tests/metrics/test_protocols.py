@@ -235,6 +235,16 @@ def test_a_mask_of_another_size_is_refused_before_anything_is_computed(data, tmp
     assert evaluate(detector, data).row("bolt").normal == 4
 
 
+def test_what_was_measured_can_be_collected(data):
+    collected = []
+    table = evaluate(FakeDetector(), data, collect=collected.append)
+    assert [scores.name for scores in collected] == ["bolt", "nut", "colon", "head"]
+    assert collected[3].pixels is None and len(collected[0].images.scores) == 7
+    again = evaluate_scores(collected, notes=data.notes)
+    assert again.to_json() == table.to_json()
+    assert collected[1].pixels.compute().auroc == table.row("nut").metrics["pixel_auroc"]
+
+
 def test_chosen_classes(data):
     table = evaluate(FakeDetector(), data, classes=["nut"])
     assert [row.name for row in table.rows] == ["nut", "mean"]

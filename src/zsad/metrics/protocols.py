@@ -248,6 +248,7 @@ def evaluate(
     metrics: Metrics = "streaming",
     pro: Pro = "aupro",
     transductive: Domain | None = None,
+    collect: Callable[[ClassScores], None] | None = None,
 ) -> ResultTable:
     """Measure a detector on a data set, class by class.
 
@@ -260,6 +261,8 @@ def evaluate(
         pro: "aupro", or "anomalyclip" for the PRO of most papers; the latter needs "exact".
         transductive: MoECLIP's published image scores, which use statistics of each class's test images, for
             the images' kind; None takes the method's own scores, each of its image alone.
+        collect: called with all that was measured of each class, once every image is added: for its curves
+            (`zsad.metrics.curves`) or to be merged with the same class measured elsewhere.
 
     Raises:
         DataError: neither labels nor masks, an unknown class, or a mask of another size than its image; the last
@@ -297,6 +300,9 @@ def evaluate(
         for group in groups.values():
             group.rescore(transductive)
         notes.append(TRANSDUCTIVE)
+    if collect is not None:
+        for group in groups.values():
+            collect(group)
     table = evaluate_scores(groups.values(), pro=pro, notes=notes)
     table.unreadable = len(samples) - measured + sum(len(group.unread_masks) for group in groups.values())
     return table

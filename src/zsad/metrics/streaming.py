@@ -119,17 +119,7 @@ class PixelMetrics:
 
     def compute(self) -> PixelResult:
         """The metrics of all maps so far and their bounds; callable at any time."""
-        filled = np.flatnonzero(self.anomalous)[::-1]
-        below = np.cumsum(self.normal)
-        total = int(below[-1])
-        curve = Curve(
-            anomalous=self.anomalous[filled].astype(np.float64),
-            weight=self.weight[filled],
-            above=(total - below[filled]).astype(np.float64),
-            tied=self.normal[filled].astype(np.float64),
-            normal=total,
-            regions=self.regions,
-        )
+        curve = self.curve()
         bounds = {
             "auroc": _auroc_bound(curve),
             "ap": _average_precision_bound(curve),
@@ -142,10 +132,24 @@ class PixelMetrics:
             f1_max=curve.f1_max(),
             aupro=curve.aupro(self.limit),
             bounds={name: _widened(bound) for name, bound in bounds.items()},
-            normal_pixels=total,
+            normal_pixels=curve.normal,
             anomalous_pixels=int(self.anomalous.sum()),
             regions=self.regions,
             clamped=self.clamped,
+        )
+
+    def curve(self) -> Curve:
+        """The ranking of the pixels so far, all of a bin tied."""
+        filled = np.flatnonzero(self.anomalous)[::-1]
+        below = np.cumsum(self.normal)
+        total = int(below[-1])
+        return Curve(
+            anomalous=self.anomalous[filled].astype(np.float64),
+            weight=self.weight[filled],
+            above=(total - below[filled]).astype(np.float64),
+            tied=self.normal[filled].astype(np.float64),
+            normal=total,
+            regions=self.regions,
         )
 
     def state_dict(self) -> dict[str, NDArray[np.generic]]:
@@ -255,6 +259,10 @@ class ExactPixelMetrics:
             clamped=0,
         )
 
+    def curve(self) -> Curve:
+        """The ranking of the pixels so far."""
+        return self._joined().curve()
+
     def pro_anomalyclip(self) -> float:
         """The PRO of AnomalyCLIP's tables, see `zsad.metrics.functional.pro_anomalyclip`."""
         return self._joined().pro_anomalyclip(limit=self.limit)
@@ -295,16 +303,20 @@ class ImageScores:
         self.labels.extend(other.labels)
         return self
 
+    def curve(self) -> Curve:
+        """The ranking of the images so far."""
+        scores, truth = np.array(self.scores), np.array(self.labels, dtype=bool)
+        return Curve.from_scores(np.sort(scores[~truth]), scores[truth])
+
     def compute(self) -> ImageResult:
         """AUROC, AP and F1-max of all images so far."""
-        scores, truth = np.array(self.scores), np.array(self.labels, dtype=bool)
-        curve = Curve.from_scores(np.sort(scores[~truth]), scores[truth])
+        curve = self.curve()
         return ImageResult(
             auroc=curve.auroc(),
             ap=curve.average_precision(),
             f1_max=curve.f1_max(),
             normal=curve.normal,
-            anomalous=int(truth.sum()),
+            anomalous=int(curve.anomalous.sum()),
         )
 
 
