@@ -47,3 +47,7 @@ class StorageError(ZsadError):
 
 class MetricError(ZsadError):
     """Scores, maps and labels that do not fit together."""
+
+
+class CalibrationError(ZsadError):
+    """A calibration that cannot be made, cannot be read, or belongs to another model."""
