@@ -95,12 +95,9 @@ def test_prompts_are_the_papers(backbone):
     assert learner.deep.shape == (1, 2, 4, 16)
     words = [24 + number for number in range(len(learner._words))]
     spelled = dict(zip(words, learner._words.tolist(), strict=True))
-    normal, abnormal = learner._index.tolist()
+    normal, abnormal = learner._rows
     assert normal[1:13] == list(range(12)) and abnormal[1:13] == list(range(12, 24))
-    rest = [
-        tokenizer.decode([spelled[row] for row in prompt[13 : end + 1]])
-        for prompt, end in zip((normal, abnormal), learner._ends.tolist(), strict=True)
-    ]
+    rest = [tokenizer.decode([spelled[row] for row in prompt[13:]]) for prompt in (normal, abnormal)]
     assert rest == ["object .", "damaged object ."]
 
 

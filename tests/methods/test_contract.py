@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zsad.clip.model import CLIP
+from zsad.clip.text import TextTower
 from zsad.data.image import Preprocess
 from zsad.errors import CheckpointError, ConfigError
 from zsad.methods.base import ImageFeatures, Method
@@ -194,6 +195,51 @@ def test_words_reach_the_text_of_methods_that_name_the_object_and_of_no_other(me
         near(own.logits[0], output.logits[row])
         near(own.score[0], output.score[row])
         assert not torch.allclose(output.logits[row], unnamed.logits[row], atol=1e-4)
+
+
+OF_THE_IMAGE = {
+    # Methods and settings whose text an image changes: how many sequences of text an image then costs.
+    ("promptmoe", ()): 3,
+    ("wmoeclip", ()): 2,
+    ("faprompt", ()): 1,
+    ("adaclip", ()): 12,
+}
+CONSTANT = [
+    ("promptmoe", (("prompting", "static"),)),
+    ("wmoeclip", (("ctds_test", "prior"),)),
+    ("wmoeclip", (("use_ctds", False),)),
+    ("adaclip", (("prompts", "static"),)),
+    ("adaclip", (("prompted", "vision"),)),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [*((name, ()) for name in NAMES), *CONSTANT],
+    ids=lambda own: own if isinstance(own, str) else "-".join(str(value) for _, value in own),
+)
+def test_text_that_no_image_changes_is_encoded_once(towers, pixels, monkeypatch, name, settings):
+    sequences: list[int] = []
+    run = TextTower._run
+
+    def counted(tower: TextTower, x: Tensor, *args: Any, **more: Any) -> Tensor:
+        sequences.append(len(x))
+        return run(tower, x, *args, **more)
+
+    monkeypatch.setattr(TextTower, "_run", counted)
+    method = moved(build(name, dict(settings), towers)).eval()
+    features = replace(method.features(pixels), words=("metal nut", "brain", "metal nut"))
+    with torch.inference_mode():
+        first = method(features)
+    assert sequences, "every method meets text"
+    sequences.clear()
+    with torch.no_grad():
+        again = method(features)
+        # Another batch, in another order, of classes that have been seen.
+        for row in (2, 0):
+            method(replace(part(features, row), words=(features.words[row],)))
+    near(again.logits, first.logits, atol=1e-5)
+    assert sum(sequences) == 5 * OF_THE_IMAGE.get((name, settings), 0)
 
 
 @every

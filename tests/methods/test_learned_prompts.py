@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from zsad.clip.text import TextTower
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.learned_prompts import PromptLearner, deep_sets
@@ -63,6 +64,68 @@ def test_all_prompts_in_one_pass_equal_each_alone(backbone, groups, deep):
     for pair in zip(*(torch.autograd.grad((form * probe).sum(), inputs) for form in forms), strict=True):
         assert pair[1].abs().max() > 0
         torch.testing.assert_close(*pair, atol=1e-12, rtol=1e-9)
+
+
+ALIKE = ("{n} object.", *(f"{{n}} {{a.{k}}} damaged metal nut." for k in range(4)))
+
+
+@pytest.mark.parametrize(("deep", "replaced"), [(0, 1), (2, 3), (2, 5), (2, 6)])
+@pytest.mark.parametrize("chosen", [None, range(1, 5), (3, 1)])
+def test_prompts_that_begin_alike_are_packed_and_equal_each_alone(backbone, deep, replaced, chosen, packings):
+    learner = PromptLearner(backbone, ALIKE, contexts={"n": 5, "a": (4, 3)}, deep=deep, deep_tokens=replaced)
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.mul_(30)
+    learner, clip = learner.double(), backbone.clip.double()
+    draw = torch.Generator().manual_seed(3)
+    batch = torch.randn(2, 4, 3, 16, dtype=torch.float64, generator=draw).requires_grad_()
+    text = learner.encode(clip.text, contexts={"a": batch}, prompts=chosen)
+    # Deep tokens that reach beyond what the prompts share keep them apart; two long prompts share half.
+    assert bool(packings) == (replaced <= 5 and (chosen is None or len(chosen) > 2))
+    numbers = range(5) if chosen is None else chosen
+    own = None if learner.deep is None else learner.deep[0]
+
+    def alone(row: Tensor, number: int) -> Tensor:
+        n = learner.contexts["n"]
+        pieces = [n, row[number - 1], "damaged metal nut."] if number else [n, "object."]
+        return slow(backbone, pieces, own)
+
+    expected = torch.stack([torch.stack([alone(row, number) for number in numbers]) for row in batch])
+    torch.testing.assert_close(text, expected, atol=1e-12, rtol=0)
+    probe = torch.randn(text.shape, generator=draw, dtype=torch.float64)
+    inputs = [learner.contexts["n"], batch, *([] if learner.deep is None else [learner.deep])]
+    for pair in zip(
+        *(torch.autograd.grad((form * probe).sum(), inputs) for form in (text, expected)), strict=True
+    ):
+        torch.testing.assert_close(*pair, atol=1e-12, rtol=1e-9)
+
+
+@pytest.fixture
+def packings(monkeypatch) -> list[int]:
+    """Tokens of every packed sequence that the text tower sees."""
+    seen: list[int] = []
+    plain = TextTower.forward_packed
+
+    def counted(tower: TextTower, embeddings: Tensor, **more) -> Tensor:
+        seen.append(embeddings.shape[1])
+        return plain(tower, embeddings, **more)
+
+    monkeypatch.setattr(TextTower, "forward_packed", counted)
+    return seen
+
+
+def test_packing_spares_half_of_faprompts_tokens(backbone, packings):
+    learner = PromptLearner(
+        backbone,
+        ["{n} object.", *(f"{{n}} {{a.{k}}} damaged object." for k in range(10))],
+        contexts={"n": 5, "a": (10, 2)},
+        deep=2,
+    )
+    with torch.no_grad():
+        learner.encode(backbone.clip.text, prompts=range(1, 11))
+        assert packings == [6 + 10 * 6]  # of 10 * 12
+        learner(backbone.clip.text)
+        assert packings[1:] == [6 + 3 + 10 * 6]
 
 
 def test_given_contexts_take_the_place_of_learned_ones(backbone):

@@ -53,9 +53,9 @@ class TextTower(nn.Module):
         Args:
             embeddings: (P, S, D_t) without positions; anything behind a sequence's EOS is ignored.
             eos: (P,) index of each sequence's EOS.
-            deep_tokens: (J, M, D_t): at the input of block j + 1 (j = 1 .. J) positions 1 .. M are replaced by
-                `deep_tokens[j - 1]` (AnomalyCLIP's compound prompts); (J, P, M, D_t) where each sequence has
-                its own (AdaCLIP's dynamic prompts).
+            deep_tokens: (J, M, D_t), or (J, P, M, D_t) with own ones for each of the P sequences. At the input
+                of block j + 1 (j = 1 .. J) positions 1 .. M are replaced by `deep_tokens[j - 1]` (AnomalyCLIP's
+                compound prompts; AdaCLIP's dynamic ones differ by sequence).
             project: False leaves the final projection out: (P, D_t) behind the last norm.
 
         Raises:
@@ -68,7 +68,16 @@ class TextTower(nn.Module):
         rows = self._run(x, eos[:, None], row_mask=reach[:, None, None], mask=None, deep=deep_tokens)[:, 0]
         return rows @ self.proj if project else rows
 
-    def forward_packed(self, embeddings: Tensor, *, positions: Tensor, mask: Tensor, eos: Tensor) -> Tensor:
+    def forward_packed(
+        self,
+        embeddings: Tensor,
+        *,
+        positions: Tensor,
+        mask: Tensor,
+        eos: Tensor,
+        deep_tokens: Tensor | None = None,
+        project: bool = True,
+    ) -> Tensor:
         """Embeddings (B, Q, D) of Q prompts that are packed into one sequence each.
 
         Args:
@@ -76,13 +85,18 @@ class TextTower(nn.Module):
             positions: (S,) the position each token has in its own prompt.
             mask: (S, S) boolean, true where a token may look: at the tokens before it in its own prompt, and itself.
             eos: (Q,) the packed index of each prompt's EOS.
+            deep_tokens: (J, M, D_t) or (J, B, M, D_t), as in `forward`; the shared prefix must hold positions
+                0 .. M.
+            project: False leaves the final projection out: (B, Q, D_t).
+
+        Raises:
+            ConfigError: a prompt longer than the context, or more deep tokens than blocks.
         """
         self._check_length(int(positions.max()) + 1)
         x = embeddings + self.position_embedding[positions].to(embeddings.dtype)
-        rows = eos.expand(len(x), -1)
-        return (
-            self._run(x, rows, row_mask=mask[eos][None, None], mask=mask[None, None], deep=None) @ self.proj
-        )
+        ends = eos.expand(len(x), -1)
+        rows = self._run(x, ends, row_mask=mask[eos][None, None], mask=mask[None, None], deep=deep_tokens)
+        return rows @ self.proj if project else rows
 
     def _run(
         self, x: Tensor, rows: Tensor, *, row_mask: Tensor, mask: Tensor | None, deep: Tensor | None

@@ -40,6 +40,7 @@ from zsad.clip.vision import Hook
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.kept import Kept
 from zsad.methods.similarity import (
     full_precision,
     image_probability,
@@ -160,6 +161,7 @@ class AdaCLIP(Method):
         self._tokenizer = backbone.tokenizer
         self._sentences: dict[str, tuple[Tensor, Tensor]] = {}
         self._normal = 0
+        self._kept = Kept()
         self._check(config)
         vision, text, joint = (
             self.clip.config.vision.width,
@@ -304,28 +306,38 @@ class AdaCLIP(Method):
         return config.alpha * F.normalize(cluster, dim=-1) + (1 - config.alpha) * whole
 
     def _encode(self, plain: Tensor, words: Sequence[str] | None) -> Tensor:
-        """Text (B, 2, D) of length one for global features (B, D): all sentences of all images in one pass.
+        """Text (B, 2, D) of length one for global features (B, D).
 
-        Without dynamic prompts the images of a class share its text.
+        With dynamic prompts all sentences of all images are one pass; without, each class is encoded once.
         """
         words = words if self.config.names == "data" else None
         known, index = distinct_words(words, batch=len(plain))
-        prompts = None if self.text_prompts is None else self.text_prompts(plain)
-        if self.text_prompts is not None and self.text_prompts.dynamic is not None:
-            known, index = [known[int(own)] for own in index], torch.arange(len(plain))
-        ids, ends = (
-            torch.stack(rows).to(plain.device) for rows in zip(*map(self._tokens, known), strict=True)
-        )
-        groups, sentences, tower = len(known), ids.shape[1], self.clip.text
-        deep = (
-            None if prompts is None else prompts[:groups].repeat_interleave(sentences, dim=0).transpose(0, 1)
-        )
+        prompts = self.text_prompts
+        if prompts is not None and prompts.dynamic is not None:
+            return self._text([known[int(own)] for own in index], prompts(plain))
+        sources = [self.clip.text.proj, *(() if prompts is None else prompts.parameters())]
+
+        def of(word: str) -> Tensor:
+            def make() -> Tensor:
+                return self._text([word], None if prompts is None else prompts(plain[:1]))
+
+            return self._kept.get(make, sources=sources, name=word)
+
+        return torch.cat([of(word) for word in known])[index.to(plain.device)]
+
+    def _text(self, words: Sequence[str], prompts: Tensor | None) -> Tensor:
+        """Text (G, 2, D) of length one for class names and their deep tokens (G, J, M, D_t): one pass."""
+        tower, dtype = self.clip.text, self.cls_head.weight.dtype
+        rows = zip(*map(self._tokens, words), strict=True)
+        ids, ends = (torch.stack(own).to(tower.proj.device) for own in rows)
+        groups, sentences = ids.shape[:2]
+        deep = None if prompts is None else prompts.repeat_interleave(sentences, dim=0).transpose(0, 1)
         embedded = tower.embed(ids[..., : int(ends.max()) + 1].flatten(0, 1))
         text = tower(embedded, eos=ends.flatten(), deep_tokens=deep)
         # The mean over sentences of either state, as of any prompt ensemble.
-        text = F.normalize(text.to(plain.dtype), dim=-1).view(groups, sentences, -1)
+        text = F.normalize(text.to(dtype), dim=-1).view(groups, sentences, -1)
         means = [text[:, : self._normal].mean(dim=1), text[:, self._normal :].mean(dim=1)]
-        return F.normalize(torch.stack(means, dim=1), dim=-1)[index.to(plain.device)]
+        return F.normalize(torch.stack(means, dim=1), dim=-1)
 
     def _tokens(self, word: str) -> tuple[Tensor, Tensor]:
         """Ids (P, S) of a class's sentences, normal ones first, and the index (P,) of each one's EOS.

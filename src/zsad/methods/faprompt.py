@@ -14,8 +14,8 @@ text (data-dependent abnormality prior):
     s = (softmax(cos(x_cls, t') / tau) + (2 max p_1 + max p_2) / 3) / 2
     loss = S(p_1) + S(p_2) / 2 + CE + focal(s, y) + 0.1 sum over pairs |cos(f_k, f_m)| + sum over normal b of mean r_b^2
 
-with S = Focal + Dice of both channels. Text is encoded once for all images and then K + 1 short sequences an image,
-all in one pass.
+with S = Focal + Dice of both channels. What no image changes (t_n, t_a) is encoded once for all images. For an image
+the K abnormal prompts are one packed sequence: V, which they begin with, is in it once.
 
 Where the public code strays from the paper, the default is the paper's: the code takes the first patches of an
 image in place of the selected ones (`prior_patches`), one own token a prompt (`abnormal_tokens`), leaves CE out of
@@ -210,7 +210,12 @@ class FAPrompt(Method):
             first = patch_logits(patches, states(text)[None, None], temperature=tau)
         taken = self._prior_patches(patches[:, -1], first[:, -1])
         prior = self.prior_out(self.prior_in(taken).relu())
-        adapted = self.prompts.encode(self.clip.text, contexts={"abnormal": context + prior[:, None, None]})
+        abnormal = self.prompts.encode(
+            self.clip.text,
+            contexts={"abnormal": context + prior[:, None, None]},
+            prompts=range(1, 1 + self.config.abnormal_prompts),
+        )
+        adapted = torch.cat([text[:1].expand(len(abnormal), -1, -1), abnormal], dim=1)
         # Mixed precision ends here: cosines are divided by a small temperature.
         with full_precision(text.device):
             own = states(adapted)

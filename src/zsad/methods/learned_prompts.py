@@ -11,6 +11,9 @@ one each; several prompts may use the same slot. All P prompts are one batch of 
     text = learner(tower)                                    (P, D), encoded once as long as nothing changes
     text = learner.encode(tower, contexts={"abnormal": x})   (P, D), x in place of the learned context
     text = learner.encode(tower, contexts={"abnormal": x})   (B, P, D), where x has a leading axis B
+    text = learner.encode(tower, contexts={"abnormal": x}, prompts=range(1, P))   all but the first
+
+Prompts that begin alike are packed into one sequence, so that what they share is computed once.
 
 Embeddings are not normalised. The tower is an argument, not a submodule: a checkpoint holds the prompts alone.
 `learner.contexts[name]` are the parameters (M, D_t) or (S, M, D_t), `learner.deep` those of the deep tokens
@@ -32,9 +35,12 @@ from zsad.clip.text import TextTower
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
-from zsad.methods.similarity import full_precision
+from zsad.methods.kept import Kept
+from zsad.nn.prompts import tree_layout
 
 _SLOT = re.compile(r"\{(\w+)(?:\.(\d+))?\}")
+_WORTH_PACKING = 0.75
+"""Prompts are packed if that leaves at most this share of their tokens: a mask costs a little, too."""
 
 
 def deep_sets(preset: Preset, *, wanted: int = 8) -> int:
@@ -64,9 +70,6 @@ class PromptLearner(nn.Module):
 
     deep: nn.Parameter | None
     _words: Tensor
-    _index: Tensor
-    _ends: Tensor
-    _groups: Tensor
 
     def __init__(
         self,
@@ -89,15 +92,13 @@ class PromptLearner(nn.Module):
         self.contexts = nn.ParameterDict(
             [(name, nn.Parameter(torch.empty(*shape, width))) for name, shape in self._shapes.items()]
         )
-        words, index, ends = _layout(templates, self._shapes, backbone.tokenizer)
-        _check(backbone, lengths=[end + 1 for end in ends], deep=deep, deep_tokens=deep_tokens)
-        groups = [0] * len(templates) if deep_groups is None else list(deep_groups)
-        buffers = {"_words": words, "_index": index, "_ends": ends, "_groups": groups}
-        for name, values in buffers.items():
-            self.register_buffer(name, torch.tensor(values), persistent=False)
-        shape = (max(groups) + 1, deep, deep_tokens, width)
+        words, self._rows = _layout(templates, self._shapes, backbone.tokenizer)
+        _check(backbone, lengths=[len(row) for row in self._rows], deep=deep, deep_tokens=deep_tokens)
+        self._groups = [0] * len(templates) if deep_groups is None else list(deep_groups)
+        self.register_buffer("_words", torch.tensor(words), persistent=False)
+        shape = (max(self._groups) + 1, deep, deep_tokens, width)
         self.register_parameter("deep", nn.Parameter(torch.empty(shape)) if deep else None)
-        self._kept: tuple[tuple[object, ...], Tensor] | None = None
+        self._kept = Kept()
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -112,23 +113,23 @@ class PromptLearner(nn.Module):
         They are kept as long as no gradient is asked for and neither prompts nor tower change: in evaluation,
         and in training once the prompts are frozen.
         """
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
-            return self.encode(tower, contexts=self._fused())
-        key = tuple(map(stamp, (*self.parameters(), tower.proj)))
-        if self._kept is None or self._kept[0] != key:
-            # What is kept may later meet autograd or another precision than the present one.
-            with torch.inference_mode(mode=False), torch.no_grad(), full_precision(tower.proj.device):
-                self._kept = (key, self.encode(tower, contexts=self._fused()))
-        return self._kept[1]
+        sources = (*self.parameters(), tower.proj)
+        return self._kept.get(lambda: self.encode(tower, contexts=self._fused()), sources=sources)
 
     def encode(
-        self, tower: TextTower, *, contexts: Mapping[str, Tensor] | None = None, project: bool = True
+        self,
+        tower: TextTower,
+        *,
+        contexts: Mapping[str, Tensor] | None = None,
+        prompts: Sequence[int] | None = None,
+        project: bool = True,
     ) -> Tensor:
         """Embeddings (P, D), or (B, P, D) where a given context has a batch axis; not normalised.
 
         Args:
             tower: of the backbone that the learner was built for.
             contexts: what stands in place of learned contexts: of their shape, or with a leading axis B.
+            prompts: which of the prompts are encoded, by number; default: all.
             project: False leaves the tower's projection out: width D_t.
         """
         tokens: dict[str, Tensor] = {**self.contexts, **(contexts or {})}
@@ -137,38 +138,65 @@ class PromptLearner(nn.Module):
         batched = any(x.dim() > len(self._shapes[name]) + 1 for name, x in tokens.items())
         batch, words = max(map(len, flat)), tower.embed(self._words)
         table = torch.cat([x.to(words.dtype).expand(batch, -1, -1) for x in (*flat, words[None])], dim=1)
-        text: Tensor = tower(
-            table[:, self._index].flatten(0, 1),
-            eos=self._ends.repeat(batch),
-            deep_tokens=self._deep_rows(batch),
-            project=project,
-        )
-        text = text.to(flat[0].dtype)
-        return text.view(batch, len(self._ends), -1) if batched else text
+        chosen = tuple(range(len(self._rows)) if prompts is None else prompts)
+        text = self._run(tower, table, chosen, project=project).to(flat[0].dtype)
+        return text if batched else text[0]
+
+    def _run(self, tower: TextTower, table: Tensor, chosen: tuple[int, ...], *, project: bool) -> Tensor:
+        """The chosen prompts (B, Q, D) of a table (B, F, D_t) of all tokens, packed where that spares enough."""
+        rows = [self._rows[number] for number in chosen]
+        prefix, batch, device = self._shared(chosen), len(table), table.device
+        if prefix:
+            layout = tree_layout(prefix, tuple(len(row) - prefix for row in rows)).to(device)
+            index = torch.tensor(
+                [*rows[0][:prefix], *(i for row in rows for i in row[prefix:])], device=device
+            )
+            deep = None if self.deep is None else self.deep[self._groups[chosen[0]]]
+            return tower.forward_packed(
+                table[:, index],
+                positions=layout.positions,
+                mask=layout.mask,
+                eos=layout.ends,
+                deep_tokens=deep,
+                project=project,
+            )
+        length = max(map(len, rows))
+        # Behind its end a prompt repeats it; nothing looks there.
+        index = torch.tensor([row + row[-1:] * (length - len(row)) for row in rows], device=device)
+        ends = torch.tensor([len(row) - 1 for row in rows], device=device).repeat(batch)
+        deep = self._deep_rows(chosen, batch=batch)
+        text: Tensor = tower(table[:, index].flatten(0, 1), eos=ends, deep_tokens=deep, project=project)
+        return text.view(batch, len(rows), -1)
+
+    def _shared(self, chosen: tuple[int, ...]) -> int:
+        """Tokens of the common beginning with which the chosen prompts are packed; 0 where they are not."""
+        rows, groups = [self._rows[number] for number in chosen], {self._groups[number] for number in chosen}
+        # No prompt ends in the prefix, for each needs a branch of its own.
+        alike = [len(set(tokens)) == 1 for tokens in zip(*(row[:-1] for row in rows), strict=False)]
+        prefix = len(list(itertools.takewhile(bool, alike)))
+        replaced = 0 if self.deep is None else self.deep.shape[2]
+        if prefix < 1 + replaced or (self.deep is not None and len(groups) > 1):
+            return 0
+        packed = prefix + sum(len(row) - prefix for row in rows)
+        return prefix if packed <= _WORTH_PACKING * len(rows) * max(map(len, rows)) else 0
 
     def _fused(self) -> Mapping[str, Tensor] | None:
         return None if self.fuse is None else self.fuse(dict(self.contexts))
 
-    def _deep_rows(self, batch: int) -> Tensor | None:
-        """Deep tokens (J, M, D_t) of all sequences, or (J, batch * P, M, D_t) where groups have their own."""
+    def _deep_rows(self, chosen: tuple[int, ...], *, batch: int) -> Tensor | None:
+        """Deep tokens (J, M, D_t) of all sequences, or (J, batch * Q, M, D_t) where groups have their own."""
         if self.deep is None or len(self.deep) == 1:
             return None if self.deep is None else self.deep[0]
-        return self.deep[self._groups.repeat(batch)].transpose(0, 1)
-
-
-def stamp(tensor: Tensor) -> tuple[object, ...]:
-    """What changes when a tensor is written, moved, cast or replaced."""
-    version = None if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), version, tensor.dtype, tensor.device
+        return self.deep[[self._groups[number] for number in chosen] * batch].transpose(0, 1)
 
 
 def _layout(
     templates: Sequence[str], shapes: Mapping[str, tuple[int, ...]], tokenizer: Tokenizer
-) -> tuple[list[int], list[list[int]], list[int]]:
+) -> tuple[list[int], list[list[int]]]:
     """Where prompts take their tokens from: a table of all contexts, in order, and then the fixed words.
 
     Returns:
-        Ids (F,) of the fixed words, table rows (P, S) of the prompts, index (P,) of each prompt's EOS.
+        Ids (F,) of the fixed words, and for each prompt the table's rows from SOS to EOS.
     """
     counts = [math.prod(shape) for shape in shapes.values()]
     starts = dict(zip(shapes, itertools.accumulate(counts, initial=0), strict=False))
@@ -185,9 +213,7 @@ def _layout(
                 size, start = _slot(name, member, shapes)
                 row += range(starts[name] + start, starts[name] + start + size)
         rows.append([*row, sos + 1])
-    ends = [len(row) - 1 for row in rows]
-    # Behind its end a prompt repeats it; nothing looks there.
-    return words, [row + [sos + 1] * (max(ends) + 1 - len(row)) for row in rows], ends
+    return words, rows
 
 
 def _slot(name: str, member: str | None, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.kept import Kept
 from zsad.methods.similarity import (
     full_precision,
     image_probability,
@@ -168,6 +169,7 @@ class PromptMoE(Method):
         # For each tapped layer the prompted layer whose text it meets.
         self._text_of = [sum(own < tap for own in config.prompted) for tap in config.layers]
         self._prompted = [config.layers.index(own) for own in config.prompted]
+        self._kept = Kept()
         self.reset_parameters()
 
     def _query_attention(self, layers: int, width: int) -> QueryAttention:
@@ -265,8 +267,13 @@ class PromptMoE(Method):
     def _compare(self, features: ImageFeatures) -> tuple[Tensor, Tensor, Tensor | None]:
         """Grids (B, L, h, w), the global feature's probability (B,), and routing logits (B, 2, L', E)."""
         patches, cls = (tokens.to(self.context.dtype) for tokens in (features.patches, features.cls))
-        segments, routing = self._mix(patches, cls)
-        text = self.encode(*segments)
+        if self.router is None:
+            # No image changes static prompts.
+            sources, routing = (*self.pools, self.context, self.clip.text.proj), None
+            text = self._kept.get(lambda: self.encode(*self._mix(patches, cls)[0]), sources=sources)
+        else:
+            segments, routing = self._mix(patches, cls)
+            text = self.encode(*segments)
         # Mixed precision ends here: logits are differences over a small temperature, scores are close to 0 or 1.
         with full_precision(text.device):
             if routing is None:

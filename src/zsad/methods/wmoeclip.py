@@ -38,7 +38,8 @@ from zsad.clip.presets import Preset
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
-from zsad.methods.learned_prompts import PromptLearner, deep_sets, stamp
+from zsad.methods.kept import Kept
+from zsad.methods.learned_prompts import PromptLearner, deep_sets
 from zsad.methods.similarity import full_precision, layer_maps, patch_logits, segmentation_losses
 from zsad.nn.experts import SemanticExperts, load_balance_loss
 from zsad.nn.filters import MapOrder, render_map
@@ -237,7 +238,7 @@ class WMoECLIP(Method):
         # A score of the map alone would never train the experts.
         routed = config.use_samoe and config.score != "map"
         self.enrich = self._experts(width) if routed else None
-        self._kept: tuple[tuple[object, ...], Tensor] | None = None
+        self._kept = Kept()
         self.reset_parameters()
 
     def _refinement(self, layers: int, width: int) -> WaveletRefinement:
@@ -382,16 +383,8 @@ class WMoECLIP(Method):
 
     def _prior_text(self, vae: GaussianVAE) -> Tensor:
         """Mean text (2, D) over samples of the prior, kept while no gradient is asked for and nothing changes."""
-        if torch.is_grad_enabled():
-            return self._encode(vae.decode(self._noise)).mean(dim=0)
-        key = tuple(
-            map(stamp, (*self.prompts.parameters(), *vae.parameters(), self._noise, self.clip.text.proj))
-        )
-        if self._kept is None or self._kept[0] != key:
-            # What is kept may later meet autograd or another precision than the present one.
-            with torch.inference_mode(mode=False), torch.no_grad(), full_precision(self._noise.device):
-                self._kept = (key, self._encode(vae.decode(self._noise)).mean(dim=0))
-        return self._kept[1]
+        sources = (*self.prompts.parameters(), *vae.parameters(), self._noise, self.clip.text.proj)
+        return self._kept.get(lambda: self._encode(vae.decode(self._noise)).mean(dim=0), sources=sources)
 
 
 def _mean(parts: dict[str, Tensor]) -> Tensor:
