@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from stem_cache import StemCache
-from zsad.ablations.scoring import Scored
+from zsad.benchmark.scoring import Scored
 from zsad.clip.weights import Backbone, load_backbone
 from zsad.data import image
 from zsad.data.image import Preprocess

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from zsad.ablations import Table, ablations, find_table, methods
-from zsad.ablations.scoring import copy_layers, is_part
+from zsad.benchmark.scoring import copy_layers, is_part
 from zsad.ablations.study import Study
 from zsad.cli.main import main
 from zsad.clip.presets import PRESETS

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 import zsad
 from zsad.ablations import Row, Table
-from zsad.ablations.scoring import Digests, KeptScorer, copy_layers, is_part
+from zsad.benchmark.bench import Bench
+from zsad.benchmark.scoring import copy_layers, is_part
 from zsad.clip.weights import Backbone
-from zsad.data.image import Preprocess
 from zsad.data.manifest import DataSet
 from zsad.errors import ConfigError, ZsadError
 from zsad.files import write_json
@@ -28,10 +28,9 @@ from zsad.methods.registry import build, find
 from zsad.metrics.protocols import EXACT_HINT, check_measurable, evaluate
 from zsad.metrics.table import ResultTable
 from zsad.train.cache import FeatureCache
-from zsad.train.checkpoint import BackboneReference, load_checkpoint
+from zsad.train.checkpoint import load_checkpoint
 from zsad.train.config import RUN_FIELDS, TrainConfig
-from zsad.train.features import open_cache
-from zsad.train.loop import CardParts, Progress, train
+from zsad.train.loop import Progress, train
 from zsad.types import Sample
 
 Metrics = dict[str, float]
@@ -100,7 +99,7 @@ class Study:
     variants: list[Variant] = field(init=False)
     broken: int = 0
     notes: list[str] = field(default_factory=list)
-    _digests: Digests = field(default_factory=Digests)
+    _bench: Bench = field(init=False)
     _readers: list[Method] = field(default_factory=list)  # one for each way of reading the tower, so far
 
     def __post_init__(self) -> None:
@@ -110,6 +109,8 @@ class Study:
             ConfigError: a variant that is impossible on this backbone, or settings that the table varies itself.
             DataError: a target that cannot be measured.
         """
+        folder = self.training.cache_folder or self.folder / "features"
+        self._bench = Bench(self.backbone, folder, self.training)
         for name in self.settings:
             if all(name in row.settings for row in self.table.rows):
                 raise ConfigError(f"setting {name!r} is what this table varies; leave it out of --set")
@@ -163,17 +164,10 @@ class Study:
         return key
 
     def _training(self, cell: Cell) -> TrainConfig:
-        folder = self.training.cache_folder or self.folder / "features"
-        return self.training.model_copy(update={"seed": cell.seed, "cache_folder": folder})
-
-    def _parts(self, method: Method) -> CardParts:
-        preset, size = self.backbone.preset, (method.config.image_size,) * 2
-        reference = BackboneReference(name=self.backbone.name, sha256=self.backbone.sha256)
-        return CardParts(reference, Preprocess(image_size=size, mean=preset.mean, std=preset.std))
+        return self._bench.settled(self.training).model_copy(update={"seed": cell.seed})
 
     def _build(self, cell: Cell) -> Method:
-        device = next(self.backbone.clip.parameters()).device
-        return build(cell.variant.method, cell.variant.config, self.backbone).to(device)
+        return self._bench.build(cell.variant.method, cell.variant.config)
 
     def _place(self, folder: str, cell: Cell, key: dict[str, Any]) -> Path:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
@@ -186,9 +180,9 @@ class Study:
         kept = _read(run.with_suffix(".json"), key)
         if kept is None:
             method = self._build(cell)
-            settings, parts = self._training(cell), self._parts(method)
-            self._open_cache(method, parts, settings, [s for data in self.auxiliary for s in data.samples])
-            told = _Told(listener)
+            settings, parts = self._training(cell), self._bench.parts(method)
+            self._open_cache(method, [s for data in self.auxiliary for s in data.samples])
+            told = Told(listener)
             train(method, self.auxiliary, config=settings, out=run, card_parts=parts, progress=told)
             kept = {"broken": told.broken, "left_out": told.left_out}
             write_json(run.with_suffix(".json"), {"key": key, **kept})
@@ -223,41 +217,28 @@ class Study:
     def _evaluate(
         self, cell: Cell, method: Method, target: DataSet, name: str, listener: Listener
     ) -> ResultTable:
-        settings, parts = self._training(cell), self._parts(method)
-
         def report(sample: Sample, error: ZsadError) -> None:
             self._remark(f"skipped: {error}", listener)
 
-        scorer = KeptScorer(
+        scorer = self._bench.scorer(
             method,
-            parts.preprocess,
-            cache=self._open_cache(method, parts, settings, target.samples),
-            digests=self._digests,
-            batch_size=settings.batch_size,
-            workers=settings.workers,
             on_error=report,
+            cache=self._open_cache(method, target.samples),
+            batch_size=self._training(cell).batch_size,
         )
         return evaluate(
             scorer, target, progress=lambda done, total: listener.moved(f"measuring on {name}", done, total)
         )
 
-    def _open_cache(
-        self, method: Method, parts: CardParts, settings: TrainConfig, samples: Sequence[Sample]
-    ) -> FeatureCache | None:
+    def _open_cache(self, method: Method, samples: Sequence[Sample]) -> FeatureCache | None:
         """The cache of a method's features; what another variant has read of more layers is put in."""
-
-        def opened(reader: Method) -> FeatureCache | None:
-            sha256 = parts.backbone.sha256
-            return open_cache(
-                reader, parts.preprocess, backbone_sha256=sha256, config=settings, out=self.folder
-            )
-
-        cache = opened(method)
+        cache = self._bench.open_cache(method)
         wider = next((other for other in self._readers if is_part(method, other)), None)
         if wider is None:
             self._readers.append(method)
-        elif cache is not None and (source := opened(wider)) is not None:
-            digests = [digest for sample in samples if (digest := self._digests(sample)) is not None]
+        elif cache is not None and (source := self._bench.open_cache(wider)) is not None:
+            known = map(self._bench.digests, samples)
+            digests = [digest for digest in known if digest is not None]
             tapped, wanted = wider.config.layers, method.config.layers
             copy_layers(source, cache, digests, tapped=tapped, wanted=wanted)
         return cache
@@ -268,7 +249,7 @@ class Study:
             listener.remark(line)
 
 
-class _Told:
+class Told:
     """Passes on where a training stands, and keeps what it left out."""
 
     def __init__(self, listener: Listener) -> None:

@@ -3,9 +3,11 @@
 | file below the work folder | content |
 |---|---|
 | cells/KEY.json | a `CellResult` |
-| cells/KEY.scores.npz | a row for each image, in order: image (str, relative to the data set), class_name (str), label (int8, -1: unknown), score (float64) |
-| cells/KEY.curves.npz | for each class with masks CLASS/roc_x, roc_y, pr_x, pr_y, pro_x, pro_y: pixel level, at most 256 points |
-| cells/KEY.grids/ | the run's folder as `zsad.infer.store` reads it: rows and score grids |
+| cells/KEY.scores.npz | in order of images: image, class_name (str), label (int8, -1: unknown), score (float64) |
+| cells/KEY.curves.npz | pixel level, at most 256 points: CLASS/roc_x, roc_y, pr_x, pr_y, pro_x, pro_y |
+| cells/KEY.grids/ | a run's folder as `zsad.infer.store` reads it: rows and score grids |
+
+Names of images are relative to their data set's folder.
 """
 
 from __future__ import annotations

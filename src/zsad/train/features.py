@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from zsad.clip.vision import VisionTower
 from zsad.data.image import Preprocess
 from zsad.data.loader import iter_batches
 from zsad.errors import DataError
@@ -87,33 +91,17 @@ class FeatureSource:
             return self.method.features(pixels.to(self.device))
 
     def _extract(self, items: Sequence[Item], cache: FeatureCache, place: Place, report: Report) -> None:
-        # Batches are cut from the full list, whatever is there already: a record then has the same bits
-        # whether or not the extraction was interrupted.
-        size = self.config.batch_size
-        chunks = [items[start : start + size] for start in range(0, len(items), size)]
-        # Dealt out before looking what is there: a process that starts late sees what others have written by
-        # then, and would deal out another list.
-        todo = [
-            chunk
-            for chunk in chunks[place.rank :: place.size]
-            if any(item.digest not in cache for item in chunk)
-        ]
-        if not todo:
-            return
-        missing = sum(item.digest not in cache for chunk in todo for item in chunk)
-        cache.check_space(missing * place.size)
         digests = {item.sample: item.digest for item in items}
-        flat = [item.sample for chunk in todo for item in chunk]
-        done = 0
-        for batch in iter_batches(flat, self.preprocess, batch_size=size, workers=self.config.workers):
-            if batch.samples:
-                features = self._compute(torch.from_numpy(batch.pixels))
-                if not cache.record_bytes:
-                    layers, tokens, width = features.patches.shape[1:]
-                    cache.check_space(missing * place.size, record_bytes=2 * width * (layers * tokens + 1))
-                cache.add([digests[sample] for sample in batch.samples], features)
-            done += len(batch.samples) + len(batch.errors)
-            report(done, len(flat))
+        extract(
+            [(self.method, cache)],
+            [item.sample for item in items],
+            self.preprocess,
+            digest=digests.__getitem__,
+            batch_size=self.config.batch_size,
+            workers=self.config.workers,
+            place=place,
+            report=report,
+        )
         cache.close()
 
     def _decode_all(self, training: TrainingSet, report: Report) -> list[Skipped]:
@@ -133,6 +121,107 @@ class FeatureSource:
             bad += [Skipped(sample, str(error), broken=True) for sample, error in batch.errors]
             bad += [Skipped(sample, _CHANGED, broken=True) for sample in batch.samples]
         return bad
+
+
+def extract(
+    readers: Sequence[tuple[Method, FeatureCache]],
+    samples: Sequence[Sample],
+    preprocess: Preprocess,
+    *,
+    digest: Callable[[Sample], str | None],
+    batch_size: int,
+    workers: int,
+    place: Place,
+    report: Report,
+) -> None:
+    """Fills caches with what they lack, one for each way of reading the tower; every image is read once.
+
+    Images that cannot be read stay missing.
+
+    Args:
+        readers: methods of one image size on one device, each with its cache.
+        samples: the images.
+        preprocess: of the images.
+        digest: an image's content hash, by which caches know it; None where it cannot be read.
+        batch_size: images a pass.
+        workers: threads that read images.
+        place: of this process among those that share the work.
+        report: called with images done and in all.
+
+    Raises:
+        StorageError: a cache does not fit; said before the bulk is computed.
+        DataError: features that do not fit into fp16.
+    """
+    # Batches are cut from the full list, whatever is there already: a record then has the same bits
+    # whether or not the extraction was interrupted.
+    chunks = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+
+    def lacks(cache: FeatureCache, chunk: Sequence[Sample]) -> int:
+        return sum(found is not None and found not in cache for found in map(digest, chunk))
+
+    # Dealt out before looking what is there: a process that starts late sees what others have written by
+    # then, and would deal out another list.
+    own = chunks[place.rank :: place.size]
+    todo = [chunk for chunk in own if any(lacks(cache, chunk) for _, cache in readers)]
+    missing = [sum(lacks(cache, chunk) for chunk in todo) * place.size for _, cache in readers]
+    for (_, cache), count in zip(readers, missing, strict=True):
+        cache.check_space(count)
+    flat = [sample for chunk in todo for sample in chunk]
+    done = 0
+    for batch in iter_batches(flat, preprocess, batch_size=batch_size, workers=workers):
+        if batch.samples:
+            hashes = [str(digest(sample)) for sample in batch.samples]
+            _add_features(readers, torch.from_numpy(batch.pixels), hashes, missing=missing)
+        done += len(batch.samples) + len(batch.errors)
+        report(done, len(flat))
+
+
+def _add_features(
+    readers: Sequence[tuple[Method, FeatureCache]],
+    pixels: Tensor,
+    hashes: Sequence[str],
+    *,
+    missing: Sequence[int],
+) -> None:
+    """Features of a batch into every cache that lacks some; `missing` says how many each lacks in all."""
+    pixels = pixels.to(next(readers[0][0].parameters()).device)
+    with torch.no_grad(), ExitStack() as stack:
+        for (method, cache), count in zip(readers, missing, strict=True):
+            if all(digest in cache for digest in hashes):
+                continue
+            stack.enter_context(embed_once(method.clip.visual, pixels))
+            features = method.features(pixels)
+            if not cache.record_bytes:
+                layers, tokens, width = features.patches.shape[1:]
+                cache.check_space(count, record_bytes=2 * width * (layers * tokens + 1))
+            cache.add(hashes, features)
+
+
+@contextmanager
+def embed_once(tower: VisionTower, pixels: Tensor) -> Iterator[None]:
+    """Within, the tower embeds the patches of these pixels (B, 3, H, W) only once: all that read them share it.
+
+    A convolutional stem is most of a small tower's cost.
+    """
+    module = tower.patch_embedding
+    compute = module.forward
+    kept: list[Any] = []
+
+    def forward(given: Tensor) -> Any:
+        if given is not pixels:
+            return compute(given)
+        if not kept:
+            kept.append(compute(given))
+        return kept[0]
+
+    if "forward" in vars(module):  # within already
+        yield
+        return
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 def open_cache(
