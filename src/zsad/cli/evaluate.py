@@ -36,6 +36,7 @@ def evaluate_command(
     metrics: Literal["streaming", "exact"] = "streaming",
     pro: Literal["aupro", "anomalyclip"] = "aupro",
     transductive: Annotated[bool, Parameter(negative="")] = False,
+    allow_seen: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Measure a model on a data set: image and pixel metrics per class, and their means.
 
@@ -57,9 +58,11 @@ def evaluate_command(
         metrics: Streaming takes constant memory and says how exact it is; exact keeps every pixel.
         pro: The exact PRO curve, or the 200 thresholds of AnomalyCLIP (needs --metrics exact).
         transductive: MoECLIP's published image scores, which need all test images of a class; marks the table.
+        allow_seen: Measure on data that the model was trained on, else refused; marks the table.
     """
     from zsad.cli.console import note, plural, printable, progress, say
     from zsad.data.manifest import discover
+    from zsad.data.overlap import check_unseen
     from zsad.detector import load
     from zsad.device import use_threads
     from zsad.errors import ConfigError
@@ -76,6 +79,7 @@ def evaluate_command(
         raise ConfigError(
             f"--transductive is MoECLIP's way of scoring, not {detector.card.method}'s; leave it out"
         )
+    overlap = check_unseen(detector.card, found, model=printable(model), allow_seen=allow_seen)
     domain = detector.card.config.get("domain", "industrial")
     scorer = Scorer(detector, batch_size=batch_size, writer=_writer(out, detector, overwrite=overwrite))
     total = sum(classes is None or sample.class_name in classes for sample in found.samples)
@@ -104,6 +108,7 @@ def evaluate_command(
             ) from None
     with suppress(OSError):
         (out / OVERLAYS).rmdir()  # an evaluation draws none
+    table.seen = overlap.sentence()
     _print_table(table)
     written = _write(out, table, detector)
     say(f"wrote {', '.join(written)} into {printable(out)}")

@@ -90,7 +90,8 @@ class ResultTable:
     """The result of an evaluation: `rows` in order, `notes` on what is undefined or left out and why.
 
     `pro` names the PRO of the rows, "aupro" (whole curve) or "anomalyclip" (200 thresholds), up to `limit`.
-    `unreadable` counts the images and masks that were left out because their files cannot be read.
+    `unreadable` counts the images and masks that were left out because their files cannot be read. `seen` says
+    what of the data the model was trained on; such a table is marked wherever it is shown.
     """
 
     rows: list[ResultRow]
@@ -98,6 +99,7 @@ class ResultTable:
     pro: str = "aupro"
     limit: float = 0.3
     unreadable: int = 0
+    seen: str = ""
 
     def row(self, name: str, *, dataset: str | None = None, kind: Kind = "class") -> ResultRow:
         """The row of a class, or with `kind` the row "mean" or "overall". KeyError when there is none."""
@@ -113,16 +115,23 @@ class ResultTable:
             "rows": [row.to_dict() for row in self.rows],
             "notes": self.notes,
         }
+        if self.seen:
+            document["seen"] = self.seen
         return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
 
     def to_csv(self) -> str:
-        """The rows as CSV with a header line, values unrounded, undefined as an empty field."""
+        """The rows as CSV with a header line, values unrounded, undefined as an empty field.
+
+        Only the table of a model that has seen the data has the column `seen`.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["dataset", "name", "kind", "normal", "anomalous", *COLUMNS])
+        mark = ["seen"] if self.seen else []
+        writer.writerow(["dataset", "name", "kind", "normal", "anomalous", *COLUMNS, *mark])
         for row in self.rows:
             values = [_number(row.metrics[column]) for column in COLUMNS]
-            writer.writerow([row.dataset, row.name, row.kind, row.normal, row.anomalous, *values])
+            said = [self.seen] if self.seen else []
+            writer.writerow([row.dataset, row.name, row.kind, row.normal, row.anomalous, *values, *said])
         return text.getvalue()
 
     def render(self, *, digits: int = 1) -> Table:
@@ -136,7 +145,8 @@ class ResultTable:
         ]
         # As plain text: a file name in a note may hold what looks like markup.
         caption = Text("\n".join(self.notes)) if self.notes else None
-        table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+        title = Text(f"SEEN DATA, not zero-shot: the model {self.seen}") if self.seen else None
+        table = Table(box=box.SIMPLE_HEAD, title=title, caption=caption, caption_justify="left")
         several = len({row.dataset for row in self.rows if row.kind != "overall"}) > 1
         if several:
             table.add_column("data set", overflow="fold")

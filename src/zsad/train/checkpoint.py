@@ -62,6 +62,9 @@ class Training(_Frozen):
         default_factory=dict, description="All fields of the training configuration."
     )
     data_fingerprint: str = Field(default="", description="Hash of the list of samples.")
+    images: str = Field(
+        default="", description="Tags of the images' content, see `zsad.data.overlap`; empty: not kept."
+    )
 
 
 class Card(_Frozen):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zsad.data.image import Preprocess
 from zsad.data.manifest import DataSet
+from zsad.data.overlap import names_of, pack_tags
 from zsad.errors import ConfigError, TrainingError
 from zsad.methods.base import ImageFeatures, Method
 from zsad.methods.registry import find, names
@@ -400,7 +401,7 @@ def _card(
         preprocess=parts.preprocess.to_dict(),
         map_spec=method.map_spec.model_copy(update={"scale": method.map_scale}),
         training=Training(
-            datasets=tuple(dataset.name for dataset in sets),
+            datasets=tuple(dict.fromkeys(name for dataset in sets for name in names_of(dataset))),
             classes=tuple(sorted({item.sample.class_name for item in training.items})),
             samples=len(training.items),
             normal=training.count(0),
@@ -410,5 +411,6 @@ def _card(
             seed=config.seed,
             settings=config.model_dump(mode="json", exclude=set(RUN_FIELDS)),
             data_fingerprint=training.fingerprint(),
+            images=pack_tags((item.sample.image, item.digest) for item in training.items),
         ),
     )
