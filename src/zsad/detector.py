@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +16,18 @@ import torch
 from zsad.data.image import Preprocess, Source, read_image
 from zsad.device import default_batch_size, select_device
 from zsad.errors import CheckpointError, ImageError, ZsadError
+from zsad.infer.calibrate import (
+    Calibration,
+    ModelKey,
+    beside,
+    make_calibration,
+    read_calibration,
+    write_calibration,
+)
 from zsad.infer.engine import OnError, predict_pixels, predict_samples
 from zsad.infer.prediction import Prediction
+from zsad.infer.roi import RegionOfInterest
+from zsad.infer.thresholds import Normals, Wish
 from zsad.methods.base import Method
 from zsad.train.checkpoint import (
     BackboneReference,
@@ -37,6 +51,12 @@ class Detector:
         method: built and loaded.
         card: what it is: method, configuration, backbone, preprocessing, training.
         name: by which it was asked for.
+
+    Attributes:
+        calibration: thresholds that give predictions a verdict; None: scores only. Set by `use` or `calibrate`.
+        region: where anomalies count; None: everywhere. A calibration brings its own.
+        shows: what the images show, for methods whose prompts name it, where an image does not say so itself.
+        min_area: regions smaller than so many pixels of the image are left out.
     """
 
     def __init__(self, method: Method, card: Card, *, name: str = "model") -> None:
@@ -44,6 +64,10 @@ class Detector:
         self.card = card
         self.name = name
         self.preprocess = Preprocess.from_dict(card.preprocess)
+        self.calibration: Calibration | None = None
+        self.region: RegionOfInterest | None = None
+        self.shows: str | None = None
+        self.min_area = 0.0
 
     @property
     def device(self) -> torch.device:
@@ -65,6 +89,7 @@ class Detector:
             ImageError: it cannot be read or used.
         """
         image, size = read_image(source)
+        shows = shows or self.shows
         words = None if shows is None else (shows,)
         prediction = predict_pixels(self.method, self.preprocess(image)[None], sizes=[size], words=words)[0]
         if isinstance(source, str | Path):
@@ -73,7 +98,13 @@ class Detector:
             prediction.picture = image
         if not np.isfinite(prediction.score):
             raise ImageError(f"{prediction.source or 'image'} has no finite score: use device='cpu'")
-        return prediction
+        return self._judged(prediction)
+
+    def _judged(self, prediction: Prediction) -> Prediction:
+        """With region of interest and calibration applied; ImageError where the region does not fit the image."""
+        prediction.min_area = self.min_area
+        prediction.confine(self.region)
+        return prediction if self.calibration is None else self.calibration.judge(prediction)
 
     def predict_folder(
         self, folder: str | Path, *, batch_size: int | None = None, on_error: OnError | None = None
@@ -90,7 +121,7 @@ class Detector:
         """
         from zsad.data.loader import expand_inputs
 
-        samples = expand_inputs([folder])
+        samples = self._named(expand_inputs([folder]))
         yield from self.predict_samples(samples, batch_size=batch_size, on_error=on_error)
 
     def predict_samples(
@@ -101,21 +132,114 @@ class Detector:
         on_error: OnError | None = None,
     ) -> Iterator[Prediction]:
         """Yields the predictions of samples, in order; arguments as `predict_folder`."""
-        yield from predict_samples(
+        report = on_error or _warn
+        predictions = predict_samples(
             self.method,
             samples,
             self.preprocess,
-            on_error=on_error or _warn,
+            on_error=report,
             batch_size=default_batch_size(self.device) if batch_size is None else batch_size,
         )
+        for prediction in predictions:
+            try:
+                yield self._judged(prediction)
+            except ImageError as error:
+                source = str(prediction.source)
+                report(Sample(Path(source), label=prediction.label), ImageError(f"{source}: {error}"))
+
+    def _named(self, samples: Iterable[Sample]) -> list[Sample]:
+        """Samples that show what this detector's images show."""
+        return [replace(sample, class_name=self.shows or "object") for sample in samples]
+
+    def key(self) -> ModelKey:
+        """By what a calibration knows this model."""
+        card = self.card
+        return ModelKey(
+            identity=self.identity(), name=self.name, method=card.method, backbone=card.backbone.name
+        )
+
+    def identity(self) -> str:
+        """A short hash of all that decides a score: configuration, backbone, preprocessing, the adapter's tensors."""
+        card = self.card
+        parts = [card.method, card.config, card.backbone.sha256, card.preprocess, card.map_spec.model_dump()]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode())
+        for name, tensor in sorted(self.method.adapter_state().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def use(self, calibration: Calibration | str | Path) -> Detector:
+        """Takes a calibration, with its region of interest and its word for what images show; returns itself.
+
+        Raises:
+            CalibrationError: it cannot be read, or was made for another model.
+        """
+        given = not isinstance(calibration, Calibration)
+        found = read_calibration(calibration) if not isinstance(calibration, Calibration) else calibration
+        found.check_model(self.key(), where=f"calibration {calibration}" if given else "the calibration")
+        self.calibration, self.region, self.shows = found, found.region, found.shows
+        return self
+
+    def calibrate(
+        self,
+        normals: str | Path | Iterable[Sample] = (),
+        *,
+        labelled: Iterable[Sample] = (),
+        batch_size: int | None = None,
+        on_error: OnError | None = None,
+        **wish: Any,
+    ) -> Calibration:
+        """Finds thresholds on normal images, takes them from now on, and returns them.
+
+        A region of interest (`region`) and a word (`shows`) that are set beforehand become part of the calibration.
+
+        Args:
+            normals: normal images: a folder, a pattern, or samples; may be missing with `labelled`.
+            labelled: samples with labels 0 and 1; the image threshold is then chosen on them by `goal`.
+            batch_size: images a pass.
+            on_error: as in `predict_folder`.
+            wish: fields of `zsad.infer.thresholds.Wish`: target_fpr, pixel_fpr, confidence, pixel_rule, goal.
+
+        Raises:
+            CalibrationError: no usable normal image, an unknown wish, or impossible numbers.
+            DataError: the folder holds no image.
+        """
+        from zsad.data.loader import expand_inputs
+
+        wanted = Wish.of(**wish)
+        samples = expand_inputs([normals]) if isinstance(normals, str | Path) else list(normals)
+        held = list(labelled)
+        # Verdicts of a former calibration are not wanted.
+        bare = Detector(self.method, self.card, name=self.name)
+        bare.region, bare.shows = self.region, self.shows
+        seen, scores = Normals(), ([], [])  # type: tuple[Normals, tuple[list[float], list[float]]]
+        for group in (samples, held):
+            named = self._named(group)
+            for prediction in bare.predict_samples(named, batch_size=batch_size, on_error=on_error):
+                if group is held and prediction.label is not None:
+                    scores[prediction.label].append(prediction.score)
+                if group is samples or (not samples and prediction.label == 0):
+                    seen.add(prediction)
+        self.calibration = make_calibration(
+            seen,
+            wanted,
+            model=self.key(),
+            shows=self.shows,
+            region=self.region,
+            labelled=scores if held else None,
+        )
+        return self.calibration
 
     def save(self, path: str | Path) -> Path:
-        """Writes the adapter and its card as a checkpoint file or into a folder, and returns the file's path.
+        """Writes adapter and card as a checkpoint file or into a folder, a calibration beside it; returns the file.
 
         Raises:
             StorageError: the disk is full or cannot be written.
         """
-        return save_checkpoint(Path(path), self.method, self.card)
+        file = save_checkpoint(Path(path), self.method, self.card)
+        if self.calibration is not None:
+            write_calibration(self.calibration, beside(file))
+        return file
 
 
 def _warn(sample: Sample, error: ZsadError) -> None:
@@ -128,6 +252,7 @@ def load(
     backbone: str | Path | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
+    calibration: str | Path | Calibration | None = "auto",
 ) -> Detector:
     """A detector, ready for images.
 
@@ -138,8 +263,10 @@ def load(
             where its own backbone lies.
         weights: file or folder of the backbone's weights, where not bundled or cached.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        calibration: thresholds, or their file; "auto" takes the one beside the model, if any; None or "none": none.
 
     Raises:
+        CalibrationError: the calibration is broken, or of another model.
         CheckpointError: no such model, a broken one, or one of another backbone.
         BackboneError: the backbone cannot be loaded.
         ConfigError: the device is not there.
@@ -155,8 +282,20 @@ def load(
     path = Path(weights) if weights is not None else None
     untrained = _untrained_method(str(model))
     if untrained is not None:
-        return _load_untrained(*untrained, model=str(model), backbone=backbone, weights=path, device=target)
-    return _load_trained(model, backbone=backbone, weights=path, device=target)
+        detector = _load_untrained(
+            *untrained, model=str(model), backbone=backbone, weights=path, device=target
+        )
+    else:
+        detector = _load_trained(model, backbone=backbone, weights=path, device=target)
+    if calibration == "auto":
+        calibration = None if untrained is not None else _beside_model(model)
+    return detector if calibration in (None, "none") else detector.use(calibration)
+
+
+def _beside_model(model: str | Path) -> Path | None:
+    """The calibration that lies beside a model's weights, if there is one."""
+    path = beside(resolve_model(model))
+    return path if path.is_file() else None
 
 
 def untrained_methods() -> list[str]:

@@ -6,11 +6,12 @@ scale is fixed for a whole run, never stretched to an image's own extremes, so g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from zsad.errors import ConfigError
 
@@ -63,6 +64,46 @@ def _linear_rgb(
     lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)
     linear: npt.NDArray[np.float64] = (lab @ _OKLAB_TO_LMS.T) ** 3 @ _LMS_TO_RGB.T
     return linear
+
+
+def anchored_scale(scale: tuple[float, float], threshold: float) -> tuple[float, float]:
+    """`scale` moved so that whatever does not exceed `threshold` leaves the picture unaltered.
+
+    The hottest colour stays where it is, unless the threshold reaches into the hotter half of the scale.
+
+    Args:
+        scale: map values of the coldest and the hottest colour.
+        threshold: of map values.
+
+    Example:
+        >>> low, high = anchored_scale((0.1, 0.5), 0.2)
+        >>> round(low + 0.1 * (high - low), 9), high
+        (0.2, 0.5)
+    """
+    low, high = scale
+    high = max(high, threshold + (high - low) / 2)
+    return threshold - (high - threshold) * _SILENT / (1 - _SILENT), high
+
+
+def outline(
+    image: Image.Image, polygons: Sequence[Sequence[tuple[float, float]]], *, size: tuple[int, int]
+) -> Image.Image:
+    """`image` (RGB) with polygons drawn as thin lines, light on dark so that they show on any picture.
+
+    Args:
+        image: the picture; not altered.
+        polygons: (x, y) in pixels of an image of `size`.
+        size: (H, W).
+    """
+    drawn = image.copy()
+    draw = ImageDraw.Draw(drawn)
+    across, down = image.width / size[1], image.height / size[0]
+    thin = max(1, round(max(image.size) / 600))
+    for colour, width in (((20, 16, 26), thin + 2), ((255, 255, 255), thin)):
+        for polygon in polygons:
+            points = [(x * across - 0.5, y * down - 0.5) for x, y in polygon]
+            draw.line([*points, *points[:2]], fill=colour, width=width, joint="curve")
+    return drawn
 
 
 def levels(values: npt.NDArray[np.float32], scale: tuple[float, float]) -> npt.NDArray[np.uint8]:

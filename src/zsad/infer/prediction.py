@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from PIL import Image
 
 from zsad.data.image import load_image
 from zsad.errors import ConfigError, ImageError
-from zsad.infer.overlay import blend
+from zsad.infer.overlay import anchored_scale, blend, outline
+from zsad.infer.regions import Region, find_regions
+from zsad.infer.roi import RegionOfInterest
 from zsad.nn.filters import MapSpec, render_map_numpy
 
 Float32 = npt.NDArray[np.float32]
@@ -26,7 +29,7 @@ class Prediction:
     Attributes:
         source: path of the image; None for one given as array or Pillow image.
         size: (H, W) of the upright image.
-        score: image score in [0, 1], higher is more anomalous.
+        score: image score in [0, 1], higher is more anomalous; never changed by a calibration.
         verdict: "normal" or "anomalous" once a detector is calibrated, else None.
         seconds: time of the model for this image (of a batch: its equal share).
         grid: (L, h, w) logits of the patches, a grid a layer.
@@ -35,6 +38,11 @@ class Prediction:
         terms: the parts of the score by name, for a method that has them apart.
         label: 0 normal, 1 anomalous, None where not known.
         picture: the image itself where it was given in memory.
+        p_value: how often a normal image scores as high, once a detector is calibrated.
+        threshold: the image score above which the verdict is "anomalous".
+        pixel_threshold: the map value above which regions lie.
+        min_area: regions smaller than so many pixels of the image are left out.
+        region: where anomalies count; None: everywhere.
     """
 
     source: str | None
@@ -48,6 +56,51 @@ class Prediction:
     terms: dict[str, float] | None = None
     label: int | None = None
     picture: Image.Image | None = field(default=None, repr=False, compare=False)
+    p_value: float | None = None
+    threshold: float | None = None
+    pixel_threshold: float | None = None
+    min_area: float = 0.0
+    region: RegionOfInterest | None = field(default=None, repr=False)
+    found: tuple[Region, ...] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_anomalous(self) -> bool | None:
+        """The verdict as a truth value; None without calibration."""
+        return None if self.verdict is None else self.verdict == "anomalous"
+
+    @property
+    def regions(self) -> tuple[Region, ...] | None:
+        """Connected parts above the pixel threshold, the highest first; None without a pixel threshold."""
+        if self.found is None and self.pixel_threshold is not None:
+            self.found = self.find_regions(self.pixel_threshold, min_area=self.min_area)
+        return self.found
+
+    def find_regions(self, threshold: float, *, min_area: float = 0.0) -> tuple[Region, ...]:
+        """Connected parts above any threshold of map values; see `zsad.infer.regions.find_regions`."""
+        return find_regions(self.canonical_map(), threshold, size=self.size, min_area=min_area)
+
+    def confine(self, region: RegionOfInterest | None) -> None:
+        """Looks at a region of interest alone: the score becomes the highest map value inside.
+
+        Raises:
+            ImageError: nothing of the image lies inside, or the region is made for images of another size.
+        """
+        if region is None:
+            return
+        region.mask(self.size, self.spec.size)  # may refuse, before anything is changed
+        self.region, self.found = region, None
+        if math.isfinite(self.score):
+            self.score = float(self.canonical_map().max())
+
+    def inside(self, size: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
+        """(H, W) of `size`, true where anomalies count; None: everywhere."""
+        return None if self.region is None else self.region.mask(self.size, (size[0], size[1]))
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Map values of the coldest and hottest colour: the model's, or anchored at the pixel threshold."""
+        scale = self.spec.scale
+        return scale if self.pixel_threshold is None else anchored_scale(scale, self.pixel_threshold)
 
     @property
     def map(self) -> Float32:
@@ -55,19 +108,24 @@ class Prediction:
         return self.map_at(self.size)
 
     def canonical_map(self) -> Float32:
-        """The map at the size on which metrics are taken, `spec.size`."""
-        return render_map_numpy(self.grid, self.spec)
+        """The map at the size on which metrics are taken, `spec.size`; zero outside the region of interest."""
+        return self.map_at(self.spec.size)
 
     def map_at(self, size: tuple[int, int]) -> Float32:
-        """The map at any size (H, W)."""
-        return render_map_numpy(self.grid, self.spec, size=size)
+        """The map at any size (H, W); zero outside the region of interest."""
+        values = render_map_numpy(self.grid, self.spec, size=size)
+        inside = self.inside(size)
+        if inside is not None:
+            values *= inside
+        return values
 
     def overlay(
         self, image: Image.Image | None = None, *, max_side: int | None = None, opacity: float = 0.7
     ) -> Image.Image:
-        """The picture with its heat map; where the map is low it shows unaltered.
+        """The picture with its heat map and the outlines of its regions; where the map is low it shows unaltered.
 
-        The colours stand for `spec.scale`, the same for every image, so overlays can be compared.
+        The colours stand for `scale`, the same for every image of a run, so overlays can be compared. With a pixel
+        threshold, nothing below it is coloured.
 
         Args:
             image: the picture; None reads it from `source` again.
@@ -79,7 +137,12 @@ class Prediction:
             ImageError: no picture is given or known, or its file is gone or broken.
         """
         picture = self._picture(image, max_side)
-        return blend(picture, self.canonical_map(), scale=self.spec.scale, opacity=opacity)
+        mixed = blend(picture, self.canonical_map(), scale=self.scale, opacity=opacity)
+        inside = self.inside((picture.height, picture.width))
+        if inside is not None:  # colours must not spread over the border, either
+            mixed = Image.composite(mixed, picture, Image.fromarray(inside))
+        shown = [region.polygon for region in self.regions or ()]
+        return outline(mixed, shown, size=self.size) if shown else mixed
 
     def thumbnail(self, *, max_side: int) -> Image.Image:
         """The picture without heat map, no side longer than `max_side`; errors as `overlay`."""
@@ -107,6 +170,13 @@ class Prediction:
             "verdict": self.verdict,
             "ms": round(1000 * self.seconds, 2),
         }
+        if self.p_value is not None:
+            values["p_value"] = float(f"{self.p_value:.7g}")
+        if self.threshold is not None:
+            values["threshold"] = self.threshold
+        if self.pixel_threshold is not None:
+            values["pixel_threshold"] = self.pixel_threshold
+            values["regions"] = [region.to_dict() for region in self.regions or ()]
         if self.label is not None:
             values["label"] = self.label
         if self.terms is not None:

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from zsad.errors import DataError
 from zsad.infer.prediction import Prediction
+from zsad.infer.regions import Region
+from zsad.infer.roi import RegionOfInterest
 from zsad.nn.filters import MapSpec
 
 RUN_FILE, ROWS_FILE, GRIDS_FILE = "run.json", "predictions.jsonl", "grids.npy"
@@ -157,9 +159,15 @@ def read_grids(path: Path) -> npt.NDArray[np.float16]:
     return grids
 
 
-def restore(row: dict[str, Any], grids: npt.NDArray[np.float16], spec: MapSpec) -> Prediction:
-    """The prediction of a row without error."""
-    routing = row.get("routing")
+def restore(
+    row: dict[str, Any],
+    grids: npt.NDArray[np.float16],
+    spec: MapSpec,
+    *,
+    region: RegionOfInterest | None = None,
+) -> Prediction:
+    """The prediction of a row without error, of a run that looked at `region`."""
+    routing, regions = row.get("routing"), row.get("regions")
     return Prediction(
         source=row["source"],
         size=(row["size"][0], row["size"][1]),
@@ -171,7 +179,27 @@ def restore(row: dict[str, Any], grids: npt.NDArray[np.float16], spec: MapSpec) 
         routing=None if routing is None else {k: np.asarray(v, np.float32) for k, v in routing.items()},
         terms=row.get("terms"),
         label=row.get("label"),
+        p_value=row.get("p_value"),
+        threshold=row.get("threshold"),
+        pixel_threshold=row.get("pixel_threshold"),
+        region=region,
+        found=None if regions is None else tuple(Region.from_dict(values) for values in regions),
     )
+
+
+def region_of_run(run: dict[str, Any]) -> RegionOfInterest | None:
+    """The region of interest that the content of run.json names; None: whole pictures.
+
+    Raises:
+        DataError: it is no region.
+    """
+    stored = run.get("region")
+    try:
+        return None if stored is None else RegionOfInterest.model_validate(stored)
+    except ValueError as error:
+        raise DataError(
+            f"{RUN_FILE} names a region of interest that cannot be read; predict again"
+        ) from error
 
 
 def read_run(folder: str | Path) -> Iterator[Prediction]:
@@ -181,8 +209,9 @@ def read_run(folder: str | Path) -> Iterator[Prediction]:
         DataError: the folder holds no run.
     """
     folder = Path(folder)
-    spec = MapSpec.model_validate(read_run_file(folder)["map_spec"])
+    run = read_run_file(folder)
+    spec, region = MapSpec.model_validate(run["map_spec"]), region_of_run(run)
     grids = read_grids(folder / GRIDS_FILE)
     for row in read_rows(folder):
         if "error" not in row:
-            yield restore(row, grids, spec)
+            yield restore(row, grids, spec, region=region)
