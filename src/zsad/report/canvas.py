@@ -29,6 +29,16 @@ COLOURS = {
     "accent": "#8a2a6b",
     "normal": "#2c8c85",
     "anomalous": "#d9622b",
+    "series1": "#3b6fb6",
+    "series2": "#d9622b",
+    "series3": "#2c8c85",
+    "series4": "#8a2a6b",
+    "series5": "#a87c00",
+    "series6": "#d4508c",
+    "series7": "#5c7f2b",
+    "series8": "#6a5acd",
+    "series9": "#8a5a34",
+    "series10": "#5b5563",
 }
 """The named colours, as they are in light mode: those of the pages' style sheet."""
 
@@ -36,7 +46,7 @@ _FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu
 _WIDER = 1.12  # screen fonts run up to this much wider than the one that measures
 _OVERSAMPLING, _MOST_PIXELS = 2, 100_000_000
 _FALLBACK_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "Helvetica.ttc", "arial.ttf")
-_OWN_GLYPHS = frozenset(map(chr, range(32, 127))) | {"·", "…"}
+_OWN_GLYPHS = frozenset(map(chr, range(32, 127))) | set("·…±")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,7 @@ class Label:
     size: float
     fill: str
     anchor: Anchor
+    bold: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +131,18 @@ class Drawing:
         self.parts.append(Shape(tuple(points), stroke=stroke, width=width, dashed=dashed))
 
     def text(
-        self, x: float, y: float, text: str, *, size: float = 12, fill: str = "soft", anchor: Anchor = "start"
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: float = 12,
+        fill: str = "soft",
+        anchor: Anchor = "start",
+        bold: bool = False,
     ) -> None:
         """A line of text, its base line at `y`."""
-        self.parts.append(Label(x, y, text, size, fill, anchor))
+        self.parts.append(Label(x, y, text, size, fill, anchor, bold))
 
     def picture(
         self, x: float, y: float, width: float, height: float, image: Image.Image, *, title: str = ""
@@ -196,6 +215,7 @@ def _svg_part(part: Shape | Label | Picture, *, inline: bool) -> str:
     # Styles, not attributes: the page's style sheet has rules for text, and those would win over attributes.
     if isinstance(part, Label):
         style = f"fill:{_colour(part.fill, inline=inline)};font-size:{_number(part.size)}px"
+        style += ";font-weight:650" if part.bold else ""
         place = f'x="{_number(part.x)}" y="{_number(part.y)}" text-anchor="{part.anchor}"'
         return f'<text {place} style="{style}">{escape(part.text)}</text>'
     title = f"<title>{escape(part.title)}</title>" if part.title else ""
@@ -245,7 +265,10 @@ class _Painter:
         text = part.text if covered or not _is_own(font) else part.text.encode("ascii", "replace").decode()
         anchor = {"start": "ls", "middle": "ms", "end": "rs"}[part.anchor]
         place = (part.x * self.factor, part.y * self.factor)
-        self.draw.text(place, text, font=font, fill=_colour(part.fill, inline=False), anchor=anchor)
+        # Pillow's own font has one weight: a thin outline makes it bold.
+        outline = max(1, round(part.size * self.factor / 45)) if part.bold else 0
+        colour = _colour(part.fill, inline=False)
+        self.draw.text(place, text, font=font, fill=colour, anchor=anchor, stroke_width=outline)
 
     def _shape(self, part: Shape) -> None:
         points = [(x * self.factor, y * self.factor) for x, y in part.points]
