@@ -70,9 +70,9 @@ def test_balance_is_one_where_experts_are_used_alike(layers):
     # Six images choose all six pairs of four experts.
     for image, pair in enumerate([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]):
         logits[image, ..., pair] = 1e-3
-    assert float(load_balance_loss(logits, topk_gates(logits, k))) == pytest.approx(1, abs=1e-6)
+    assert float(load_balance_loss(logits, top_k=k)) == pytest.approx(1, abs=1e-6)
     same = torch.tensor([50.0, 50.0, 0, 0]).expand(6, *layers, experts)
-    assert float(load_balance_loss(same, topk_gates(same, k))) == pytest.approx(experts / k, abs=1e-6)
+    assert float(load_balance_loss(same, top_k=k)) == pytest.approx(experts / k, abs=1e-6)
 
 
 def test_balance_equals_its_formula_and_pushes_the_busy_expert_down():
@@ -84,11 +84,17 @@ def test_balance_equals_its_formula_and_pushes_the_busy_expert_down():
         for expert in range(4):
             share = sum(bool(gates[image, layer, expert] != 0) for image in range(5)) / (5 * 2)
             expected = expected + 4 * share * probability[expert] / 2
-    loss = load_balance_loss(logits, gates)
+    loss = load_balance_loss(logits, top_k=2)
     torch.testing.assert_close(loss, expected, atol=1e-13, rtol=0)
     busy = torch.tensor([[3.0, 2.0, 0.0]]).requires_grad_()
-    load_balance_loss(busy, topk_gates(busy, 1)).backward()
+    load_balance_loss(busy, top_k=1).backward()
     assert busy.grad[0, 0] > 0 > busy.grad[0, 2]
+
+
+def test_balance_counts_the_chosen_however_small_their_weight():
+    """Every image chooses experts 0 and 1, the second with a weight that underflows."""
+    logits = torch.tensor([[200.0, 0.0, -200.0, -200.0]]).repeat(3, 1)
+    assert float(load_balance_loss(logits, top_k=2)) == 4 * (1 / 2 * 1 + 1 / 2 * 0)
 
 
 @pytest.mark.parametrize("shared", [False, True])

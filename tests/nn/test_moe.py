@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from promptmoe_oracles import slow_balance, slow_decouple, slow_gates
 
 from zsad.nn.moe import Router, balance_loss, decouple_loss, mixture, topk_gates
@@ -21,6 +23,23 @@ def test_gates_are_a_softmax_over_the_k_largest(k):
     torch.testing.assert_close(gates.sum(-1), torch.ones(4, 2, dtype=torch.float64))
     expected = torch.stack([slow_gates(row, k) for row in logits.flatten(0, 1)]).view_as(gates)
     torch.testing.assert_close(gates, expected, atol=1e-14, rtol=0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_exactly_k_gates_are_not_zero_for_any_finite_logits(data):
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]))
+    largest = float(torch.finfo(dtype).max) / 2
+    size = data.draw(st.integers(1, 8))
+    values = st.one_of(st.floats(-200, 200), st.floats(-largest, largest), st.sampled_from([0.0, 104.0]))
+    logits = torch.tensor(data.draw(st.lists(values, min_size=size, max_size=size)), dtype=torch.float64).to(
+        dtype
+    )
+    k = data.draw(st.integers(1, size))
+    gates = topk_gates(logits, k)
+    assert gates.dtype == dtype and int((gates > 0).sum()) == k and not (gates < 0).any()
+    assert float(gates.double().sum()) == pytest.approx(1, abs=8 * torch.finfo(dtype).eps)
+    assert int(gates.argmax()) in (logits == logits.max()).nonzero().flatten().tolist()
 
 
 def test_gates_pass_gradients_to_the_chosen_alone():

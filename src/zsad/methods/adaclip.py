@@ -48,7 +48,7 @@ from zsad.methods.similarity import (
     patch_logits,
     segmentation_losses,
 )
-from zsad.methods.text import distinct_words
+from zsad.methods.text import distinct_words, of_images
 from zsad.nn.clusters import kmeans, mean_of_means, most_anomalous_mean
 from zsad.nn.filters import MapOrder, render_map
 from zsad.nn.hybrid import HybridPrompts, start_linear
@@ -311,31 +311,40 @@ class AdaCLIP(Method):
         With dynamic prompts all sentences of all images are one pass; without, each class is encoded once.
         """
         words = words if self.config.names == "data" else None
-        known, index = distinct_words(words, batch=len(plain))
+        known, index = distinct_words(words)
         prompts = self.text_prompts
         if prompts is not None and prompts.dynamic is not None:
-            return self._text([known[int(own)] for own in index], prompts(plain))
+            return self._text(known, prompts(plain), index)
         sources = [self.clip.text.proj, *(() if prompts is None else prompts.parameters())]
 
         def of(word: str) -> Tensor:
             def make() -> Tensor:
-                return self._text([word], None if prompts is None else prompts(plain[:1]))
+                return self._text([word], None if prompts is None else prompts(plain[:1]), index[:0])
 
             return self._kept.get(make, sources=sources, name=word)
 
-        return torch.cat([of(word) for word in known])[index.to(plain.device)]
+        return of_images(torch.cat([of(word) for word in known]), index, batch=plain.shape[0])
 
-    def _text(self, words: Sequence[str], prompts: Tensor | None) -> Tensor:
-        """Text (G, 2, D) of length one for class names and their deep tokens (G, J, M, D_t): one pass."""
+    def _text(self, words: Sequence[str], prompts: Tensor | None, index: Tensor) -> Tensor:
+        """Text (G, 2, D) of length one for deep tokens (G, J, M, D_t) of G images or classes: one pass.
+
+        Args:
+            words: the distinct class names.
+            prompts: None without deep tokens, where G is 1.
+            index: (G,) whose name is whose, as `distinct_words` gives it.
+        """
         tower, dtype = self.clip.text, self.cls_head.weight.dtype
         rows = zip(*map(self._tokens, words), strict=True)
         ids, ends = (torch.stack(own).to(tower.proj.device) for own in rows)
-        groups, sentences = ids.shape[:2]
-        deep = None if prompts is None else prompts.repeat_interleave(sentences, dim=0).transpose(0, 1)
-        embedded = tower.embed(ids[..., : int(ends.max()) + 1].flatten(0, 1))
-        text = tower(embedded, eos=ends.flatten(), deep_tokens=deep)
+        groups, sentences = 1 if prompts is None else prompts.shape[0], ids.shape[1]
+        embedded = tower.embed(ids[..., : int(ends.max()) + 1])
+        embedded, ends = (of_images(own, index, batch=groups).flatten(0, 1) for own in (embedded, ends))
+        deep = None
+        if prompts is not None:
+            deep = prompts.unsqueeze(1).expand(-1, sentences, -1, -1, -1).flatten(0, 1).transpose(0, 1)
+        text = tower(embedded, eos=ends, deep_tokens=deep)
         # The mean over sentences of either state, as of any prompt ensemble.
-        text = F.normalize(text.to(dtype), dim=-1).view(groups, sentences, -1)
+        text = F.normalize(text.to(dtype), dim=-1).unflatten(0, (-1, sentences))
         means = [text[:, : self._normal].mean(dim=1), text[:, self._normal :].mean(dim=1)]
         return F.normalize(torch.stack(means, dim=1), dim=-1)
 

@@ -130,7 +130,7 @@ def image_logits(cls: Tensor, text: Tensor, *, temperature: float) -> Tensor:
         text: (M, 2, D), normal first, of length one.
         temperature: of the softmax.
     """
-    states = (F.normalize(cls, dim=-1) @ text.flatten(0, 1).T).view(len(cls), -1, 2).amax(dim=1)
+    states = (F.normalize(cls, dim=-1) @ text.flatten(0, 1).T).view(-1, text.shape[0], 2).amax(dim=1)
     return (states[:, 1] - states[:, 0]) / temperature
 
 

@@ -161,7 +161,7 @@ class AprilGAN(Method):
     def _compare(self, features: ImageFeatures) -> tuple[Tensor, Tensor]:
         """Grids (B, L, h, w) and the image's probability (B,)."""
         tau = self.config.tau
-        text = self._text(features.words, batch=len(features.cls))
+        text = self._text(features.words, batch=features.cls.shape[0])
         patches, cls = (tokens.to(text.dtype) for tokens in (features.patches, features.cls))
         # One by one: a single product of all layers would copy the weights for every image.
         layers = zip(patches.unbind(1), self.weight.unbind(0), self.bias.unbind(0), strict=True)
@@ -173,7 +173,7 @@ class AprilGAN(Method):
                 for tokens in projected
             ]
             whole = image_probability(self.project_cls(cls), text, temperature=tau)
-        return torch.cat(found, dim=1).view(len(cls), len(found), *features.grid), whole
+        return torch.cat(found, dim=1).unflatten(-1, features.grid), whole
 
     def _peak(self, maps: Tensor) -> Tensor:
         """The maximum (B,) of the layers' mean map."""

@@ -215,7 +215,7 @@ class FAPrompt(Method):
             contexts={"abnormal": context + prior[:, None, None]},
             prompts=range(1, 1 + self.config.abnormal_prompts),
         )
-        adapted = torch.cat([text[:1].expand(len(abnormal), -1, -1), abnormal], dim=1)
+        adapted = torch.cat([text[:1].expand(abnormal.shape[0], -1, -1), abnormal], dim=1)
         # Mixed precision ends here: cosines are divided by a small temperature.
         with full_precision(text.device):
             own = states(adapted)

@@ -135,17 +135,17 @@ class PromptLearner(nn.Module):
         tokens: dict[str, Tensor] = {**self.contexts, **(contexts or {})}
         # Every context as (B or 1, its tokens, D_t), the axes of a stack joined.
         flat = [x.reshape(-1, math.prod(self._shapes[name]), x.shape[-1]) for name, x in tokens.items()]
-        batched = any(x.dim() > len(self._shapes[name]) + 1 for name, x in tokens.items())
-        batch, words = max(map(len, flat)), tower.embed(self._words)
+        batches = [x.shape[0] for name, x in tokens.items() if x.dim() > len(self._shapes[name]) + 1]
+        batch, words = batches[0] if batches else 1, tower.embed(self._words)
         table = torch.cat([x.to(words.dtype).expand(batch, -1, -1) for x in (*flat, words[None])], dim=1)
         chosen = tuple(range(len(self._rows)) if prompts is None else prompts)
         text = self._run(tower, table, chosen, project=project).to(flat[0].dtype)
-        return text if batched else text[0]
+        return text if batches else text[0]
 
     def _run(self, tower: TextTower, table: Tensor, chosen: tuple[int, ...], *, project: bool) -> Tensor:
         """The chosen prompts (B, Q, D) of a table (B, F, D_t) of all tokens, packed where that spares enough."""
         rows = [self._rows[number] for number in chosen]
-        prefix, batch, device = self._shared(chosen), len(table), table.device
+        prefix, batch, device = self._shared(chosen), table.shape[0], table.device
         if prefix:
             layout = tree_layout(prefix, tuple(len(row) - prefix for row in rows)).to(device)
             index = torch.tensor(
@@ -166,7 +166,7 @@ class PromptLearner(nn.Module):
         ends = torch.tensor([len(row) - 1 for row in rows], device=device).repeat(batch)
         deep = self._deep_rows(chosen, batch=batch)
         text: Tensor = tower(table[:, index].flatten(0, 1), eos=ends, deep_tokens=deep, project=project)
-        return text.view(batch, len(rows), -1)
+        return text.unflatten(0, (-1, len(rows)))
 
     def _shared(self, chosen: tuple[int, ...]) -> int:
         """Tokens of the common beginning with which the chosen prompts are packed; 0 where they are not."""
@@ -187,7 +187,8 @@ class PromptLearner(nn.Module):
         """Deep tokens (J, M, D_t) of all sequences, or (J, batch * Q, M, D_t) where groups have their own."""
         if self.deep is None or len(self.deep) == 1:
             return None if self.deep is None else self.deep[0]
-        return self.deep[[self._groups[number] for number in chosen] * batch].transpose(0, 1)
+        deep = self.deep[[self._groups[number] for number in chosen]]
+        return deep.repeat(batch, 1, 1, 1).transpose(0, 1)
 
 
 def _layout(

@@ -43,7 +43,7 @@ from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
 from zsad.methods.similarity import full_precision, layer_maps, patch_logits, segmentation_losses
-from zsad.methods.text import SentenceBank, distinct_words
+from zsad.methods.text import SentenceBank, distinct_words, of_images
 from zsad.nn.filters import MapOrder, render_map
 from zsad.nn.heads import TokenHead
 from zsad.nn.lora import LoRAMixture, Routed, etf_loss, imbalance_loss
@@ -317,7 +317,7 @@ class MoECLIP(Method):
         return {"experts": torch.stack([mixture.up.detach().flatten(1) for mixture in self._mixtures])}
 
     def _patch_weights(self, routed: Routed, features: ImageFeatures) -> Tensor:
-        return routed.weights.detach().view(len(features.cls), -1, self.config.experts)[:, 1:]
+        return routed.weights.detach().view(features.cls.shape[0], -1, self.config.experts)[:, 1:]
 
     def _classify(self, seen: _Seen, labels: Tensor, *, size: tuple[int, int]) -> Tensor:
         """Cross-entropy of the cosines, without temperature; of the score where it is none of the paper's."""
@@ -339,7 +339,7 @@ class MoECLIP(Method):
     def _look(self, features: ImageFeatures) -> _Seen:
         """The whole image side behind the cached stream, against the text of the images' classes."""
         layers, routed = self._adapt(features)
-        text = self.encode(features.words, batch=len(features.cls))
+        text = self.encode(features.words, batch=features.cls.shape[0])
         rows = [self._differences(tap, index, features.grid, text) for index, tap in enumerate(layers)]
         image = self.head(self._normed(layers[-1][:, 1:]))
         with full_precision(text.device):
@@ -377,7 +377,7 @@ class MoECLIP(Method):
             with full_precision(text.device):
                 tokens = tokens.to(text.dtype).unsqueeze(1)
                 rows.append(patch_logits(tokens, text.unsqueeze(1), temperature=1.0))
-        return torch.cat(rows, dim=1).view(len(tap), -1, *grid)
+        return torch.cat(rows, dim=1).unflatten(-1, grid)
 
     def _normed(self, tokens: Tensor) -> Tensor:
         normed: Tensor = self.clip.visual.ln_post(tokens)
@@ -389,7 +389,7 @@ class MoECLIP(Method):
         Raises:
             ConfigError: a class name too long for the text tower.
         """
-        known, index = distinct_words(words if self.config.names == "data" else None, batch=batch)
+        known, index = distinct_words(words if self.config.names == "data" else None)
         sentences = [published_prompts("moeclip", word) for word in known]
         flat = [text for states in sentences for state in states for text in state]
         raw = self._bank.embed(flat, projected=False).to(self.text_adapter.dtype)
@@ -398,4 +398,4 @@ class MoECLIP(Method):
             each = text.view(len(known), -1, text.shape[-1])
             normal = len(sentences[0][0])
             means = torch.stack([each[:, :normal].mean(dim=1), each[:, normal:].mean(dim=1)], dim=1)
-            return F.normalize(means, dim=-1)[index.to(raw.device)]
+            return of_images(F.normalize(means, dim=-1), index, batch=batch)

@@ -171,7 +171,7 @@ class MPA(Method):
             ]
             grids = torch.stack(levels, dim=2)
             image = image_logits(cls, image_text, temperature=config.tau_prime)
-        return grids.reshape(len(cls), -1, *features.grid), image, router
+        return grids.flatten(1, 2).unflatten(-1, features.grid), image, router
 
     def _level(self, tokens: Tensor, pair: Tensor, grid: tuple[int, int], *, size: int) -> Tensor:
         """Eq. 1's logits (B, L, N) of one level: tokens (B, L, N, D) meet its text (2, D)."""
@@ -311,7 +311,7 @@ class MPAMA(MPA):
             del terms["classify"]  # neither text nor global feature learns any more
         if router is not None and config.balance:
             flat = router.flatten(0, 2)
-            terms["balance"] = config.balance * load_balance_loss(flat, self.pool.gates(flat))
+            terms["balance"] = config.balance * load_balance_loss(flat, top_k=config.top_k)
         return terms
 
     def token_routing(self, features: ImageFeatures) -> dict[str, Tensor]:

@@ -278,7 +278,7 @@ class PromptMoE(Method):
         with full_precision(text.device):
             if routing is None:
                 # Static prompts stand in place of the batch; averaging them averages their similarities.
-                text = text.mean(dim=0, keepdim=True).expand(len(cls), -1, -1, -1)
+                text = text.mean(dim=0, keepdim=True).expand(cls.shape[0], -1, -1, -1)
             else:
                 routing = routing.to(self.context.dtype)
             logits, probability = self._similarities(patches, cls, text)

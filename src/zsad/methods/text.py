@@ -81,7 +81,7 @@ class ClassText:
         Raises:
             ConfigError: the name of a class that does not fit the text tower.
         """
-        known, index = distinct_words(words if self._names == "data" else None, batch=batch)
+        known, index = distinct_words(words if self._names == "data" else None)
         # Kept for training, too: an inference tensor could not meet parameters that learn.
         with torch.inference_mode(mode=False), torch.no_grad():
             for word in known:
@@ -89,16 +89,24 @@ class ClassText:
                     self._kept[word] = self._bank.states(*published_prompts(self._paper, word))
         weight = self._bank.weight
         text = torch.stack([self._kept[word] for word in known]).to(weight.device, weight.dtype)
-        return text[index.to(weight.device)]
+        return of_images(text, index, batch=batch)
 
 
-def distinct_words(words: Sequence[str] | None, *, batch: int) -> tuple[list[str], Tensor]:
+def distinct_words(words: Sequence[str] | None) -> tuple[list[str], Tensor]:
     """The distinct object classes of a batch, and for each image the index (B,) of its own.
+
+    Where all images are of one class there is no index to look up: it is empty, whatever the batch.
 
     Args:
         words: of `ImageFeatures.words`; None counts as "object" throughout.
-        batch: images B.
     """
-    given = list(words) if words is not None else ["object"] * batch
-    known = list(dict.fromkeys(given))
-    return known, torch.tensor([known.index(word) for word in given])
+    known = ["object"] if words is None else list(dict.fromkeys(words))
+    several = words is not None and len(known) > 1
+    return known, torch.tensor([known.index(word) for word in words] if several else [], dtype=torch.long)
+
+
+def of_images(text: Tensor, index: Tensor, *, batch: int) -> Tensor:
+    """Text (B, ...) of B images, of text (W, ...) of the classes and the index that `distinct_words` gives."""
+    if not len(index):
+        return text.expand(batch, *text.shape[1:])
+    return text[index.to(text.device)]

@@ -116,7 +116,7 @@ class WinCLIP(Method):
         visual = self.clip.visual
         x, grid = visual.stream(pixels, after=0, **self.position_mode())
         cls = self.project_cls(visual.resume(x, grid=grid, after=0).cls)
-        patches = cls.new_zeros(len(x), len(self.config.scales), grid[0] * grid[1], cls.shape[-1])
+        patches = cls.new_zeros(x.shape[0], len(self.config.scales), grid[0] * grid[1], cls.shape[-1])
         for index, size in enumerate(self.config.scales):
             table = window_table(grid, size, stride=self.config.stride).to(x.device)
             patches[:, index, table[:, 0]] = self._windows(x, table, size)
@@ -124,21 +124,19 @@ class WinCLIP(Method):
 
     def _windows(self, x: Tensor, table: Tensor, size: int) -> Tensor:
         """Embeddings (B, W, D) of the windows (W, size * size) of the tokens x (B, 1 + N, D_x)."""
-        batch, tokens, width = x.shape
+        visual = self.clip.visual
         own = torch.cat([table.new_zeros(len(table), 1), table + 1], dim=1)
-        # The windows of all images in one list, so that passes are of one size whatever the batch.
-        rows = (torch.arange(batch, device=x.device)[:, None, None] * tokens + own).flatten(0, 1)
-        flat = x.reshape(-1, width)
+        # The same windows of all images together, so that passes are of about one size whatever the batch.
         found = [
-            self.clip.visual.resume(flat[part], grid=(size, size), after=0).cls
-            for part in torch.split(rows, self.config.chunk)
+            visual.resume(x[:, part].flatten(0, 1), grid=(size, size), after=0).cls.unflatten(0, (-1, len(part)))
+            for part in torch.split(own, max(1, self.config.chunk // len(x)))
         ]
-        return self.clip.visual.project(torch.cat(found)).view(batch, len(table), -1)
+        return visual.project(torch.cat(found, dim=1))
 
     def forward(self, features: ImageFeatures) -> Output:
         """One grid, which fuses all scales (Eq. 3), and scores (Eq. 1)."""
         config = self.config
-        text = self._text(features.words, batch=len(features.cls))
+        text = self._text(features.words, batch=features.cls.shape[0])
         # A probability near 0 rules a harmonic mean: it needs more digits than half precision has.
         text = text if text.dtype.itemsize > 2 else text.float()
         patches, cls = features.patches.to(text.dtype), features.cls.to(text.dtype)

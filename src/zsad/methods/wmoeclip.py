@@ -299,8 +299,8 @@ class WMoECLIP(Method):
             if read.posterior is not None and read.shift is not None:
                 terms["reconstruct"] = config.reconstruct_weight * self._reconstruct(read.f, read.shift)
                 terms["kl"] = config.kl_weight * read.posterior.kl()
-            if read.routing is not None and read.gates is not None:
-                terms["balance"] = config.balance_weight * load_balance_loss(read.routing, read.gates)
+            if read.routing is not None:
+                terms["balance"] = config.balance_weight * load_balance_loss(read.routing, top_k=config.top_k)
         return terms
 
     def _parts(self, read: _Reading, *, size: tuple[int, int]) -> dict[str, Tensor]:
@@ -312,7 +312,7 @@ class WMoECLIP(Method):
             scale = size[0] / spec.size[0] if spec.smooth == "map" else 1.0
             spec = spec.model_copy(update={"size": size, "sigma": spec.sigma * scale})
             pixels = render_map(read.logits, spec, smooth=self.config.score_map == "smoothed").flatten(1)
-            count = max(1, int(self.config.top_share * pixels.shape[1])) if kind == "top_and_global" else 1
+            count = max(1, int(self.config.top_share * int(pixels.shape[1]))) if kind == "top_and_global" else 1
             parts["map"] = pixels.topk(count, dim=1, sorted=False).values.mean(dim=1)
         return parts
 
@@ -332,7 +332,7 @@ class WMoECLIP(Method):
         # Mixed precision ends here: cosines are divided by a small temperature.
         with full_precision(cls.device):
             f, patches, text = (F.normalize(x.to(dtype), dim=-1) for x in (cls, patches, text))
-            text = text.expand(len(f), -1, -1)
+            text = text.expand(f.shape[0], -1, -1)
             if self.refine is None:
                 own, tokens = text.unsqueeze(1).expand(-1, patches.shape[1], -1, -1), patches
             else:

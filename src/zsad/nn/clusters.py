@@ -31,14 +31,15 @@ def kmeans(tokens: Tensor, clusters: int, *, iterations: int = 50) -> Tensor:
     tokens = tokens.float() if tokens.dtype.itemsize < 4 else tokens
     # Distances do not change with the origin; a near one keeps their digits.
     tokens = tokens - tokens.mean(dim=1, keepdim=True)
-    groups = min(clusters, tokens.shape[1])
+    groups = min(clusters, int(tokens.shape[1]))
     centres = tokens.gather(1, _greedy_seeds(tokens, groups).unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
     labels = _squared_distances(tokens, centres).argmin(dim=-1)
     for _ in range(iterations):
         means, counts = group_means(tokens, labels, groups)
         centres = torch.where(counts.unsqueeze(-1) > 0, means, centres)
         moved = _squared_distances(tokens, centres).argmin(dim=-1)
-        if torch.equal(moved, labels):
+        # A recorded graph has no early end; to go on changes nothing any more.
+        if not torch.jit.is_tracing() and torch.equal(moved, labels):
             break
         labels = moved
     return labels
@@ -83,7 +84,7 @@ def most_anomalous_mean(tokens: Tensor, labels: Tensor, anomaly: Tensor, cluster
     means, counts = group_means(tokens, labels, clusters)
     height = group_means(anomaly.detach().unsqueeze(-1), labels, clusters)[0].squeeze(-1)
     chosen = height.masked_fill(counts == 0, -torch.inf).argmax(dim=-1)
-    return means[torch.arange(len(means), device=means.device), chosen]
+    return means.gather(1, chosen.view(-1, 1, 1).expand(-1, 1, means.shape[-1])).squeeze(1)
 
 
 def mean_of_means(tokens: Tensor, labels: Tensor, clusters: int) -> Tensor:
@@ -123,4 +124,4 @@ def _greedy_seeds(tokens: Tensor, groups: int) -> Tensor:
 
 def _column(between: Tensor, index: Tensor) -> Tensor:
     """(B, N): for each image b the column `index[b]` of (B, N, N)."""
-    return between[torch.arange(len(between), device=between.device), :, index]
+    return between.gather(2, index.view(-1, 1, 1).expand(-1, between.shape[1], 1)).squeeze(-1)

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 from zsad.nn.moe import topk_gates
 
 
-def load_balance_loss(logits: Tensor, gates: Tensor) -> Tensor:
+def load_balance_loss(logits: Tensor, *, top_k: int) -> Tensor:
     """`E * sum_e f_e p_e`, mean over layers: share of choices times mean probability (Fedus et al., 2022).
 
     Args:
         logits: (B, ..., E) of routers; every axis between the first and the last counts as layers.
-        gates: (B, ..., E), not zero where an expert was chosen, by the same number of experts everywhere.
+        top_k: experts k that are chosen, those of the largest logits.
 
     Returns:
         A scalar: 1 where experts are used alike; E times the chosen ones' probability over their number where a
@@ -22,12 +22,12 @@ def load_balance_loss(logits: Tensor, gates: Tensor) -> Tensor:
 
     Example:
         >>> logits = 9 * torch.eye(4)  # four images, each sure of an expert of its own
-        >>> gates = torch.eye(4)
-        >>> round(float(load_balance_loss(logits, gates)), 3)
+        >>> round(float(load_balance_loss(logits, top_k=1)), 3)
         1.0
     """
-    chosen = (gates != 0).to(logits.dtype)
-    shares = chosen.mean(dim=0) / chosen.sum(dim=-1).mean(dim=0).unsqueeze(-1)
+    # Counted by index: a chosen expert counts even where its weight is nothing.
+    chosen = torch.zeros_like(logits).scatter(-1, logits.topk(top_k, dim=-1).indices, 1.0)
+    shares = chosen.mean(dim=0) / top_k
     probabilities = logits.softmax(dim=-1).mean(dim=0)
     return logits.shape[-1] * (shares * probabilities).sum(dim=-1).mean()
 

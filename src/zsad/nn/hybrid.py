@@ -49,7 +49,7 @@ class HybridPrompts(nn.Module):
         own = feature.new_zeros(1) if self.static is None else self.static
         if self.dynamic is not None:
             own = own + self.dynamic(feature).view(-1, 1, tokens, width)
-        return own.expand(len(feature), depth, tokens, width)
+        return own.expand(feature.shape[0], depth, tokens, width)
 
 
 def start_linear(linear: nn.Linear, generator: torch.Generator | None) -> None:

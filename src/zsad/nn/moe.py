@@ -13,14 +13,17 @@ from torch.nn import functional as F
 def topk_gates(logits: Tensor, k: int) -> Tensor:
     """Weights (..., E) of the k largest logits (..., E): a softmax over those k, zero elsewhere.
 
-    The same as the k largest of a softmax over all, brought to the sum 1 (Shazeer et al., 2017).
+    The same as the k largest of a softmax over all, brought to the sum 1 (Shazeer et al., 2017). Exactly k weights
+    are not zero for any finite logits: one that underflows is the type's smallest normal number.
 
     Example:
         >>> topk_gates(torch.tensor([1.0, 3.0, 3.0, -2.0]), 2)
         tensor([0.0000, 0.5000, 0.5000, 0.0000])
     """
     top, chosen = logits.topk(k, dim=-1)
-    return torch.zeros_like(logits).scatter(-1, chosen, top.softmax(dim=-1))
+    weights = top.softmax(dim=-1)
+    weights = weights.clamp_min(torch.finfo(weights.dtype).tiny).to(logits.dtype)
+    return torch.zeros_like(logits).scatter(-1, chosen, weights)
 
 
 def mixture(weights: Tensor, pool: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def average_pool(tokens: Tensor, grid: tuple[int, int], *, size: int, zero_padde
     """
     if size < 1 or size % 2 == 0:
         raise ConfigError(f"a window of {size} x {size} patches has no centre; use an odd size such as 3")
-    if math.prod(grid) != tokens.shape[-2]:
+    if math.prod(grid) != int(tokens.shape[-2]):
         raise ConfigError(
             f"a grid of {grid[0]} x {grid[1]} does not hold {tokens.shape[-2]} tokens; pass patch tokens alone"
         )
@@ -56,7 +56,7 @@ def _depthwise_means(image: Tensor, *, size: int, zero_padded: bool) -> Tensor:
         means = F.conv2d(image, kernel, padding=size // 2, groups=image.shape[1])
     if zero_padded:
         return means
-    rows, columns = (_covered(side, size).to(image) for side in image.shape[-2:])
+    rows, columns = (_covered(int(side), size).to(image) for side in image.shape[-2:])
     return means / (rows[:, None] * columns)
 
 

@@ -75,6 +75,6 @@ def pack(
     """
     segments = [*prefix, *(segment for branch in branches for segment in branch)]
     joined = torch.cat([segment.expand(batch, -1, -1) for segment in segments], dim=1)
-    lengths = tuple(sum(segment.shape[-2] for segment in branch) for branch in branches)
-    layout = tree_layout(sum(segment.shape[-2] for segment in prefix), lengths)
+    lengths = [sum(int(segment.shape[-2]) for segment in part) for part in (prefix, *branches)]
+    layout = tree_layout(lengths[0], tuple(lengths[1:]))
     return joined, layout.to(joined.device)

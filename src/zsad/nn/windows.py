@@ -77,13 +77,13 @@ def harmonic_cover(logits: Tensor, size: int, *, stride: int = 1) -> Tensor:
         >>> [round(value, 2) for value in harmonic_cover(logits, 2)[0].tolist()]
         [0.0, 0.57, 2.0]
     """
-    grid = logits.shape[-2], logits.shape[-1]
+    grid = int(logits.shape[-2]), int(logits.shape[-1])
     corners = window_table(grid, size, stride=stride)[:, 0].to(logits.device)
     absent = torch.ones(grid, dtype=torch.bool, device=logits.device)
     absent.view(-1)[corners] = False
     against = _cover((-logits).masked_fill(absent, -math.inf), size)
-    count = size**2 - _cover(absent.to(logits.dtype), size, outside=1.0).sum(dim=(-2, -1))
-    return count.log() - against.logsumexp(dim=(-2, -1))
+    count = size**2 - _cover(absent.to(logits.dtype), size, outside=1.0).sum(dim=-1)
+    return count.log() - against.logsumexp(dim=-1)
 
 
 def harmonic_mean(logits: Tensor, *, dim: int) -> Tensor:
@@ -94,10 +94,16 @@ def harmonic_mean(logits: Tensor, *, dim: int) -> Tensor:
         >>> round(float(harmonic_mean(probabilities.logit(), dim=0).sigmoid()), 4)  # 2 / (1 / 0.2 + 1 / 0.5)
         0.2857
     """
-    return math.log(logits.shape[dim]) - (-logits).logsumexp(dim=dim)
+    return math.log(int(logits.shape[dim])) - (-logits).logsumexp(dim=dim)
 
 
 def _cover(values: Tensor, size: int, *, outside: float = -math.inf) -> Tensor:
-    """For each patch (..., h, w, size, size) the values at the corners of all windows that would hold it."""
+    """For each patch (..., h, w, size * size) the values at the corners of all windows that would hold it."""
+    height, width = int(values.shape[-2]), int(values.shape[-1])
     padded = F.pad(values, (size - 1, 0, size - 1, 0), value=outside)
-    return padded.unfold(-2, size, 1).unfold(-2, size, 1)
+    shifts = [
+        padded[..., row : row + height, column : column + width]
+        for row in range(size)
+        for column in range(size)
+    ]
+    return torch.stack(shifts, dim=-1)
