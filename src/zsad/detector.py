@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class Detector:
         calibration: thresholds that give predictions a verdict; None: scores only. Set by `use` or `calibrate`.
         region: where anomalies count; None: everywhere. A calibration brings its own.
         shows: what the images show, for methods whose prompts name it, where an image does not say so itself.
+        pixel_threshold: map value above which regions lie; None: no regions. A calibration brings its own.
         min_area: regions smaller than so many pixels of the image are left out.
     """
 
@@ -67,6 +68,7 @@ class Detector:
         self.calibration: Calibration | None = None
         self.region: RegionOfInterest | None = None
         self.shows: str | None = None
+        self.pixel_threshold: float | None = None
         self.min_area = 0.0
 
     @property
@@ -104,7 +106,10 @@ class Detector:
         """With region of interest and calibration applied; ImageError where the region does not fit the image."""
         prediction.min_area = self.min_area
         prediction.confine(self.region)
-        return prediction if self.calibration is None else self.calibration.judge(prediction)
+        if self.calibration is not None:
+            self.calibration.judge(prediction)
+        prediction.pixel_threshold = self.pixel_threshold
+        return prediction
 
     def predict_folder(
         self, folder: str | Path, *, batch_size: int | None = None, on_error: OnError | None = None
@@ -177,7 +182,8 @@ class Detector:
         given = not isinstance(calibration, Calibration)
         found = read_calibration(calibration) if not isinstance(calibration, Calibration) else calibration
         found.check_model(self.key(), where=f"calibration {calibration}" if given else "the calibration")
-        self.calibration, self.region, self.shows = found, found.region, found.shows
+        self.calibration, self.pixel_threshold = found, found.pixel.value
+        self.region, self.shows = found.region, found.shows
         return self
 
     def calibrate(
@@ -187,6 +193,7 @@ class Detector:
         labelled: Iterable[Sample] = (),
         batch_size: int | None = None,
         on_error: OnError | None = None,
+        progress: Callable[[int], None] | None = None,
         **wish: Any,
     ) -> Calibration:
         """Finds thresholds on normal images, takes them from now on, and returns them.
@@ -198,6 +205,7 @@ class Detector:
             labelled: samples with labels 0 and 1; the image threshold is then chosen on them by `goal`.
             batch_size: images a pass.
             on_error: as in `predict_folder`.
+            progress: called with the number of images done since the last call.
             wish: fields of `zsad.infer.thresholds.Wish`: target_fpr, pixel_fpr, confidence, pixel_rule, goal.
 
         Raises:
@@ -220,6 +228,8 @@ class Detector:
                     scores[prediction.label].append(prediction.score)
                 if group is samples or (not samples and prediction.label == 0):
                     seen.add(prediction)
+                if progress is not None:
+                    progress(1)
         self.calibration = make_calibration(
             seen,
             wanted,
@@ -228,6 +238,7 @@ class Detector:
             region=self.region,
             labelled=scores if held else None,
         )
+        self.pixel_threshold = self.calibration.pixel.value
         return self.calibration
 
     def save(self, path: str | Path) -> Path:

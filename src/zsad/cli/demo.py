@@ -49,7 +49,7 @@ def demo_command(
     check_place(out)
     samples = demo_samples(count)
     use_threads(threads)
-    detector = load(model, device=device)
+    detector = load(model, device=device, calibration=None)
     release = version("elpv-dataset")
     outcome = score_images(
         detector,

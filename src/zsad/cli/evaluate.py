@@ -74,7 +74,7 @@ def evaluate_command(
     found = discover(data)
     note(f"zsad: {printable(found.name)}: {plural(len(found.samples), 'image')}, layout {found.layout}")
     use_threads(threads)
-    detector = load(model, backbone=backbone, weights=weights, device=device)
+    detector = load(model, backbone=backbone, weights=weights, device=device, calibration=None)
     if transductive and detector.card.method != "moeclip":
         raise ConfigError(
             f"--transductive is MoECLIP's way of scoring, not {detector.card.method}'s; leave it out"

@@ -68,7 +68,7 @@ def explain_command(
     for found in sets:
         note(f"zsad: {printable(found.name)}: {plural(len(found.samples), 'image')}, layout {found.layout}")
     use_threads(threads)
-    detector = load(model, backbone=backbone, weights=weights, device=device)
+    detector = load(model, backbone=backbone, weights=weights, device=device, calibration=None)
     with progress("explaining", sum(len(found.samples) for found in sets) or None) as advance:
         done = 0
 

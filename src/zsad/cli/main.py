@@ -1,7 +1,7 @@
 """The command `zsad`: a table of verbs, each imported when it is called, and one place where errors end.
 
-Exit codes: 0 all went well; 2 one clear error, nothing done; 3 done, but some images failed; 1 a bug of zsad;
-130 interrupted, what was finished is valid.
+Exit codes: 0 all went well; 2 one clear error, nothing done; 3 done, but some images failed; 4 `monitor` warns
+of drift; 1 a bug of zsad; 130 interrupted, what was finished is valid.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from zsad.errors import ZsadError
 
 VERBS = {
     "predict": "Score images and outline what is wrong with them.",
+    "calibrate": "Find thresholds on normal images: verdicts, p-values and regions with a stated error rate.",
+    "monitor": "Compare new scores with a calibration's and warn of drift.",
     "demo": "Score a pinned sample of real solar cells that the bundled model has never seen.",
     "evaluate": "Measure a model on a data set: image and pixel metrics per class.",
     "explain": "Show which experts a model asks, where, and how they were trained.",
@@ -31,7 +33,7 @@ VERBS = {
 }
 EPILOGUE = (
     "Start with `zsad demo`, then `zsad predict FOLDER`. Exit codes: 0 all well, 2 one clear error and nothing done, "
-    "3 done but some images failed, 130 interrupted with finished results valid."
+    "3 done but some images failed, 4 drift found, 130 interrupted with finished results valid."
 )
 
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))

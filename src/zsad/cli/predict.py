@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from zsad.types import Sample
+
+# Said again here: the help of a verb imports nothing heavy.
+_Format = Literal["jsonl", "csv", "coco", "labelstudio"]
 
 
 def predict_command(
@@ -27,6 +30,12 @@ def predict_command(
     max_overlay_side: int = 1024,
     report: bool = True,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
+    calibration: str = "auto",
+    roi: Path | None = None,
+    ignore: Path | None = None,
+    regions: Annotated[list[_Format] | None, Parameter(consume_multiple=True)] = None,
+    pixel_threshold: float | None = None,
+    min_area: float = 0.0,
 ) -> int:
     """Score images and outline what is wrong with them.
 
@@ -47,11 +56,19 @@ def predict_command(
         max_overlay_side: Longest side of an overlay, in pixels.
         report: Write report.html.
         overwrite: Throw away the run that lies in the folder.
+        calibration: File of zsad calibrate; auto takes the one beside the model, if any; none gives scores only.
+        roi: Look only here: a mask file, or a .json with polygons in pixels. A calibration brings its own.
+        ignore: Do not look here: a mask file, or a .json with polygons in pixels.
+        regions: Write the connected parts above the pixel threshold to files; several may be named.
+        pixel_threshold: Map value above which regions lie; by default the calibration's.
+        min_area: Leave out regions of fewer pixels of the image.
     """
-    from zsad.cli.scoring import Options, conclude, score_images
+    from zsad.cli.scoring import Options, conclude, look_at, score_images
     from zsad.data.loader import expand_inputs
     from zsad.detector import load
     from zsad.device import use_threads
+    from zsad.errors import ConfigError
+    from zsad.infer.roi import read_region
     from zsad.infer.writer import check_place
 
     options = Options(
@@ -61,21 +78,26 @@ def predict_command(
         max_overlay_side=max_overlay_side,
         batch_size=batch_size,
         report=report,
+        regions=tuple(regions or ()),
     )
     options.check()
     check_place(out)
     samples = _outside(expand_inputs(list(inputs)), out)
-    if object_ is not None:
-        samples = [replace(sample, class_name=object_) for sample in samples]
+    region = read_region(roi, ignore)
     use_threads(threads)
-    detector = load(model, backbone=backbone, weights=weights, device=device)
+    detector = load(model, backbone=backbone, weights=weights, device=device, calibration=calibration)
+    look_at(detector, region=region, shows=object_, pixel_threshold=pixel_threshold, min_area=min_area)
+    if regions and detector.pixel_threshold is None:
+        raise ConfigError("--regions needs a pixel threshold: run zsad calibrate, or give --pixel-threshold")
+    if detector.shows is not None:
+        samples = [replace(sample, class_name=detector.shows) for sample in samples]
     outcome = score_images(
         detector,
         samples,
         inputs=[os.path.abspath(name) for name in inputs],  # noqa: PTH100 - patterns are no paths to resolve
         title=_title(list(inputs)),
         options=options,
-        shown=object_,
+        shown=detector.shows,
     )
     conclude(outcome, options=options)
     return outcome.exit_code

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
+import math
 import os
 import time
 from collections import deque
@@ -15,13 +14,15 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from zsad.cli.console import clock, note, plural, printable, progress, say
 from zsad.detector import Detector
 from zsad.device import describe_environment
-from zsad.errors import ConfigError, DataError, ImageError, ZsadError
+from zsad.errors import CalibrationError, ConfigError, DataError, ImageError, ZsadError
 from zsad.files import storage_errors
 from zsad.infer.prediction import Prediction
+from zsad.infer.roi import RegionOfInterest
 from zsad.infer.writer import RunWriter, file_state
 from zsad.types import Sample
 
@@ -39,6 +40,7 @@ class Options:
     max_overlay_side: int = 1024
     batch_size: int | None = None
     report: bool = True
+    regions: tuple[str, ...] = ()
 
     def check(self) -> None:
         """ConfigError where a number makes no sense."""
@@ -56,6 +58,7 @@ class Outcome:
     skipped: int = 0
     errors: list[ZsadError] = field(default_factory=list)
     seconds: float = 0.0
+    anomalous: int | None = None
 
     @property
     def exit_code(self) -> int:
@@ -95,12 +98,14 @@ def score_images(
     }
     if shown is not None:
         settings["object"] = shown
+    settings |= judging_settings(detector)
     details = {
         "title": title,
         "model_name": detector.name,
         "card": detector.card.model_dump(mode="json"),
         "map_spec": detector.method.map_spec.model_dump(mode="json"),
         "environment": describe_environment(detector.device),
+        **judging_details(detector),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     with RunWriter(options.out, settings=settings, details=details, overwrite=options.overwrite) as writer:
@@ -141,8 +146,10 @@ def _score(
             source = Path(str(prediction.source))
             writer.write(prediction, overlay=overlay, state=file_state(source))
             if outcome.scored == 0:
-                say(f"{'score':>6}  {'time':>8}  {'verdict':<9}  image")
+                say(header_line(prediction))
             outcome.scored += 1
+            if prediction.is_anomalous is not None:
+                outcome.anomalous = (outcome.anomalous or 0) + prediction.is_anomalous
             say(result_line(prediction, base=base))
             advance(1)
 
@@ -183,12 +190,81 @@ def _overlay_job(prediction: Prediction, writer: RunWriter, options: Options) ->
     return job
 
 
+def look_at(
+    detector: Detector,
+    *,
+    region: RegionOfInterest | None = None,
+    shows: str | None = None,
+    pixel_threshold: float | None = None,
+    min_area: float = 0.0,
+) -> None:
+    """Sets what the user asks for; where a calibration was made otherwise, its promises would not hold.
+
+    Raises:
+        CalibrationError: the calibration has another region of interest or word.
+        ConfigError: a number that makes no sense.
+    """
+    if min_area < 0:
+        raise ConfigError(f"--min-area is {min_area:g}, expected 0 or more pixels")
+    if pixel_threshold is not None and not math.isfinite(pixel_threshold):
+        raise ConfigError(f"--pixel-threshold is {pixel_threshold:g}, expected a map value between 0 and 1")
+    made = detector.calibration
+    for asked, own, option in (
+        (region, detector.region, "--roi or --ignore"),
+        (shows, detector.shows, "--object"),
+    ):
+        if made is not None and asked is not None and asked != own:
+            raise CalibrationError(
+                f"the calibration was made with another {option}; calibrate with the same, leave it out to take "
+                "the calibration's, or go without by --calibration none"
+            )
+    detector.region, detector.shows = region or detector.region, shows or detector.shows
+    detector.min_area = min_area
+    if pixel_threshold is not None:
+        detector.pixel_threshold = pixel_threshold
+
+
+def judging_settings(detector: Detector) -> dict[str, str | float]:
+    """What changes verdicts and regions, as settings of a run; nothing where there is neither."""
+    settings: dict[str, str | float] = {}
+    if detector.calibration is not None:
+        settings["calibration"] = detector.calibration.digest()
+    if detector.region is not None:
+        settings["region"] = detector.region.digest()
+    if detector.pixel_threshold is not None:
+        settings["pixel_threshold"] = detector.pixel_threshold
+        settings["min_area"] = detector.min_area
+    return settings
+
+
+def judging_details(detector: Detector) -> dict[str, Any]:
+    """Calibration and region of interest as run.json keeps them, for those who read the run later."""
+    details: dict[str, Any] = {}
+    if detector.calibration is not None:
+        details["calibration"] = detector.calibration.model_dump(
+            mode="json", exclude={"scores", "peaks", "region"}
+        )
+        details["promises"] = detector.calibration.summary()
+    if detector.region is not None:
+        details["region"] = detector.region.model_dump(mode="json")
+    return details
+
+
+def header_line(prediction: Prediction) -> str:
+    """The headline over the lines of images like this one."""
+    judged = f"{'p-value':>8}  " if prediction.p_value is not None else ""
+    counted = f"{'regions':>7}  " if prediction.regions is not None else ""
+    return f"{'score':>6}  {'time':>8}  {'verdict':<9}  {judged}{counted}image"
+
+
 def result_line(prediction: Prediction, *, base: Path) -> str:
-    """The line of one image: score, time of the model, verdict, path below `base`."""
+    """The line of one image: score, time of the model, verdict, p-value, regions, path below `base`."""
     source = Path(str(prediction.source))
     shown = printable(source.relative_to(base) if source.is_relative_to(base) else source)
     verdict = prediction.verdict or "-"
-    return f"{prediction.score:6.3f}  {1000 * prediction.seconds:5.0f} ms  {verdict:<9}  {shown}"
+    judged = f"{prediction.p_value:8.2g}  " if prediction.p_value is not None else ""
+    counted = f"{len(prediction.regions):7d}  " if prediction.regions is not None else ""
+    return f"{prediction.score:6.3f}  {1000 * prediction.seconds:5.0f} ms  {verdict:<9}  {judged}{counted}{shown}"
 
 
 def _base(paths: list[Path]) -> Path:
@@ -203,14 +279,8 @@ def _base(paths: list[Path]) -> Path:
 
 
 def model_identity(detector: Detector) -> str:
-    """A short hash of all that decides a score: configuration, backbone, preprocessing and the adapter's tensors."""
-    card = detector.card
-    parts = [card.method, card.config, card.backbone.sha256, card.preprocess, card.map_spec.model_dump()]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode())
-    for name, tensor in sorted(detector.method.adapter_state().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    """See `Detector.identity`."""
+    return detector.identity()
 
 
 def conclude(outcome: Outcome, *, options: Options) -> None:
@@ -219,8 +289,13 @@ def conclude(outcome: Outcome, *, options: Options) -> None:
         f", {outcome.scored / outcome.seconds:.1f} a second" if outcome.seconds > 0 and outcome.scored else ""
     )
     failed = f", {len(outcome.errors)} skipped as unusable" if outcome.errors else ""
-    say(f"{plural(outcome.scored, 'image')} scored in {clock(outcome.seconds)}{rate}{failed}")
+    judged = f", {outcome.anomalous} anomalous" if outcome.anomalous is not None else ""
+    say(f"{plural(outcome.scored, 'image')} scored in {clock(outcome.seconds)}{rate}{judged}{failed}")
     files = ["predictions.jsonl", "scores.csv"] + (["overlays/"] if options.overlay else [])
+    if options.regions:
+        from zsad.infer.exports import write_regions
+
+        files += [path.name for path in write_regions(options.out, options.regions)]
     if options.report:
         if find_spec("jinja2") is None:
             note("zsad: no report.html: it needs jinja2, get it with: pip install 'zsad[report]'")

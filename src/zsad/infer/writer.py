@@ -260,14 +260,16 @@ class RunWriter:
 
 
 def write_scores(folder: Path) -> Path:
-    """Writes scores.csv from the rows: source, score, verdict, label, ms, width, height, error."""
+    """Writes scores.csv from the rows: score, verdict and what they rest on, and errors."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["source", "score", "verdict", "label", "ms", "width", "height", "error"])
+    columns = ("score", "verdict", "p_value", "threshold", "label", "ms")
+    table.writerow(["source", *columns, "width", "height", "regions", "error"])
     for row in read_rows(folder):
         height, width = row.get("size", ["", ""])
-        cells = [row.get(key) for key in ("score", "verdict", "label", "ms")]
-        table.writerow([row["source"], *cells, width, height, row.get("error", "")])
+        cells = [row.get(key) for key in columns]
+        regions = len(row["regions"]) if "regions" in row else ""
+        table.writerow([row["source"], *cells, width, height, regions, row.get("error", "")])
     path = folder / SCORES_FILE
     write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
     return path

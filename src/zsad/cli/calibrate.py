@@ -1,0 +1,165 @@
+"""`zsad calibrate`: from normal images to thresholds, and what they promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from zsad.errors import ZsadError
+    from zsad.types import Sample
+
+
+def calibrate_command(
+    model: str,
+    /,
+    *,
+    normals: str | None = None,
+    target_fpr: float = 0.01,
+    pixel_fpr: float | None = None,
+    confidence: float = 0.95,
+    pixel_rule: Literal["maxima", "pixels"] = "maxima",
+    labelled: Path | None = None,
+    goal: str = "f1",
+    out: Path | None = None,
+    object_: Annotated[str | None, Parameter(name="--object")] = None,
+    roi: Path | None = None,
+    ignore: Path | None = None,
+    backbone: str | None = None,
+    weights: Path | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    threads: int | None = None,
+) -> int:
+    """Find the thresholds above which an image is anomalous, from normal images of your own.
+
+    Writes calibration.json beside the model's weights, where zsad predict finds it by itself, or into --out. Says
+    which false-positive rate the thresholds promise, and how many normal images a stricter promise needs.
+
+    Args:
+        model: Bundled model, run folder, checkpoint, or a method without training (clip, clip-tiny).
+        normals: Folder or pattern of normal images; of a labelled data set the normal ones are taken.
+        target_fpr: Rate of normal images that may be called anomalous.
+        pixel_fpr: Rate of normal images that may show a region; by default the same.
+        confidence: That the rates hold for this calibration; 0 promises them on average over calibrations.
+        pixel_rule: Pixel threshold from each image's highest map value, or from the share of its pixels.
+        labelled: Data set with normal and anomalous images, to choose the image threshold on.
+        goal: With --labelled: f1, or recall=0.99.
+        out: File to write; needed for bundled models.
+        object_: What the images show, such as 'metal nut', for methods whose prompts name it.
+        roi: Look only here: a mask file, or a .json with polygons in pixels.
+        ignore: Do not look here: a mask file, or a .json with polygons in pixels.
+        backbone: Another tower, by name or path, for methods without training; else where the model's own lies.
+        weights: File or folder of the backbone's weights.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        batch_size: Images a pass; by default what suits the device.
+        threads: Processor threads; by default all cores.
+    """
+    from zsad.cli.console import note, plural, printable, progress, say
+    from zsad.cli.scoring import look_at
+    from zsad.detector import load
+    from zsad.device import use_threads
+    from zsad.errors import CalibrationError
+    from zsad.infer.calibrate import write_calibration
+    from zsad.infer.roi import read_region
+    from zsad.infer.thresholds import Wish
+    from zsad.infer.writer import check_place
+
+    wish = Wish.of(
+        target_fpr=target_fpr, pixel_fpr=pixel_fpr, confidence=confidence, pixel_rule=pixel_rule, goal=goal
+    )
+    if normals is None and labelled is None:
+        raise CalibrationError(
+            "no images given: name normal ones with --normals, or labelled ones with --labelled"
+        )
+    path = _place(model, out)
+    check_place(path.parent)
+    samples = [] if normals is None else _normals(normals)
+    held = [] if labelled is None else _labelled(labelled)
+    region = read_region(roi, ignore)
+    use_threads(threads)
+    detector = load(model, backbone=backbone, weights=weights, device=device, calibration=None)
+    look_at(detector, region=region, shows=object_)
+    failed = 0
+    with progress("calibrating", len(samples) + len(held)) as advance:
+
+        def report(sample: Sample, error: ZsadError) -> None:
+            nonlocal failed
+            failed += 1
+            note(f"zsad: skipped: {printable(error)}")
+
+        made = detector.calibrate(
+            samples,
+            labelled=held,
+            batch_size=batch_size,
+            on_error=report,
+            progress=advance,
+            **wish.model_dump(),
+        )
+    write_calibration(made, path)
+    say(f"{plural(len(made.scores), 'normal image')}, scores {made.scores[0]:.3f} to {made.scores[-1]:.3f}")
+    for line in made.summary():
+        say(line)
+    for line in made.warnings():
+        note(f"zsad: {line}")
+    say(f"wrote {printable(path)}")
+    return 3 if failed else 0
+
+
+def _place(model: str, out: Path | None) -> Path:
+    """The file to write."""
+    from zsad.errors import CalibrationError
+    from zsad.infer.calibrate import CALIBRATION_FILE, beside
+    from zsad.train.checkpoint import bundled_models, holds_run, resolve_model
+
+    if out is not None:
+        return out / CALIBRATION_FILE if out.is_dir() else out
+    if not holds_run(Path(model)):
+        from zsad.detector import untrained_methods
+
+        own = {name for method in untrained_methods() for name in (method, f"{method}-tiny")}
+        if model in own or model in bundled_models():
+            raise CalibrationError(
+                f"model {model} is part of zsad, and nothing is written there; name a file with --out {CALIBRATION_FILE}"
+            )
+    return beside(resolve_model(model))
+
+
+def _normals(given: str) -> list[Sample]:
+    """Normal images of a folder or pattern; what is labelled anomalous is left out, and said so."""
+    from zsad.cli.console import note, plural, printable
+    from zsad.data.loader import expand_inputs
+    from zsad.data.manifest import discover
+    from zsad.errors import DataError
+
+    path = Path(given).expanduser()
+    if not path.is_dir() and path.suffix.lower() not in (".jsonl", ".ndjson", ".csv", ".json"):
+        return expand_inputs([given])
+    found = discover(path).samples
+    kept = [sample for sample in found if sample.label != 1]
+    if not kept:
+        raise DataError(
+            f"all {len(found)} images of {path} are labelled anomalous; name a folder of normal ones"
+        )
+    if len(kept) < len(found):
+        left = plural(len(found) - len(kept), "image")
+        note(f"zsad: {left} of {printable(path)} labelled anomalous, left out")
+    return kept
+
+
+def _labelled(folder: Path) -> list[Sample]:
+    """Labelled samples of a data set, both labels among them."""
+    from zsad.data.manifest import discover
+    from zsad.errors import DataError
+
+    kept = [sample for sample in discover(folder).samples if sample.label is not None]
+    labels = {sample.label for sample in kept}
+    if labels != {0, 1}:
+        held = "no labels" if not labels else f"only {'anomalous' if labels == {1} else 'normal'} images"
+        raise DataError(
+            f"--labelled {folder} holds {held}, expected normal and anomalous ones, such as good/ beside scratch/; "
+            "with normal images alone use --normals"
+        )
+    return kept
