@@ -13,12 +13,10 @@ from zsad.explain.charts import (
     MARGIN,
     POOL_COLOURS,
     WIDEST,
-    Axis,
     Figure,
     legend,
     short_names,
     slug,
-    ticks,
     titled,
     wrapped,
 )
@@ -27,6 +25,7 @@ from zsad.explain.curves import Curve, RunCurves
 from zsad.explain.embeddings import ExpertMap
 from zsad.explain.explanation import Explanation
 from zsad.explain.patches import patch_figures
+from zsad.report.axes import Axis, ticks
 from zsad.report.canvas import Drawing, shortened, text_width
 
 
