@@ -13,11 +13,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import zsad
 from zsad.ablations import Row, Table
 from zsad.benchmark.bench import Bench
+from zsad.benchmark.listener import Listener, Told
 from zsad.benchmark.scoring import copy_layers, is_part
 from zsad.clip.weights import Backbone
 from zsad.data.manifest import DataSet
@@ -30,20 +31,13 @@ from zsad.metrics.table import ResultTable
 from zsad.train.cache import FeatureCache
 from zsad.train.checkpoint import load_checkpoint
 from zsad.train.config import RUN_FIELDS, TrainConfig
-from zsad.train.loop import Progress, train
+from zsad.train.loop import train
 from zsad.types import Sample
 
 Metrics = dict[str, float]
 
 # Settings for all variants that mean the same in a row of another method.
 _OF_THE_IMAGE = ("image_size", "activation", "positions")
-
-
-class Listener(Protocol):
-    """What is told of a study while it runs."""
-
-    def moved(self, stage: str, done: int, total: int) -> None: ...
-    def remark(self, line: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,25 +241,6 @@ class Study:
         if line not in self.notes:
             self.notes.append(line)
             listener.remark(line)
-
-
-class Told:
-    """Passes on where a training stands, and keeps what it left out."""
-
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
-        self.broken = 0
-        self.left_out: list[str] = []
-
-    def __call__(self, now: Progress) -> None:
-        if now.stage == "samples":
-            self.broken += now.broken
-            self.left_out += [line for line in now.notes if line.startswith("left out")]
-        elif now.stage != "finished":
-            self._listener.moved(_STAGES[now.stage], now.done, now.total)
-
-
-_STAGES = {"features": "reading features", "train": "training", "scale": "taking the colour scale"}
 
 
 def _read(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:

@@ -15,11 +15,10 @@ from zsad.data.image import Preprocess
 from zsad.methods.base import Method, MethodConfig
 from zsad.methods.registry import build
 from zsad.train.cache import FeatureCache
-from zsad.train.checkpoint import BackboneReference
+from zsad.train.card import CardParts
 from zsad.train.config import TrainConfig
 from zsad.train.distributed import Place
 from zsad.train.features import extract, open_cache
-from zsad.train.loop import CardParts
 from zsad.types import Sample
 
 
@@ -54,9 +53,7 @@ class Bench:
 
     def parts(self, method: Method) -> CardParts:
         """What a model's card says of the backbone and of the images."""
-        preset, size = self.backbone.preset, (method.config.image_size,) * 2
-        reference = BackboneReference(name=self.backbone.name, sha256=self.backbone.sha256)
-        return CardParts(reference, Preprocess(image_size=size, mean=preset.mean, std=preset.std))
+        return CardParts.of(method, self.backbone)
 
     def settled(self, training: TrainConfig) -> TrainConfig:
         """Settings of a training as it is carried out here: features go where all keep theirs."""

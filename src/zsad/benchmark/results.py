@@ -12,16 +12,18 @@ Names of images are relative to their data set's folder.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zsad.errors import DataError
-from zsad.files import write_text
+from zsad.files import write_json, write_text
 
 VERSION = 1
 CELLS = "cells"
+LIST_FILE = "cells.json"
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -74,29 +76,29 @@ class CellResult(BaseModel):
     backbone_sha256: str
     settings: dict[str, Any] = Field(default_factory=dict, description="of the method, all of them")
     training: dict[str, Any] | None = Field(
-        None, description="settings of the training; None: not trained here"
+        default=None, description="settings of the training; None: not trained here"
     )
-    protocol: str = Field("", description="name of the pairing, empty where given by hand")
-    trained_on: tuple[str, ...] = Field((), description="auxiliary sets; empty: without training")
+    protocol: str = Field(default="", description="name of the pairing, empty where given by hand")
+    trained_on: tuple[str, ...] = Field(default=(), description="auxiliary sets; empty: without training")
     target: str
-    seed: int | None = Field(None, description="of the training; None where it decides nothing")
+    seed: int | None = Field(default=None, description="of the training; None where it decides nothing")
     seen: bool = Field(
-        False, description="the target overlaps with what was trained on; marked in every table"
+        default=False, description="the target overlaps with what was trained on; marked in every table"
     )
     provenance: str = Field(
-        "", description='"" or e.g. "re-designed": how far the numbers speak for the paper'
+        default="", description='"" or e.g. "re-designed": how far the numbers speak for the paper'
     )
     rows: tuple[ClassRow, ...] = ()
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
     state: Literal["done", "failed"] = "done"
-    reason: str = Field("", description="why it failed, one line")
+    reason: str = Field(default="", description="why it failed, one line")
     seconds_per_image: float | None = Field(
-        None, description="of the whole model, image by image; None: not measured"
+        default=None, description="of the whole model, image by image; None: not measured"
     )
     seconds_training: float | None = None
     peak_memory_mb: float | None = Field(
-        None, description="of the process, or of the GPU where it runs there"
+        default=None, description="of the process, or of the GPU where it runs there"
     )
     environment: dict[str, Any] = Field(default_factory=dict)
     files: CellFiles = CellFiles()
@@ -139,12 +141,35 @@ def read_cell(path: Path) -> CellResult:
 
 
 def read_cells(work: Path) -> list[CellResult]:
-    """All finished and failed cells of a work folder, by target, label, auxiliary sets and seed.
+    """The finished and failed cells that a work folder's list of cells names, by target, label, sets and seed.
+
+    What was computed of data or settings that have changed since is left out; without a list nothing is.
 
     Raises:
         DataError: a result that cannot be read.
     """
-    found = [read_cell(path) for path in sorted((work / CELLS).glob("*.json"))]
+    paths = sorted((work / CELLS).glob("*.json"))
+    listed = set(read_list(work).values())
+    found = [read_cell(path) for path in paths if not listed or path.stem in listed]
     return sorted(
         found, key=lambda c: (c.target, c.label, c.trained_on, -1 if c.seed is None else c.seed, c.key)
     )
+
+
+def read_list(work: Path) -> dict[str, str]:
+    """The keys of a work folder's cells, by what each is: method, auxiliary sets, target and seed."""
+    try:
+        found = json.loads((work / LIST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    cells = found.get("cells") if isinstance(found, dict) else None
+    return cells if isinstance(cells, dict) else {}
+
+
+def write_list(work: Path, keys: dict[str, str]) -> None:
+    """Puts cells into the list, in the place of former ones of the same name.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    write_json(work / LIST_FILE, {"cells": {**read_list(work), **keys}})

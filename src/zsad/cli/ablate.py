@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,7 +65,7 @@ def ablate_command(
     from zsad.methods.registry import find
 
     paper, chosen = ablations(method), find_table(method, table)
-    place, wanted = select_device(device), _seeds(seeds, config)
+    place, wanted = select_device(device), chosen_seeds(seeds, config)
     check_place(out)
     use_threads(threads)
     study = Study(
@@ -92,11 +90,16 @@ def ablate_command(
     return 3 if study.broken else 0
 
 
-def _seeds(given: list[int] | None, config: TrainConfig | None) -> tuple[int, ...]:
+def chosen_seeds(given: list[int] | None, config: TrainConfig | None) -> tuple[int, ...]:
+    """The seeds of several trainings.
+
+    Raises:
+        ConfigError: one that is none, or the seed of a single training.
+    """
     from zsad.errors import ConfigError
 
     if config is not None and "seed" in config.model_fields_set:
-        raise ConfigError("--seed is of a single training, an ablation has several: use --seeds 111 112 113")
+        raise ConfigError("--seed is of a single training, here are several: use --seeds 111 112 113")
     for seed in given or ():
         if not 0 <= seed <= _LARGEST_SEED:
             raise ConfigError(f"--seeds has {seed}, expected numbers from 0 to {_LARGEST_SEED}")
@@ -110,12 +113,13 @@ def _run(study: Study, results: Results) -> None:
         KeyboardInterrupt: says how much is done.
     """
     from zsad.cli.console import note, plural, printable
+    from zsad.cli.listener import Bars
 
     cells = study.cells()
     for data in (*study.auxiliary, *study.targets.values()):
         images = plural(len(data.samples), "image")
         note(f"zsad: {printable(data.name)}: {images}, layout {data.layout}")
-    with _Listener() as listener:
+    with Bars() as listener:
         for done, cell in enumerate(cells):
             try:
                 results.add(cell, study.run(cell, listener))
@@ -125,41 +129,6 @@ def _run(study: Study, results: Results) -> None:
                 ) from None
             listener.close()
             note(f"zsad: {done + 1} of {len(cells)} done: {printable(cell.title)}")
-
-
-class _Listener:
-    """Shows on a terminal where the work stands, and every remark as a line."""
-
-    def __init__(self) -> None:
-        self._stage, self._done = "", 0
-        self._stack = ExitStack()
-        self._advance: Callable[[int], None] = lambda steps: None
-
-    def __enter__(self) -> _Listener:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Takes away what is shown."""
-        self._stack.close()
-        self._stage = ""
-
-    def moved(self, stage: str, done: int, total: int) -> None:
-        from zsad.cli.console import printable, progress
-
-        if stage != self._stage:
-            self._stack.close()
-            self._stage, self._done = stage, 0
-            self._advance = self._stack.enter_context(progress(printable(stage), total))
-        self._advance(done - self._done)
-        self._done = done
-
-    def remark(self, line: str) -> None:
-        from zsad.cli.console import note, printable
-
-        note(f"zsad: {printable(line)}")
 
 
 def _write(results: Results, out: Path) -> list[str]:

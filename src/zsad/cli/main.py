@@ -26,6 +26,7 @@ VERBS = {
     "evaluate": "Measure a model on a data set: image and pixel metrics per class.",
     "explain": "Show which experts a model asks, where, and how they were trained.",
     "train": "Train a method on an auxiliary data set.",
+    "benchmark": "Train and measure methods on data sets, resumable, with tables and a report.",
     "ablate": "Repeat a paper's ablation table: train its variants, measure them, print both side by side.",
     "list": "List methods, backbones or bundled models.",
     "doctor": "Show versions, devices, caches, and what is missing and how to get it.",

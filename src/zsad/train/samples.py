@@ -147,15 +147,9 @@ def prepare(samples: Sequence[Sample], *, config: TrainConfig, size: tuple[int, 
     Raises:
         DataError: no sample is left that teaches what an anomaly is.
     """
-    skipped: list[Skipped] = []
-    usable: list[Sample] = []
-    for sample in samples:
-        reason = _unusable(sample)
-        if reason is None:
-            usable.append(sample)
-        else:
-            skipped.append(Skipped(sample, reason))
-    usable = _limited(usable, config)
+    reasons = [(sample, _unusable(sample)) for sample in samples]
+    skipped = [Skipped(sample, reason) for sample, reason in reasons if reason is not None]
+    usable = chosen(samples, config)
     with ThreadPoolExecutor(config.workers, thread_name_prefix="zsad-mask") as pool:
         read = list(pool.map(lambda sample: _item(sample, size), usable))
     items = [entry for entry in read if isinstance(entry, Item)]
@@ -169,6 +163,11 @@ def _unusable(sample: Sample) -> str | None:
     if sample.label == 1 and sample.mask is None:
         return "anomalous without a mask: the segmentation losses need one"
     return None
+
+
+def chosen(samples: Sequence[Sample], config: TrainConfig) -> list[Sample]:
+    """The samples a training asks for, in their order, before any file is read: at most `limit_per_class`."""
+    return _limited([sample for sample in samples if _unusable(sample) is None], config)
 
 
 def _limited(samples: list[Sample], config: TrainConfig) -> list[Sample]:

@@ -1,0 +1,110 @@
+"""The end of a benchmark: results.json, and the tables and report made of all cells."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import zsad
+from zsad.benchmark.directions import DirectionMean, direction_means
+from zsad.benchmark.results import VERSION, CellResult
+from zsad.files import write_json
+from zsad.metrics.table import COLUMNS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+RESULTS_FILE = "results.json"
+_REPORT = "zsad.report.benchmark"
+
+
+@dataclass(slots=True)
+class Written:
+    """What was written, and what there is to say.
+
+    Attributes:
+        names: of the files, relative to the folder.
+        lines: the table for a terminal.
+        holes: cells without a result, and why.
+        problems: files of data sets that could not be used.
+    """
+
+    names: list[str]
+    lines: list[str]
+    holes: list[tuple[str, str]]
+    problems: int
+
+
+def write_results(work: Path, cells: Sequence[CellResult]) -> Written:
+    """Writes results.json and the report of a work folder.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    means = direction_means(cells)
+    write_json(
+        work / RESULTS_FILE,
+        {
+            "version": VERSION,
+            "zsad": zsad.__version__,
+            "protocols": sorted({cell.protocol for cell in cells if cell.protocol}),
+            "directions": [mean.to_dict() for mean in means],
+            "cells": [cell.model_dump(mode="json") for cell in cells],
+        },
+    )
+    holes = [
+        (f"{cell.label} on {cell.target}" + ("" if cell.seed is None else f", seed {cell.seed}"), cell.reason)
+        for cell in cells
+        if cell.state == "failed"
+    ]
+    problems = {problem.path for cell in cells for problem in cell.problems}
+    names, lines = [RESULTS_FILE], _lines(direction_table(means))
+    if find_spec(_REPORT) is not None:
+        report: Any = import_module(_REPORT)
+        lines = _lines(report.console_table(list(cells))) + lines
+        names += [path.relative_to(work).as_posix() for path in report.write_reports(work, list(cells))]
+    return Written(names, lines, holes, len(problems))
+
+
+def direction_table(means: Sequence[DirectionMean]) -> Table:
+    """Means over data sets in percent, with deviations over seeds: a section for each direction."""
+    from rich import box
+    from rich.table import Table
+
+    shown = [column for column in COLUMNS if any(mean.mean(column) is not None for mean in means)]
+    table = Table(box=box.SIMPLE_HEAD, title="mean over data sets, in percent", title_justify="left")
+    for heading in ("trained on", "method", "sets"):
+        table.add_column(heading, overflow="fold")
+    for column in shown:
+        table.add_column(COLUMNS[column], justify="right")
+    previous: tuple[str, ...] | None = None
+    for mean in means:
+        if previous is not None and mean.trained_on != previous:
+            table.add_section()
+        previous = mean.trained_on
+        count = len({name for names in mean.sets.values() for name in names})
+        sets = f"{count}" + (f" of {count + len(mean.missing)}" if mean.missing else "")
+        cells = [_cell(mean, column) for column in shown]
+        table.add_row(", ".join(mean.trained_on) or "-", mean.label, sets, *cells)
+    return table
+
+
+def _cell(mean: DirectionMean, column: str) -> str:
+    value, deviation = mean.mean(column), mean.deviation(column)
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+
+
+def _lines(renderable: Any) -> list[str]:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=160, highlight=False)
+    with console.capture() as captured:
+        console.print(renderable)
+    return captured.get().rstrip("\n").split("\n")
