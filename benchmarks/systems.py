@@ -39,10 +39,11 @@ from zsad.methods.registry import METHODS, build
 from zsad.metrics import protocols
 from zsad.metrics.protocols import evaluate
 from zsad.train import samples as training_samples
+from zsad.train.card import CardParts
 from zsad.train.checkpoint import BackboneReference, build_method
 from zsad.train.config import TrainConfig
 from zsad.train.features import open_cache
-from zsad.train.loop import CardParts, train
+from zsad.train.loop import train
 from zsad.types import Sample
 
 FOLDS = {"A": ("MVTec", "MVTec3D-RGB", "CVC-ColonDB"), "B": ("MagneticTile", "BSData", "CrackForest")}

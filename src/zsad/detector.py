@@ -339,22 +339,14 @@ def _load_untrained(
 ) -> Detector:
     from zsad.clip.weights import load_backbone
     from zsad.methods.registry import build
+    from zsad.train.card import CardParts, card_of
 
     wanted = backbone or default
     if wanted is None:
         raise CheckpointError(f"model {model!r} needs a tower: name one with --backbone, or use {model}-tiny")
     tower = load_backbone(wanted, weights=weights, device=device)
     method = build(name, None, tower).to(device)
-    preset = tower.preset
-    preprocess = Preprocess(image_size=(method.config.image_size,) * 2, mean=preset.mean, std=preset.std)
-    card = Card(
-        method=name,
-        config=method.config.model_dump(mode="json"),
-        backbone=BackboneReference(name=tower.name, sha256=tower.sha256),
-        preprocess=preprocess.to_dict(),
-        map_spec=method.map_spec,
-        created="",
-    )
+    card = card_of(method, CardParts.of(method, tower), created="")
     return Detector(method, card, name=model)
 
 

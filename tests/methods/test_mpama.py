@@ -25,9 +25,10 @@ from zsad.methods.base import ImageFeatures
 from zsad.methods.mpama import MPA, MPAMA, MPAConfig, MPAMAConfig
 from zsad.methods.registry import build, find
 from zsad.nn.filters import render_map
+from zsad.train.card import CardParts
 from zsad.train.checkpoint import BackboneReference, read_card
 from zsad.train.config import TrainConfig
-from zsad.train.loop import CardParts, Progress, train
+from zsad.train.loop import Progress, train
 from zsad.types import Sample
 
 FFN = {"ma_form": "ffn", "layers": (4,)}

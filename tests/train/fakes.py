@@ -17,9 +17,10 @@ from zsad.clip.model import CLIP
 from zsad.data.image import Preprocess
 from zsad.data.manifest import DataSet
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
+from zsad.train.card import CardParts
 from zsad.train.checkpoint import BackboneReference
 from zsad.train.config import TrainConfig
-from zsad.train.loop import CardParts, train
+from zsad.train.loop import train
 from zsad.types import Sample
 
 SIZE = (32, 32)

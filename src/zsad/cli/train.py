@@ -58,6 +58,7 @@ def train_command(
     from zsad.device import select_device, use_threads
     from zsad.infer.writer import check_place
     from zsad.methods.registry import build, find
+    from zsad.train.card import CardParts
     from zsad.train.distributed import current_place, joined
     from zsad.train.loop import train
 
@@ -78,7 +79,7 @@ def train_command(
             sets,
             config=settings,
             out=out,
-            card_parts=_card_parts(built.config.image_size, tower),
+            card_parts=CardParts.of(built, tower),
             progress=report,
             resume=not overwrite,
         )
@@ -113,19 +114,6 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         except ValueError:
             settings[key.strip().replace("-", "_")] = value
     return settings
-
-
-def _card_parts(image_size: int, tower: Any) -> Any:
-    from zsad.data.image import Preprocess
-    from zsad.train.checkpoint import BackboneReference
-    from zsad.train.loop import CardParts
-
-    return CardParts(
-        backbone=BackboneReference(name=tower.name, sha256=tower.sha256),
-        preprocess=Preprocess(
-            image_size=(image_size, image_size), mean=tower.preset.mean, std=tower.preset.std
-        ),
-    )
 
 
 def _say_done(path: Path, *, backbone: str, weights: Path | None) -> None:

@@ -13,13 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from zsad.data.image import Preprocess
 from zsad.data.manifest import DataSet
-from zsad.data.overlap import names_of, pack_tags
 from zsad.errors import ConfigError, TrainingError
 from zsad.methods.base import ImageFeatures, Method
-from zsad.methods.registry import find, names
-from zsad.train.checkpoint import BackboneReference, Card, Training
+from zsad.train.card import CardParts, card_of, training_of
 from zsad.train.config import RUN_FIELDS, TrainConfig
 from zsad.train.distributed import Place, current_place, parallel
 from zsad.train.features import FeatureSource, open_cache
@@ -28,19 +25,6 @@ from zsad.train.samples import TrainingSet, prepare, start_generator, step_seed
 from zsad.train.scale import colour_scale
 from zsad.train.schedule import Schedule
 from zsad.train.state import START_OVER, RunFolder, StepLog, load_state, save_state, trainable
-
-
-@dataclass(frozen=True, slots=True)
-class CardParts:
-    """What only the caller knows of the model being trained.
-
-    Attributes:
-        backbone: name and hash of the backbone that the method stands on.
-        preprocess: from image file to pixels.
-    """
-
-    backbone: BackboneReference
-    preprocess: Preprocess
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +118,8 @@ def train(
         if place.leads:
             report = lambda done, total: notify(Progress("scale", done, total))  # noqa: E731
             method.map_scale = colour_scale(method, source, training, config=config, report=report)
-            folder.finish(method, _card(method, training, sets, config, card_parts, trainer.steps))
+            trained = training_of(training, sets, config=config, steps=trainer.steps)
+            folder.finish(method, card_of(method, card_parts, training=trained))
             notify(Progress("finished", 1, 1, notes=(f"model written to {folder.model}",)))
         place.barrier()
     return folder.model
@@ -383,34 +368,3 @@ def _groups(method: Method) -> list[dict[str, Any]]:
     for name, parameter in trainable(method).items():
         groups.setdefault(method.rate_of(name), []).append(parameter)
     return [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
-
-
-def _card(
-    method: Method,
-    training: TrainingSet,
-    sets: Sequence[DataSet],
-    config: TrainConfig,
-    parts: CardParts,
-    steps: int,
-) -> Card:
-    return Card(
-        method=method.name,
-        provenance=find(method.name).provenance if method.name in names() else "",
-        config=method.config.model_dump(mode="json"),
-        backbone=parts.backbone,
-        preprocess=parts.preprocess.to_dict(),
-        map_spec=method.map_spec.model_copy(update={"scale": method.map_scale}),
-        training=Training(
-            datasets=tuple(dict.fromkeys(name for dataset in sets for name in names_of(dataset))),
-            classes=tuple(sorted({item.sample.class_name for item in training.items})),
-            samples=len(training.items),
-            normal=training.count(0),
-            anomalous=training.count(1),
-            epochs=config.epochs,
-            steps=steps,
-            seed=config.seed,
-            settings=config.model_dump(mode="json", exclude=set(RUN_FIELDS)),
-            data_fingerprint=training.fingerprint(),
-            images=pack_tags((item.sample.image, item.digest) for item in training.items),
-        ),
-    )
