@@ -16,11 +16,12 @@ from PIL import Image
 
 from zsad.errors import ConfigError, DataError
 from zsad.explain import explain, write_explanation
-from zsad.explain.charts import Axis, short_names, slug, ticks, wrapped
+from zsad.explain.charts import short_names, slug, wrapped
 from zsad.explain.curves import read_curves
 from zsad.explain.embeddings import cosines, map_experts, principal_plane
 from zsad.explain.figures import all_figures
 from zsad.explain.patches import expert_colours, outline
+from zsad.report.axes import Axis, ticks
 from zsad.report.canvas import COLOURS, Drawing, shortened, text_width
 
 WEIGHTS = {"balance": "alpha", "decouple": "beta"}

@@ -181,14 +181,15 @@ def _card(
         routing.append({"pool": pool, "bars": routing_bars(weights, pool=pool, layers=numbers)})
     return {
         **_facts(row, index, name),
-        "picture": _data_uri(picture),
-        "overlay": _data_uri(overlay),
+        "picture": data_uri(picture),
+        "overlay": data_uri(overlay),
         "peak": float(prediction.canonical_map().max()),
         "routing": routing,
     }
 
 
-def _data_uri(image: Image.Image | None) -> str | None:
+def data_uri(image: Image.Image | None) -> str | None:
+    """A picture as JPEG within a page; None stays None."""
     if image is None:
         return None
     content = io.BytesIO()
