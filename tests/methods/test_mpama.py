@@ -297,6 +297,10 @@ def test_stages_teach_one_half_each_and_text_is_encoded_once(backbone, pixels, m
         ("prompts", 0.75, 1.0),
         ("experts", 0.25, 0.5),
     ]
+    assert [
+        (stage.share, stage.learning_rate)
+        for stage in build("mpama", {"experts_share": 0.4, "experts_rate": 2.0}, backbone).stages
+    ] == [(0.6, 1.0), (0.4, 2.0)]
     for stage, half, terms in (
         ("prompts", "prompts.", {"dice", "focal", "classify"}),
         ("experts", "pool.", {"dice", "focal"}),

@@ -27,7 +27,7 @@ fusion differs from the paper's (`fusion`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -39,7 +39,7 @@ from zsad.clip.presets import Preset
 from zsad.clip.vision import Hook
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
-from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
 from zsad.methods.kept import Kept
 from zsad.methods.similarity import (
     full_precision,
@@ -147,12 +147,11 @@ class AdaCLIP(Method):
     config_class = AdaCLIPConfig
     feature_kind = "prompted"
     feature_fields = ("image_size", "activation", "positions")
-    training_defaults: ClassVar[dict[str, Any]] = {
+    training_defaults: ClassVar[Mapping[str, Any]] = {
+        **COMMON_TRAINING,
         "epochs": 5,
         "batch_size": 1,
         "learning_rate": 0.01,
-        "betas": (0.5, 0.999),
-        "warmup_epochs": 0.0,
     }
     config: AdaCLIPConfig
 
@@ -344,7 +343,7 @@ class AdaCLIP(Method):
             deep = prompts.unsqueeze(1).expand(-1, sentences, -1, -1, -1).flatten(0, 1).transpose(0, 1)
         text = tower(embedded, eos=ends, deep_tokens=deep)
         # The mean over sentences of either state, as of any prompt ensemble.
-        text = F.normalize(text.to(dtype), dim=-1).unflatten(0, (-1, sentences))
+        text = torch.unflatten(F.normalize(text.to(dtype), dim=-1), 0, (-1, sentences))
         means = [text[:, : self._normal].mean(dim=1), text[:, self._normal :].mean(dim=1)]
         return F.normalize(torch.stack(means, dim=1), dim=-1)
 

@@ -17,6 +17,7 @@ released code rounds the tokens inside the tower through half precision; here th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 
 from zsad.clip.presets import Preset
 from zsad.clip.weights import Backbone
-from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
 from zsad.methods.learned_prompts import PromptLearner, deep_sets
 from zsad.methods.similarity import full_precision, layer_maps, patch_logits, segmentation_losses
 from zsad.nn.filters import MapOrder, MapSpec
@@ -74,13 +75,7 @@ class AnomalyCLIP(Method):
 
     name = "anomalyclip"
     config_class = AnomalyCLIPConfig
-    training_defaults: ClassVar[dict[str, Any]] = {
-        "epochs": 15,
-        "batch_size": 8,
-        "learning_rate": 1e-3,
-        "betas": (0.5, 0.999),
-        "warmup_epochs": 0.0,
-    }
+    training_defaults: ClassVar[Mapping[str, Any]] = COMMON_TRAINING
     config: AnomalyCLIPConfig
 
     def __init__(self, config: AnomalyCLIPConfig, backbone: Backbone) -> None:

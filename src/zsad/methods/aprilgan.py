@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from zsad.clip.presets import Preset
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
-from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
 from zsad.methods.similarity import (
     full_precision,
     image_probability,
@@ -105,13 +105,7 @@ class AprilGAN(Method):
         "positions",
         "tokens",
     )
-    training_defaults: ClassVar[Mapping[str, Any]] = {
-        "epochs": 15,
-        "batch_size": 8,
-        "learning_rate": 1e-3,
-        "betas": (0.5, 0.999),
-        "warmup_epochs": 0.0,
-    }
+    training_defaults: ClassVar[Mapping[str, Any]] = COMMON_TRAINING
     config: AprilGANConfig
 
     def __init__(self, config: AprilGANConfig, backbone: Backbone) -> None:
@@ -173,7 +167,7 @@ class AprilGAN(Method):
                 for tokens in projected
             ]
             whole = image_probability(self.project_cls(cls), text, temperature=tau)
-        return torch.cat(found, dim=1).unflatten(-1, features.grid), whole
+        return torch.unflatten(torch.cat(found, dim=1), -1, features.grid), whole
 
     def _peak(self, maps: Tensor) -> Tensor:
         """The maximum (B,) of the layers' mean map."""

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from zsad.clip.presets import Preset
     from zsad.clip.weights import Backbone
 
-__all__ = ["ImageFeatures", "MapSpec", "Method", "MethodConfig", "Output", "Stage"]
+__all__ = ["COMMON_TRAINING", "ImageFeatures", "MapSpec", "Method", "MethodConfig", "Output", "Stage"]
+
+COMMON_TRAINING: Mapping[str, Any] = {
+    "epochs": 15,
+    "batch_size": 8,
+    "learning_rate": 1e-3,
+    "betas": (0.5, 0.999),
+    "warmup_epochs": 0.0,
+}
+"""Fields of `TrainConfig` as APRIL-GAN's and AnomalyCLIP's code has them, and most that came later took over."""
 
 
 @dataclass(slots=True)
@@ -195,8 +204,8 @@ class Method(nn.Module, ABC):
         "positions",
     )
     """Settings on which `features` depends: what a cache of features is keyed by."""
-    stages: ClassVar[tuple[Stage, ...]] = (Stage("adapter"),)
-    """The parts of a training, in order."""
+    stages: tuple[Stage, ...] = (Stage("adapter"),)
+    """The parts of a training, in order; a method may set its own by its configuration."""
     training_defaults: ClassVar[Mapping[str, Any]] = {}
     """Fields of `TrainConfig` in which the paper's training differs from its defaults."""
     term_weights: ClassVar[Mapping[str, str]] = {}

@@ -25,6 +25,7 @@ the sum (`cross_entropy`), and its focal loss reads the score as a logit (`score
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -35,7 +36,7 @@ from torch.nn import functional as F
 from zsad.clip.presets import Preset
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
-from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
 from zsad.methods.learned_prompts import PromptLearner, deep_sets
 from zsad.methods.similarity import (
     full_precision,
@@ -111,13 +112,7 @@ class FAPrompt(Method):
 
     name = "faprompt"
     config_class = FAPromptConfig
-    training_defaults: ClassVar[dict[str, Any]] = {
-        "epochs": 15,
-        "batch_size": 8,
-        "learning_rate": 1e-3,
-        "betas": (0.5, 0.999),
-        "warmup_epochs": 0.0,
-    }
+    training_defaults: ClassVar[Mapping[str, Any]] = COMMON_TRAINING
     term_weights: ClassVar[dict[str, str]] = {
         "focal_with_prior": "second_map",
         "dice_with_prior": "second_map",

@@ -41,7 +41,7 @@ from torch.nn import functional as F
 from zsad.clip.presets import PRESETS, Preset
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
-from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
 from zsad.methods.similarity import full_precision, layer_maps, patch_logits, segmentation_losses
 from zsad.methods.text import SentenceBank, distinct_words, of_images
 from zsad.nn.filters import MapOrder, render_map
@@ -92,7 +92,7 @@ class MoECLIPConfig(MethodConfig):
     recipe: Literal["paper", "released"] = Field(
         default="paper",
         description="As the paper trains, or as the released code does: no auxiliary losses, no dropout, a tenth "
-        "of the learning rate. Sets etf_weight, balance_weight and dropout where they are not given.",
+        "of the training's learning_rate, given or not. Sets etf_weight, balance_weight and dropout where not given.",
     )
     domain: Literal["industrial", "medical"] = Field(
         default="industrial",
@@ -215,11 +215,10 @@ class MoECLIP(Method):
     feature_kind = "stream"
     feature_fields = ("layers", "image_size", "activation", "positions")
     training_defaults: ClassVar[Mapping[str, Any]] = {
+        **COMMON_TRAINING,
         "epochs": 20,
         "batch_size": 2,
         "learning_rate": 5e-4,
-        "betas": (0.5, 0.999),
-        "warmup_epochs": 0.0,
         "milestones": (16_000, 32_000),
         "decay": 0.5,
     }
@@ -377,7 +376,7 @@ class MoECLIP(Method):
             with full_precision(text.device):
                 tokens = tokens.to(text.dtype).unsqueeze(1)
                 rows.append(patch_logits(tokens, text.unsqueeze(1), temperature=1.0))
-        return torch.cat(rows, dim=1).unflatten(-1, grid)
+        return torch.unflatten(torch.cat(rows, dim=1), -1, grid)
 
     def _normed(self, tokens: Tensor) -> Tensor:
         normed: Tensor = self.clip.visual.ln_post(tokens)

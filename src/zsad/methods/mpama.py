@@ -4,8 +4,7 @@ Of "Learning Multi-granularity Visual-textual Alignment for Zero-shot Anomaly De
 2025) only the abstract and four reviews are public. They say: a prompt pair for each perception level p, whose
 visual side is pooled over a neighbourhood of that size; separate prompts for the global feature, joined to the local
 ones by max-pooling fusion; a pool of frozen, learnable and zero experts to which patch tokens are routed; two stages
-of training, text first. All else is AnomalyCLIP's, or inferred and a setting; the stages' parts of the epochs and
-their rates (`MPAMA.stages`) are inferred, too. There are no published numbers.
+of training, text first. All else is AnomalyCLIP's, or inferred and a setting. There are no published numbers.
 
 With F the patch tokens in the joint space, f the global feature, t^p and g the embeddings of the prompts:
 
@@ -92,7 +91,7 @@ class MPA(Method):
 
     name = "mpa"
     config_class = MPAConfig
-    training_defaults: ClassVar[dict[str, Any]] = AnomalyCLIP.training_defaults
+    training_defaults: ClassVar[Mapping[str, Any]] = AnomalyCLIP.training_defaults
     config: MPAConfig
 
     def __init__(self, config: MPAConfig, backbone: Backbone) -> None:
@@ -171,7 +170,7 @@ class MPA(Method):
             ]
             grids = torch.stack(levels, dim=2)
             image = image_logits(cls, image_text, temperature=config.tau_prime)
-        return grids.flatten(1, 2).unflatten(-1, features.grid), image, router
+        return torch.unflatten(grids.flatten(1, 2), -1, features.grid), image, router
 
     def _level(self, tokens: Tensor, pair: Tensor, grid: tuple[int, int], *, size: int) -> Tensor:
         """Eq. 1's logits (B, L, N) of one level: tokens (B, L, N, D) meet its text (2, D)."""
@@ -222,6 +221,12 @@ class MPAMAConfig(MPAConfig):
         default="shared", description="One router for all tapped layers (inferred), or one for each."
     )
     balance: float = Field(default=0.0, ge=0, description="Weight mu of the load balance loss (inferred).")
+    experts_share: float = Field(
+        default=0.25, gt=0, lt=1, description="Share of the epochs in which the experts learn (inferred)."
+    )
+    experts_rate: float = Field(
+        default=0.5, gt=0, description="Factor on the learning rate while the experts learn (inferred)."
+    )
 
 
 class MPAMA(MPA):
@@ -231,8 +236,8 @@ class MPAMA(MPA):
     config_class = MPAMAConfig
     feature_kind = "normed"
     feature_fields = (*Method.feature_fields, "ma_form")
-    stages = (Stage("prompts", share=0.75), Stage("experts", share=0.25, learning_rate=0.5))
-    training_defaults: ClassVar[dict[str, Any]] = {**MPA.training_defaults, "epochs": 20}
+    stages = (Stage("prompts"), Stage("experts"))
+    training_defaults: ClassVar[Mapping[str, Any]] = {**MPA.training_defaults, "epochs": 20}
     config: MPAMAConfig
 
     def __init__(self, config: MPAMAConfig, backbone: Backbone) -> None:
@@ -260,6 +265,10 @@ class MPAMA(MPA):
             route_width=routed,
             residual=residual,
             keep_length=config.token_length == "kept" and config.ma_form != "ffn",
+        )
+        self.stages = (
+            Stage("prompts", share=1 - config.experts_share),
+            Stage("experts", share=config.experts_share, learning_rate=config.experts_rate),
         )
         self._stage: str | None = None
 

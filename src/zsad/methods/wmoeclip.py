@@ -26,6 +26,7 @@ one query, f is restored at length one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -37,7 +38,7 @@ from torch.nn import functional as F
 from zsad.clip.presets import Preset
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
-from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
 from zsad.methods.kept import Kept
 from zsad.methods.learned_prompts import PromptLearner, deep_sets
 from zsad.methods.similarity import full_precision, layer_maps, patch_logits, segmentation_losses
@@ -200,13 +201,7 @@ class WMoECLIP(Method):
     name = "wmoeclip"
     config_class = WMoECLIPConfig
     feature_kind = "normed"
-    training_defaults: ClassVar[dict[str, Any]] = {
-        "epochs": 15,
-        "batch_size": 8,
-        "learning_rate": 1e-3,
-        "betas": (0.5, 0.999),
-        "warmup_epochs": 0.0,
-    }
+    training_defaults: ClassVar[Mapping[str, Any]] = COMMON_TRAINING
     config: WMoECLIPConfig
     _noise: Tensor
 
@@ -312,7 +307,8 @@ class WMoECLIP(Method):
             scale = size[0] / spec.size[0] if spec.smooth == "map" else 1.0
             spec = spec.model_copy(update={"size": size, "sigma": spec.sigma * scale})
             pixels = render_map(read.logits, spec, smooth=self.config.score_map == "smoothed").flatten(1)
-            count = max(1, int(self.config.top_share * int(pixels.shape[1]))) if kind == "top_and_global" else 1
+            share = self.config.top_share if kind == "top_and_global" else 0.0
+            count = max(1, int(share * int(pixels.shape[1])))
             parts["map"] = pixels.topk(count, dim=1, sorted=False).values.mean(dim=1)
         return parts
 

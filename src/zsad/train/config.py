@@ -20,7 +20,12 @@ class TrainConfig(BaseModel):
 
     epochs: int = Field(default=15, ge=1, description="Passes over the training images.")
     batch_size: int = Field(default=16, ge=1, description="Images a step, over all processes together.")
-    learning_rate: float = Field(default=1e-3, gt=0, description="Adam's learning rate after the warm-up.")
+    learning_rate: float = Field(
+        default=1e-3,
+        gt=0,
+        description="Adam's learning rate after the warm-up. Methods take a part of it where they say so: WMoE-CLIP "
+        "for its linear layers, MPAMA for its experts, MoECLIP with recipe=released a tenth throughout.",
+    )
     betas: tuple[_Decay, _Decay] = Field(
         default=(0.6, 0.999), description="Adam's decay of both moments, in [0, 1)."
     )
