@@ -92,6 +92,13 @@ def test_second_run_goes_on_and_other_settings_are_refused(predict, make_images,
     assert not list((out / "overlays").iterdir())
 
 
+def test_overwriting_keeps_the_first_overlay(predict, toy, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for _ in range(2):
+        assert predict(toy.images, "--out", out, "--overwrite")[0] == 0
+        assert len(list((out / "overlays").iterdir())) == 5
+
+
 def test_finished_run_can_be_asked_again(predict, toy, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predict(toy.images, "--out", out)

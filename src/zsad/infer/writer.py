@@ -94,6 +94,7 @@ class RunWriter:
         self._rows: BinaryIO | None = None
         self._grids: GridFile | None = None
         self._started = False
+        self._fresh: set[str] = set()
         self._overwrite = overwrite
         self._finished: dict[str, list[int]] = {}
         self._stack = ExitStack()
@@ -151,7 +152,9 @@ class RunWriter:
 
     def overlay_path(self, source: str) -> Path:
         """Where the overlay of `source` belongs."""
-        return self.folder / OVERLAYS / overlay_name(source)
+        name = overlay_name(source)
+        self._fresh.add(name)
+        return self.folder / OVERLAYS / name
 
     def write(self, prediction: Prediction, *, overlay: Path | None, state: list[int]) -> None:
         """Appends a row and its grid.
@@ -209,7 +212,8 @@ class RunWriter:
             for name in (ROWS_FILE, GRIDS_FILE, SCORES_FILE, REPORT_FILE):
                 (self.folder / name).unlink(missing_ok=True)
             for old in (self.folder / OVERLAYS).glob("*.jpg"):
-                old.unlink(missing_ok=True)
+                if old.name not in self._fresh:  # the first ones are drawn before the first row is written
+                    old.unlink(missing_ok=True)
         rows = [row for row in self._whole_rows() if self._is_current(Path(row["source"]), row["file"])]
         if (self.folder / ROWS_FILE).exists():
             write_bytes(self.folder / ROWS_FILE, b"".join(row_line(row) for row in rows))
