@@ -126,8 +126,10 @@ def test_a_method_is_trained_measured_and_used(run_of, use, data: Path, tmp_path
     assert card["training"]["classes"] == ["metal_nut", "tile"] and card["training"]["samples"] == 8
     assert bool(card["provenance"]) == bool(METHODS[name].provenance)
 
-    code, printed, told = use("evaluate", run, "--data", data, "--out", tmp_path / "measured")
+    code, printed, told = use("evaluate", run, "--data", data, "--out", tmp_path / "measured", "--allow-seen")
     assert code == 0 and "metal_nut" in printed and "pixel AUROC" in printed, told
+    re_designed = f"The method {name} is re-designed from the public description" in " ".join(printed.split())
+    assert re_designed == bool(METHODS[name].provenance)
     rows = json.loads((tmp_path / "measured" / "metrics.json").read_text())["rows"]
     table = list(csv.DictReader((tmp_path / "measured" / "metrics.csv").open()))
     assert [row["name"] for row in rows][:2] == ["metal_nut", "tile"] and len(table) == len(rows)

@@ -68,6 +68,7 @@ def evaluate_command(
     from zsad.errors import ConfigError
     from zsad.infer.store import OVERLAYS
     from zsad.infer.writer import check_place
+    from zsad.methods.registry import sources_note
     from zsad.metrics.protocols import evaluate
 
     check_place(out)
@@ -109,6 +110,8 @@ def evaluate_command(
     with suppress(OSError):
         (out / OVERLAYS).rmdir()  # an evaluation draws none
     table.seen = overlap.sentence()
+    if said := sources_note(detector.card.method, detector.card.provenance):
+        table.notes.append(said)
     _print_table(table)
     written = _write(out, table, detector)
     say(f"wrote {', '.join(written)} into {printable(out)}")

@@ -62,6 +62,21 @@ class MethodEntry:
         return found
 
 
+def sources_note(method: str, provenance: str) -> str:
+    """The sentence that results of a method come with; "" where it is public in full.
+
+    Args:
+        method: its name.
+        provenance: as its entry and its models' cards have it.
+    """
+    if not provenance:
+        return ""
+    return (
+        f"The method {method} is {provenance}: its code is not public, so these results are of this package's own "
+        f"design, not of its authors' system."
+    )
+
+
 _MPAMA = "Learning Multi-granularity Visual-textual Alignment for Zero-shot Anomaly Detection"
 
 METHODS: dict[str, MethodEntry] = {
