@@ -22,7 +22,8 @@ class SameConv(nn.Conv2d):
         kernel, stride = self.kernel_size[0], self.stride[0]
         if stride == 1:
             return F.conv2d(input, self.weight, self.bias, 1, kernel // 2, 1, self.groups)
-        pads = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in input.shape[-2:]]
+        sides = (int(side) for side in input.shape[-2:])
+        pads = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in sides]
         top, left = pads[0] // 2, pads[1] // 2
         padded = F.pad(input, (left, pads[1] - left, top, pads[0] - top))
         return F.conv2d(padded, self.weight, self.bias, stride, 0, 1, self.groups)
@@ -89,7 +90,7 @@ class MobileStem(nn.Module):
 
     def maps(self, pixels: Tensor) -> Tensor:
         """The joined maps (B, h, w, C_joined) of pixels (B, 3, H, W); sides lose what exceeds the stride."""
-        height, width = (side - side % self.stride for side in pixels.shape[-2:])
+        height, width = (int(side) - int(side) % self.stride for side in pixels.shape[-2:])
         # Depthwise convolutions on a processor run about twice as fast with the channels innermost.
         x = pixels[..., :height, :width].contiguous(memory_format=torch.channels_last)
         x = _relu6(self.first(x))
@@ -106,8 +107,8 @@ class MobileStem(nn.Module):
 
     def tokens(self, maps: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """As `forward`, from the joined maps (B, h, w, C_joined)."""
-        batch, height, width, channels = maps.shape
-        flat = self.norm(maps).reshape(batch, height * width, channels)
+        height, width = int(maps.shape[1]), int(maps.shape[2])
+        flat = self.norm(maps).flatten(1, 2)
         mean = flat.mean(dim=1, keepdim=True)
         deviation = (flat - mean).square().mean(dim=1, keepdim=True).add(1e-4).sqrt()
         tokens = self.plain(flat) + self.odd((flat - mean) / deviation)

@@ -94,7 +94,7 @@ class TextTower(nn.Module):
         """
         self._check_length(int(positions.max()) + 1)
         x = embeddings + self.position_embedding[positions].to(embeddings.dtype)
-        ends = eos.expand(len(x), -1)
+        ends = eos.expand(x.shape[0], -1)
         rows = self._run(x, ends, row_mask=mask[eos][None, None], mask=mask[None, None], deep=deep_tokens)
         return rows @ self.proj if project else rows
 
@@ -109,7 +109,7 @@ class TextTower(nn.Module):
             )
         for index, block in enumerate(self.blocks):
             if deep is not None and 1 <= index <= depth:
-                tokens = deep[index - 1].to(x.dtype).expand(len(x), -1, -1)
+                tokens = deep[index - 1].to(x.dtype).expand(x.shape[0], -1, -1)
                 x = torch.cat([x[:, :1], tokens, x[:, 1 + tokens.shape[1] :]], dim=1)
             if index == len(self.blocks) - 1 and isinstance(block, Block):
                 x = block.forward_rows(x, rows, mask=row_mask)

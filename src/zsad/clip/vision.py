@@ -100,13 +100,13 @@ class VisionTower(nn.Module):
                 f"image of {pixels.shape[-2]} x {pixels.shape[-1]} pixels is smaller than one {stride}-pixel patch; "
                 f"use an image size of at least {stride}"
             )
-        cls = self.class_embedding.expand(len(pixels), 1, -1)
+        cls = self.class_embedding.expand(pixels.shape[0], 1, -1)
         if isinstance(self.patch_embedding, MobileStem):
             tokens, context, grid = self.patch_embedding(pixels)
             cls = cls + context.unsqueeze(1)
         else:
             patches: Tensor = self.patch_embedding(pixels)
-            grid = (patches.shape[-2], patches.shape[-1])
+            grid = (int(patches.shape[-2]), int(patches.shape[-1]))
             tokens = patches.flatten(2).transpose(1, 2)
         x = torch.cat([cls.to(tokens.dtype), tokens], dim=1)
         x = x + self.positions(grid, interpolation=interpolation, antialias=antialias).to(x.dtype)
@@ -238,7 +238,7 @@ def _advance(
     """One block over the stream and, where it runs, the value-value branch."""
     if not isinstance(block, Block):
         raise TypeError(f"expected a transformer block, got {type(block).__name__}")
-    rows = x.new_zeros((len(x), 1), dtype=torch.long) if cls_only else None
+    rows = x.new_zeros((x.shape[0], 1), dtype=torch.long) if cls_only else None
     if branch is None:
         return (block(x) if rows is None else block.forward_rows(x, rows)), None
     if rows is None:

@@ -166,7 +166,7 @@ class PromptLearner(nn.Module):
         ends = torch.tensor([len(row) - 1 for row in rows], device=device).repeat(batch)
         deep = self._deep_rows(chosen, batch=batch)
         text: Tensor = tower(table[:, index].flatten(0, 1), eos=ends, deep_tokens=deep, project=project)
-        return text.unflatten(0, (-1, len(rows)))
+        return torch.unflatten(text, 0, (-1, len(rows)))
 
     def _shared(self, chosen: tuple[int, ...]) -> int:
         """Tokens of the common beginning with which the chosen prompts are packed; 0 where they are not."""

@@ -100,9 +100,10 @@ def distinct_words(words: Sequence[str] | None) -> tuple[list[str], Tensor]:
     Args:
         words: of `ImageFeatures.words`; None counts as "object" throughout.
     """
-    known = ["object"] if words is None else list(dict.fromkeys(words))
-    several = words is not None and len(known) > 1
-    return known, torch.tensor([known.index(word) for word in words] if several else [], dtype=torch.long)
+    given = ["object"] if words is None else words
+    known = list(dict.fromkeys(given))
+    index = [known.index(word) for word in given] if len(known) > 1 else []
+    return known, torch.tensor(index, dtype=torch.long)
 
 
 def of_images(text: Tensor, index: Tensor, *, batch: int) -> Tensor:

@@ -116,19 +116,20 @@ class WinCLIP(Method):
         visual = self.clip.visual
         x, grid = visual.stream(pixels, after=0, **self.position_mode())
         cls = self.project_cls(visual.resume(x, grid=grid, after=0).cls)
-        patches = cls.new_zeros(x.shape[0], len(self.config.scales), grid[0] * grid[1], cls.shape[-1])
-        for index, size in enumerate(self.config.scales):
+        empty, found = cls.new_zeros(x.shape[0], grid[0] * grid[1], cls.shape[-1]), []
+        for size in self.config.scales:
             table = window_table(grid, size, stride=self.config.stride).to(x.device)
-            patches[:, index, table[:, 0]] = self._windows(x, table, size)
-        return ImageFeatures(patches, cls, grid)
+            places = table[:, :1].expand(x.shape[0], -1, cls.shape[-1])
+            found.append(empty.scatter(1, places, self._windows(x, table, size)))
+        return ImageFeatures(torch.stack(found, dim=1), cls, grid)
 
     def _windows(self, x: Tensor, table: Tensor, size: int) -> Tensor:
         """Embeddings (B, W, D) of the windows (W, size * size) of the tokens x (B, 1 + N, D_x)."""
-        visual = self.clip.visual
+        visual, width = self.clip.visual, int(x.shape[-1])
         own = torch.cat([table.new_zeros(len(table), 1), table + 1], dim=1)
         # The same windows of all images together, so that passes are of about one size whatever the batch.
         found = [
-            visual.resume(x[:, part].flatten(0, 1), grid=(size, size), after=0).cls.unflatten(0, (-1, len(part)))
+            visual.resume(x[:, part].flatten(0, 1), grid=(size, size), after=0).cls.view(-1, len(part), width)
             for part in torch.split(own, max(1, self.config.chunk // len(x)))
         ]
         return visual.project(torch.cat(found, dim=1))

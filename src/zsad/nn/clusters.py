@@ -39,7 +39,8 @@ def kmeans(tokens: Tensor, clusters: int, *, iterations: int = 50) -> Tensor:
         centres = torch.where(counts.unsqueeze(-1) > 0, means, centres)
         moved = _squared_distances(tokens, centres).argmin(dim=-1)
         # A recorded graph has no early end; to go on changes nothing any more.
-        if not torch.jit.is_tracing() and torch.equal(moved, labels):
+        recording = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if not recording and torch.equal(moved, labels):
             break
         labels = moved
     return labels

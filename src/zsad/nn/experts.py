@@ -74,7 +74,7 @@ class AttentionPoolExperts(nn.Module):
 
         Tokens are brought to mean 0 and deviation 1 first, so that scores start with deviation one, too.
         """
-        tokens = F.layer_norm(tokens, tokens.shape[-1:])
+        tokens = F.layer_norm(tokens, (int(tokens.shape[-1]),))
         scores = self.queries @ tokens.transpose(-1, -2) * tokens.shape[-1] ** -0.5
         pooled = scores.softmax(dim=-1) @ tokens
         hidden = F.gelu(torch.einsum("bed,edh->beh", pooled, self.first) + self.first_bias)

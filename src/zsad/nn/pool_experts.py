@@ -134,7 +134,7 @@ class ExpertPool(nn.Module):
                 EPSILON
             )
         # A learnable expert's weight, once for each of its ranks.
-        spread = (self.scale * learnable).repeat_interleave(self.down.shape[1], dim=-1)
+        spread = (self.scale * learnable).unsqueeze(-1).expand(-1, -1, -1, -1, self.down.shape[1]).flatten(-2)
         if self.keep_length:
             spread, factor = spread / factor, torch.ones_like(factor)
         mixed: Tensor = base * factor + (hidden * spread) @ self.up.flatten(0, 1)

@@ -50,7 +50,7 @@ def average_pool(tokens: Tensor, grid: tuple[int, int], *, size: int, zero_padde
 
 def _depthwise_means(image: Tensor, *, size: int, zero_padded: bool) -> Tensor:
     """The same as `avg_pool2d` of (B, D, h, w) with its channels last: three times as fast on processors."""
-    kernel = image.new_full((image.shape[1], 1, size, size), 1 / (size * size))
+    kernel = image.new_full((int(image.shape[1]), 1, size, size), 1 / (size * size))
     # Mixed precision would round the kernel, and with it every mean, by the same factor.
     with torch.autocast("cpu", enabled=False):
         means = F.conv2d(image, kernel, padding=size // 2, groups=image.shape[1])

@@ -195,9 +195,9 @@ class WaveletRefinement(nn.Module):
             tokens: (B, L, N, D).
             grid: (h, w), N = h * w and S = ceil(h / 2) * ceil(w / 2).
         """
-        grids = tokens.contiguous().view(*tokens.shape[:2], *grid, -1).movedim(-1, -3)
-        bands = self.fusion(grids).flatten(-2).mT
+        grids = tokens.contiguous().view(*tokens.shape[:2], *grid, -1).permute(0, 1, 4, 2, 3)
+        bands = self.fusion(grids).flatten(-2).transpose(-1, -2)
         # LL is twice a mean: without bringing every token to deviation 1, scores would follow its scale.
-        bands = F.layer_norm(bands, bands.shape[-1:])
+        bands = F.layer_norm(bands, (int(bands.shape[-1]),))
         moved = self.gamma[:, None, None] * self.attention(vectors, bands)
         return F.normalize(vectors.unsqueeze(1) + moved, dim=-1), bands

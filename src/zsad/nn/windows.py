@@ -79,10 +79,12 @@ def harmonic_cover(logits: Tensor, size: int, *, stride: int = 1) -> Tensor:
     """
     grid = int(logits.shape[-2]), int(logits.shape[-1])
     corners = window_table(grid, size, stride=stride)[:, 0].to(logits.device)
-    absent = torch.ones(grid, dtype=torch.bool, device=logits.device)
-    absent.view(-1)[corners] = False
-    against = _cover((-logits).masked_fill(absent, -math.inf), size)
-    count = size**2 - _cover(absent.to(logits.dtype), size, outside=1.0).sum(dim=-1)
+    absent = torch.ones(math.prod(grid), dtype=logits.dtype, device=logits.device)
+    absent = absent.scatter(0, corners, 0.0).view(grid)
+    # Of no weight in a sum of exponentials, yet finite: not every runtime's log-sum-exp takes infinities.
+    nothing = torch.finfo(logits.dtype).min / 2
+    against = _cover((-logits).masked_fill(absent > 0, nothing), size, outside=nothing)
+    count = size**2 - _cover(absent, size, outside=1.0).sum(dim=-1)
     return count.log() - against.logsumexp(dim=-1)
 
 
@@ -97,7 +99,7 @@ def harmonic_mean(logits: Tensor, *, dim: int) -> Tensor:
     return math.log(int(logits.shape[dim])) - (-logits).logsumexp(dim=dim)
 
 
-def _cover(values: Tensor, size: int, *, outside: float = -math.inf) -> Tensor:
+def _cover(values: Tensor, size: int, *, outside: float) -> Tensor:
     """For each patch (..., h, w, size * size) the values at the corners of all windows that would hold it."""
     height, width = int(values.shape[-2]), int(values.shape[-1])
     padded = F.pad(values, (size - 1, 0, size - 1, 0), value=outside)
