@@ -122,7 +122,7 @@ def _place(model: str, out: Path | None) -> Path:
         own = {name for method in untrained_methods() for name in (method, f"{method}-tiny")}
         if model in own or model in bundled_models():
             raise CalibrationError(
-                f"model {model} is part of zsad, and nothing is written there; name a file with --out {CALIBRATION_FILE}"
+                f"model {model} is part of zsad, where nothing is written; name a file with --out {CALIBRATION_FILE}"
             )
     return beside(resolve_model(model))
 

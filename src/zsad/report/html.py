@@ -15,7 +15,17 @@ from PIL import Image
 from zsad.errors import ConfigError, DataError, ImageError
 from zsad.files import write_bytes
 from zsad.infer.overlay import colour_table
-from zsad.infer.store import GRIDS_FILE, REPORT_FILE, read_grids, read_rows, read_run_file, restore
+from zsad.infer.prediction import Prediction
+from zsad.infer.store import (
+    GRIDS_FILE,
+    REPORT_FILE,
+    read_grids,
+    read_rows,
+    read_run_file,
+    region_of_run,
+    restore,
+)
+from zsad.methods.registry import sources_note
 from zsad.nn.filters import MapSpec
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -102,10 +112,11 @@ def _content(
 
     spec = MapSpec.model_validate(run["map_spec"])
     chosen = _chosen(len(rows), limits)
-    grids = read_grids(folder / GRIDS_FILE)
+    grids, region = read_grids(folder / GRIDS_FILE), region_of_run(run)
+    found = {index: restore(rows[index], grids, spec, region=region) for index in chosen}
     names = _short_names([row["source"] for row in rows])
     layers = list(run["card"]["config"].get("layers", ()))
-    cards = [_card(rows[index], index, names[index], grids, spec, layers) for index in chosen]
+    cards = [_card(rows[index], index, names[index], found[index], layers) for index in chosen]
     scores = [row["score"] for row in rows]
     labels = [row.get("label") for row in rows]
     shown = set(chosen)
@@ -123,9 +134,13 @@ def _content(
         "tiles": _tiles(rows, errors, labels),
         "labelled": any(label is not None for label in labels),
         "has_verdict": any(row["verdict"] for row in rows),
-        "histogram": histogram(scores, labels),
+        "has_regions": any("regions" in row for row in rows),
+        "histogram": histogram(scores, labels, threshold=rows[0].get("threshold")),
         "gradient": _gradient(),
-        "scale": spec.scale,
+        "scale": found[chosen[0]].scale,
+        "pixel_threshold": rows[0].get("pixel_threshold"),
+        "promises": run.get("promises", []),
+        "region": region is not None,
         "model": _model_facts(run),
         "notes": _model_notes(run),
     }
@@ -157,6 +172,8 @@ def _facts(row: dict[str, Any], index: int, name: str) -> dict[str, Any]:
         "source": row["source"],
         "score": row["score"],
         "verdict": row["verdict"],
+        "p_value": row.get("p_value"),
+        "regions": len(row["regions"]) if "regions" in row else None,
         "label": row.get("label"),
         "ms": row["ms"],
         "size": f"{width} × {height}",
@@ -164,11 +181,10 @@ def _facts(row: dict[str, Any], index: int, name: str) -> dict[str, Any]:
 
 
 def _card(
-    row: dict[str, Any], index: int, name: str, grids: Any, spec: MapSpec, layers: list[int]
+    row: dict[str, Any], index: int, name: str, prediction: Prediction, layers: list[int]
 ) -> dict[str, Any]:
     from zsad.report.svg import routing_bars
 
-    prediction = restore(row, grids, spec)
     picture = overlay = None
     try:
         picture = prediction.thumbnail(max_side=_THUMBNAIL_SIDE)
@@ -213,6 +229,9 @@ def _tiles(
         (f"{median(scores):.3f}", "median score", f"lowest {min(scores):.3f}"),
         (f"{median(row['ms'] for row in rows):,.0f} ms", "per image", "median time of the model"),
     ]
+    if rows[0].get("threshold") is not None:
+        above = sum(row["verdict"] == "anomalous" for row in rows)
+        tiles.insert(1, (f"{above:,}", "anomalous", f"score above {rows[0]['threshold']:.3f}"))
     known = [(score, label) for score, label in zip(scores, labels, strict=True) if label is not None]
     if {label for _, label in known} == {0, 1}:
         from zsad.metrics.functional import auroc
@@ -249,12 +268,8 @@ def _model_facts(run: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _model_notes(run: dict[str, Any]) -> list[str]:
     """What a reader of the results must know of method and backbone."""
-    card, notes = run["card"], []
-    if card.get("provenance"):
-        notes.append(
-            f"The method {card['method']} is {card['provenance']}: its code is not public, so these results are of "
-            f"this package's own design, not of its authors' system."
-        )
+    card = run["card"]
+    notes = [said] if (said := sources_note(card["method"], card.get("provenance", ""))) else []
     if card["backbone"]["name"] == "zsad-tiny":
         notes.append(
             "This run used the small model that ships with the package. It is a stand-in that makes everything run "

@@ -12,12 +12,15 @@ _BINS = 25
 _WIDTH, _HEIGHT, _BASE, _LEFT = 640, 190, 156, 34
 
 
-def histogram(scores: Sequence[float], labels: Sequence[int | None]) -> Markup:
+def histogram(
+    scores: Sequence[float], labels: Sequence[int | None], *, threshold: float | None = None
+) -> Markup:
     """Counts of scores in 25 bins over [0, 1], stacked by label where labels are known.
 
     Args:
         scores: image scores.
         labels: 0, 1 or None for each.
+        threshold: score at which a line is drawn.
     """
     groups = [
         ("h-normal", "normal", [s for s, label in zip(scores, labels, strict=True) if label == 0]),
@@ -40,9 +43,22 @@ def histogram(scores: Sequence[float], labels: Sequence[int | None]) -> Markup:
             )
             floor[index] += height
     summary = f"Histogram of {len(scores)} image scores between {min(scores):.2f} and {max(scores):.2f}"
+    if threshold is not None:
+        summary += f", threshold {threshold:.3f}"
+        parts.append(_mark(threshold))
     return Markup(
         f'<svg class="histogram" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(summary)}">'
         f"{_axis(top)}{''.join(parts)}</svg>"
+    )
+
+
+def _mark(threshold: float) -> str:
+    """A line at the threshold, its name on the side where there is room."""
+    x = _LEFT + min(max(threshold, 0.0), 1.0) * (_WIDTH - _LEFT)
+    anchor, gap = ("end", -6) if threshold > 0.5 else ("start", 6)
+    return (
+        f'<line class="threshold" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{_BASE}"/>'
+        f'<text x="{x + gap:.1f}" y="13" text-anchor="{anchor}">threshold {threshold:.3f}</text>'
     )
 
 
