@@ -28,6 +28,7 @@ VERBS = {
     "train": "Train a method on an auxiliary data set.",
     "benchmark": "Train and measure methods on data sets, resumable, with tables and a report.",
     "ablate": "Repeat a paper's ablation table: train its variants, measure them, print both side by side.",
+    "data": "Data sets: what there is, whether a copy is whole, how to get one.",
     "list": "List methods, backbones or bundled models.",
     "doctor": "Show versions, devices, caches, and what is missing and how to get it.",
     "version": "Print the version.",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.resources import files
@@ -69,6 +69,7 @@ class Entry(_Frozen):
     citation: str
     get: str = Field(description="How a human gets the files.")
     package: str | None = Field(default=None, description="PyPI package with the images, if there is one.")
+    package_folder: str = Field(default="", description="Folder of the images in the package, MODULE/PATH.")
 
     @model_validator(mode="after")
     def _sums(self) -> Entry:
@@ -79,6 +80,8 @@ class Entry(_Frozen):
                 raise ValueError(
                     f"{self.name}: its classes have {sum(parts)} {label} images, it says {total}"
                 )
+        if bool(self.package) is not bool(self.package_folder):
+            raise ValueError(f"{self.name}: package and package_folder go together")
         names = [entry.name for entry in self.classes]
         if len(set(names)) < len(names):
             raise ValueError(f"{self.name}: a class is listed twice")
@@ -87,6 +90,27 @@ class Entry(_Frozen):
     def expected(self, name: str) -> ClassEntry | None:
         """The entry of a class; its name's case and punctuation are ignored."""
         return next((entry for entry in self.classes if letters(entry.name) == letters(name)), None)
+
+    def restricted(self, names: Sequence[str]) -> Entry:
+        """The entry of some of the classes alone.
+
+        Raises:
+            DataError: a class that the set does not have.
+        """
+        if self.any_class_names:
+            return self
+        chosen = []
+        for name in names:
+            found = self.expected(name)
+            if found is None:
+                listed = ", ".join(entry.name for entry in self.classes)
+                raise DataError(f"{self.name} has no class {name!r}: choose some of {listed}")
+            chosen.append(found)
+        totals: dict[str, int | None] = {}
+        for label in ("normal", "anomalous"):
+            counts = [getattr(entry, label) for entry in chosen]
+            totals[label] = None if None in counts else sum(counts)
+        return self.model_copy(update={"classes": tuple(chosen), **totals})
 
     def prompt_name(self, name: str) -> str:
         """What prompts call a class of this set."""

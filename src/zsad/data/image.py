@@ -128,16 +128,38 @@ def load_mask(
         ImageError: the file cannot be read.
         DataError: the mask has another size than its image.
     """
-    with _opened(Path(path), _MAX_PIXELS) as opened:
-        opened.load()
-        foreground = _foreground(_oriented(opened))
+    foreground = mask_values(path) > 0
     if image_size is not None and foreground.shape != tuple(image_size):
         own, full = (f"{width}x{height} px" for height, width in (foreground.shape, image_size))
         raise DataError(
             f"mask {path} is {own} but its image {image or ''} is {full}: "
             "a mask must have the size of its image, export the mask again"
         )
-    if size is None or tuple(size) == foreground.shape:
+    return foreground if size is None else resize_mask(foreground, size)
+
+
+def mask_values(path: str | Path) -> npt.NDArray[Any]:
+    """Return the values of a mask file (H,W) as they are stored, of colours the largest; alpha is ignored.
+
+    A file of 1 bit a pixel has the values 0 and 255.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    with _opened(Path(path), _MAX_PIXELS) as opened:
+        opened.load()
+        image = _oriented(opened)
+        if image.mode == "1":
+            image = image.convert("L")
+        elif image.mode not in ("L", "F") and not image.mode.startswith("I"):
+            image = image.convert("RGB")  # palette indices and alpha are not values
+        values = np.asarray(image)
+    return values if values.ndim == 2 else np.asarray(values.max(axis=2))
+
+
+def resize_mask(foreground: npt.NDArray[np.bool_], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Return a mask as bool of `size` (H,W): bilinear, cut at more than half, see `load_mask`."""
+    if tuple(size) == foreground.shape:
         return foreground
     picture = Image.fromarray(foreground.astype(np.uint8) * 255)
     resized = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
@@ -359,10 +381,3 @@ def _to_bytes(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
             f"{name} holds values from {low:g} to {high:g}, float images must lie in [0, 1]: divide first"
         )
     return np.asarray(np.rint(np.clip(values.astype(np.float64), 0, 1) * 255), dtype=np.uint8)
-
-
-def _foreground(image: Image.Image) -> npt.NDArray[np.bool_]:
-    if image.mode not in ("1", "L", "F") and not image.mode.startswith("I"):
-        image = image.convert("RGB")  # palette indices and alpha are not values
-    values = np.asarray(image)
-    return np.asarray(values > 0 if values.ndim == 2 else (values > 0).any(axis=2))

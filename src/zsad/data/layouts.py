@@ -1,7 +1,8 @@
 """The folder layouts of the field's data sets, recognised by looking; nothing is ever guessed.
 
 MVTec (class/test/kind with class/ground_truth/kind), good against other folders, images/ with masks/, DAGM
-(class/Test with Label/ inside) and flat folders. Masks are paired by name, never by position.
+(class/Test with Label/ inside), BMAD (kind/img with kind/label) and flat folders; `zsad.data.published` has those
+with a list of labels or with masks beside the images. Masks are paired by name, never by position.
 """
 
 from __future__ import annotations
@@ -16,22 +17,36 @@ from zsad.data.image import IMAGE_SUFFIXES
 from zsad.errors import DataError
 from zsad.types import Sample
 
-_NORMAL = {"good", "ok", "normal"}
-_IMAGES = {"images", "image", "imgs", "img", "testimage", "testimages", "original"}
+_NORMAL = {"good", "ok", "normal", "nominal"}
+_IMAGES = {"images", "image", "imgs", "img", "rgb", "testimage", "testimages", "original"}
 _MASKS = {"masks", "mask", "gt", "testmask", "testmasks", "label", "labels", "annotations", "segmentation"}
-_SPLITS = {"train", "test", "val", "validation"}
-_MASK_ENDINGS = ("_mask", "_label", "_gt", "_segmentation", "-mask")
+_MASKS |= {"anomalymask", "anomalymasks"}
+_SPLITS = {"train", "test", "val", "valid", "validation"}
+MASK_ENDINGS = ("_mask", "_label", "_gt", "_segmentation", "-mask")
+_ENDINGS = tuple(dict.fromkeys(e for x in MASK_ENDINGS for e in (x, x.upper(), x.title())))  # _Segmentation
 _NAMED_AT_MOST = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A file with which something is wrong: `reason` says what, in words that go before a path."""
+
+    path: Path
+    reason: str
 
 
 @dataclass(slots=True)
 class Found:
-    """What was read from one folder or file; `is_class` when it is one class rather than a whole data set."""
+    """What was read from one folder or file; `is_class` when it is one class rather than a whole data set.
+
+    `findings` are the files among `notes` with which something is wrong, all of them.
+    """
 
     layout: str
     samples: list[Sample]
     notes: list[str] = field(default_factory=list)
     is_class: bool = False
+    findings: list[Finding] = field(default_factory=list)
 
 
 def is_hidden(name: str) -> bool:
@@ -102,6 +117,14 @@ def listed(text: str, paths: Iterable[Path]) -> list[str]:
     return notes
 
 
+def noted(findings: list[Finding]) -> list[str]:
+    """Return notes on findings, those of a reason together, long lists counted."""
+    by_reason: dict[str, list[Path]] = {}
+    for finding in findings:
+        by_reason.setdefault(finding.reason, []).append(finding.path)
+    return [note for reason, paths in by_reason.items() for note in listed(reason, paths)]
+
+
 def read_class(folder: Path, split: str) -> Found | None:
     """Read a folder that is one class (MVTec, DAGM, good against others, images and masks), else None."""
     inside = subfolders(folder)
@@ -118,10 +141,26 @@ def read_class(folder: Path, split: str) -> Found | None:
             return found
     if found := _read_kinds(folder, folder.name, masks):
         return found
-    images = [path for path in inside if re.sub(r"[^a-z0-9]", "", path.name.lower()) in _IMAGES]
+    images = [path for path in inside if _is_image_folder(path)]
+    # VisA has CLASS/Data/Images: the class is not called Data.
+    name = folder.parent.name if folder.name == "Data" else folder.name
     if len(images) == 1 and masks:
-        return _read_kinds(images[0], folder.name, masks) or _read_pairs(images[0], folder.name, masks)
-    return None
+        return _read_kinds(images[0], name, masks) or _read_pairs(images, name, masks)
+    return _read_beside(folder, masks) if masks else None
+
+
+def _is_image_folder(path: Path) -> bool:
+    return re.sub(r"[^a-z0-9]", "", path.name.lower()) in _IMAGES
+
+
+def _read_beside(folder: Path, masks: list[Path]) -> Found | None:
+    """Read folders of any name beside mask folders, all anomalous (Endo, ISIC); None when no mask fits."""
+    images = _kind_folders(folder)
+    if any("test" in path.name.lower() for path in images):
+        images = [path for path in images if "test" in path.name.lower()]
+        masks = [path for path in masks if "test" in path.name.lower()] or masks
+    found = _read_pairs(images, folder.name, masks)
+    return found if found is not None and any(sample.mask for sample in found.samples) else None
 
 
 def read_flat(folder: Path) -> Found:
@@ -185,23 +224,47 @@ def _labelled(layout: str, kinds: list[Path], class_name: str, masks: list[Path]
     """Turn kind folders into samples: normal by the folder's name, anomalous otherwise, masks by stem."""
     pairing = MaskIndex(masks)
     samples = []
+    findings: list[Finding] = []
     for kind in kinds:
         normal = _is_normal(kind, kinds)
+        if inner := [path for path in subfolders(kind) if is_mask_folder(path)]:
+            layout = "bmad"
+            part = _read_inner(kind, class_name, inner, label=0 if normal else 1)
+            samples += part.samples
+            findings += part.findings
+            continue
         for path in walk_images(kind):
             mask = None if normal else pairing.find(path.relative_to(kind), kind.name)
             samples.append(Sample(path, class_name, 0 if normal else 1, mask, kind.name))
     anomalous = {kind.name for kind in kinds if not _is_normal(kind, kinds)}
-    return Found(layout, samples, pairing.notes(samples, anomalous), is_class=True)
+    findings += pairing.findings(samples, anomalous)
+    return Found(layout, samples, noted(findings), is_class=True, findings=findings)
 
 
-def _read_pairs(images: Path, class_name: str, masks: list[Path]) -> Found | None:
+def _read_inner(kind: Path, class_name: str, masks: list[Path], *, label: int) -> Found:
+    """Read a kind folder that holds its own masks: BMAD's kind/img with kind/label, MVTec 3D's kind/rgb with gt."""
+    named = [path for path in subfolders(kind) if _is_image_folder(path)]
+    folder = named[0] if len(named) == 1 else kind
+    pairing = MaskIndex(masks)
+    samples = []
+    for path in walk_images(folder, skip_masks=True):
+        mask = pairing.find(path.relative_to(folder), "")
+        samples.append(Sample(path, class_name, label, mask if label else None, kind.name))
+    return Found("bmad", samples, findings=pairing.findings(samples, None))
+
+
+def _read_pairs(folders: list[Path], class_name: str, masks: list[Path]) -> Found | None:
     """Read images/ with masks/: all anomalous."""
     pairing = MaskIndex(masks)
     samples = [
-        Sample(path, class_name, 1, pairing.find(path.relative_to(images), ""))
-        for path in walk_images(images)
+        Sample(path, class_name, 1, pairing.find(path.relative_to(folder), ""))
+        for folder in folders
+        for path in walk_images(folder)
     ]
-    return Found("folders", samples, pairing.notes(samples, None), is_class=True) if samples else None
+    if not samples:
+        return None
+    findings = pairing.findings(samples, None)
+    return Found("folders", samples, noted(findings), is_class=True, findings=findings)
 
 
 def _read_dagm(part: Path, class_name: str, masks: list[Path]) -> Found | None:
@@ -212,7 +275,10 @@ def _read_dagm(part: Path, class_name: str, masks: list[Path]) -> Found | None:
         mask = pairing.find(path.relative_to(part), "")
         samples.append(Sample(path, class_name, int(mask is not None), mask, "defect" if mask else "good"))
     notes = [f"{part}: images without a file in {masks[0].name}/ are taken as normal, as DAGM means it"]
-    return Found("folders", samples, notes + pairing.leftovers(None), is_class=True) if samples else None
+    findings = pairing.leftovers(None)
+    if not samples:
+        return None
+    return Found("dagm", samples, notes + noted(findings), is_class=True, findings=findings)
 
 
 class MaskIndex:
@@ -223,6 +289,7 @@ class MaskIndex:
         self._by_key: dict[str, list[Path]] = {}
         self._used: set[Path] = set()
         self._ambiguous: list[Path] = []
+        self._shared: list[Path] = []
         for folder in folders:
             for path in walk_images(folder):
                 key = path.relative_to(folder).with_suffix("").as_posix()
@@ -233,32 +300,35 @@ class MaskIndex:
         stem = PurePosixPath(relative.as_posix()).with_suffix("")
         own = bool(kind) and any((folder / kind).is_dir() for folder in self._folders)
         key = f"{kind}/{stem}" if own else str(stem)
-        for ending in ("", *_MASK_ENDINGS, *(ending.upper() for ending in _MASK_ENDINGS)):
+        for ending in ("", *_ENDINGS):
             candidates = self._by_key.get(key + ending, [])
             if len(candidates) == 1:
+                if candidates[0] in self._used:
+                    self._shared.append(candidates[0])
                 self._used.add(candidates[0])
                 return candidates[0]
             if candidates:
-                self._ambiguous.extend(candidates)
+                self._ambiguous += [path for path in candidates if path not in self._ambiguous]
                 return None
         return None
 
-    def leftovers(self, kinds: set[str] | None) -> list[str]:
-        """Return notes on masks without image; `kinds` restricts this to the folders of these kinds."""
+    def leftovers(self, kinds: set[str] | None) -> list[Finding]:
+        """Return the masks without image; `kinds` restricts this to the folders of these kinds."""
         taken = self._used.union(self._ambiguous)
         unused = []
         for key in sorted(self._by_key):
             top = key.split("/")[0]
             foreign = kinds is not None and "/" in key and top not in kinds
             unused += [p for p in self._by_key[key] if not foreign and p not in taken]
-        return listed("several masks for one image, none is taken", self._ambiguous) + listed(
-            "mask without an image of its name", unused
-        )
+        ambiguous = [Finding(p, "several masks for one image, none is taken") for p in self._ambiguous]
+        twice = [Finding(p, "mask of several images of one name") for p in self._shared]
+        return ambiguous + twice + [Finding(p, "mask without an image of its name") for p in unused]
 
-    def notes(self, samples: list[Sample], kinds: set[str] | None) -> list[str]:
-        """Return notes on anomalous images without mask while others have one, and on masks without image."""
+    def findings(self, samples: list[Sample], kinds: set[str] | None) -> list[Finding]:
+        """Return anomalous images without mask while others have one, and masks without image."""
         anomalous = [sample for sample in samples if sample.label == 1]
         if not anomalous or not self._by_key:
             return []
-        missing = [sample.image for sample in anomalous if sample.mask is None]
-        return listed("anomalous image without a mask of its name", missing) + self.leftovers(kinds)
+        reason = "anomalous image without a mask of its name"
+        missing = [Finding(sample.image, reason) for sample in anomalous if sample.mask is None]
+        return missing + self.leftovers(kinds)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from zsad.data.image import image_size
 from zsad.data.layouts import (
+    Finding,
     Found,
     is_image,
     is_mask_folder,
@@ -19,6 +20,7 @@ from zsad.data.layouts import (
     subfolders,
     walk_images,
 )
+from zsad.data.published import read_published
 from zsad.data.tables import read_manifest, read_meta, read_visa
 from zsad.errors import DataError
 from zsad.types import Sample
@@ -28,13 +30,17 @@ _DEPTH = 2  # a root of data sets, each with classes
 
 @dataclass(slots=True)
 class DataSet:
-    """The samples of a data set (or of several), and what was noticed while finding them."""
+    """The samples of a data set (or of several), and what was noticed while finding them.
+
+    `findings` are the files with which something is wrong, as far as names tell; `zsad.data.check` looks inside.
+    """
 
     samples: list[Sample]
     layout: str
     root: Path
     name: str
     notes: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
 
     @property
     def classes(self) -> list[str]:
@@ -118,8 +124,9 @@ def discover(path: str | Path, *, split: str = "test") -> DataSet:
     """Find the samples of a folder or of a listing file.
 
     Understood are: `meta.json`, VisA's `split_csv/1cls.csv`, MVTec's class/test/kind with
-    class/ground_truth/kind, DAGM's class/Test with Label/, good|ok|normal (or no with yes) against other
-    folders, images/ with masks/, roots of several such classes or data sets, flat folders (no labels), and
+    class/ground_truth/kind, DAGM's class/Test with Label/, BMAD's kind/img with kind/label, good|ok|normal (or no
+    with yes) against other folders, images/ with masks/, masks beside their images (KolektorSDD and its successor),
+    the labels.csv of HeadCT and ELPV, roots of several such classes or data sets, flat folders (no labels), and
     manifests in JSONL or CSV with the columns image, mask, label, class, kind.
 
     Args:
@@ -143,7 +150,7 @@ def discover(path: str | Path, *, split: str = "test") -> DataSet:
     if not found.samples:
         raise DataError("; ".join([f"{root} holds no usable image", *found.notes[:3]]))
     samples = [sample if sample.dataset else replace(sample, dataset=name) for sample in found.samples]
-    data = DataSet(samples, found.layout, root, name, found.notes)
+    data = DataSet(samples, found.layout, root, name, found.notes, found.findings)
     data.notes = data.notes + _metric_notes(data)
     return data
 
@@ -179,7 +186,7 @@ def _find(folder: Path, name: str, split: str, depth: int) -> Found | None:
         return read_meta(folder / "meta.json", split)
     if table.is_file():
         return read_visa(folder, table, split)
-    if found := read_class(folder, split):
+    if found := read_published(folder, split) or read_class(folder, split):
         return found
     if depth == 0:
         return None
@@ -199,7 +206,9 @@ def _find(folder: Path, name: str, split: str, depth: int) -> Found | None:
     notes = [note for part in parts for note in part.notes] + listed(
         "folder of no known layout, ignored", ignored
     )
-    return Found(" + ".join(layouts), [sample for part in parts for sample in part.samples], notes)
+    samples = [sample for part in parts for sample in part.samples]
+    findings = [finding for part in parts for finding in part.findings]
+    return Found(" + ".join(layouts), samples, notes, findings=findings)
 
 
 def _flat(root: Path) -> Found:

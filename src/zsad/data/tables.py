@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from zsad.data.layouts import Found, listed
+from zsad.data.layouts import Finding, Found, listed, noted
 from zsad.errors import DataError
 from zsad.types import Sample
 
@@ -147,9 +147,11 @@ def _found(layout: str, rows: list[Row], resolve: Callable[[str], Path]) -> Foun
         notes.append(f"masks of {ignored} normal images are ignored: a normal image has no anomalous pixel")
     found = list(samples.values())
     anomalous = [sample for sample in found if sample.label == 1]
+    findings: list[Finding] = []
     if any(sample.mask for sample in anomalous):
-        notes += listed("anomalous image without a mask", [s.image for s in anomalous if s.mask is None])
-    return Found(layout, found, notes)
+        reason = "anomalous image without a mask"
+        findings = [Finding(sample.image, reason) for sample in anomalous if sample.mask is None]
+    return Found(layout, found, notes + noted(findings), findings=findings)
 
 
 def _sample(where: str, row: Mapping[str, Any], resolve: Callable[[str], Path]) -> Sample:
