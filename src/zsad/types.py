@@ -35,5 +35,12 @@ class Sample:
 
     @property
     def word(self) -> str:
-        """The object's class as a prompt names it."""
-        return self.class_name.replace("_", " ")
+        """The object as a prompt names it: by the name published for its data set, else by its class in words.
+
+        Example:
+            >>> Sample(Path("1.png"), "cable", dataset="MVTec").word, Sample(Path("2.png"), "metal_nut").word
+            ('top view of three cables', 'metal nut')
+        """
+        from zsad.prompts import class_name
+
+        return class_name(self.dataset, self.class_name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -16,6 +18,7 @@ from zsad.methods.moeclip import MoECLIP, MoECLIPConfig
 from zsad.methods.registry import build
 from zsad.nn.filters import render_map
 from zsad.prompts import class_name
+from zsad.types import Sample
 
 SMALL = {"rank": 3, "windows": (1, 3), "norm_floor": 1e-3}
 WORDS = ("bottle", "metal nut", "bottle")
@@ -406,3 +409,6 @@ def test_class_names_are_the_published_ones_or_the_classes_own():
     assert class_name("BrainMRI", "brain") == "scan" and class_name("RSDD", "Dent") == "metal"
     assert class_name("", "left_shoe") == "left shoe" and class_name("Endo", "any") == "polyp"
     assert not class_name("BTAD", "01").isdigit()
+    for dataset in ("mvtec_anomaly_detection", "MVTec AD"):
+        assert Sample(Path("1.png"), "bottle", dataset=dataset).word == "dark bottle"
+    assert Sample(Path("1.png"), "left_shoe", dataset="mine").word == "left shoe"
