@@ -6,10 +6,12 @@ import contextlib
 import ctypes
 import os
 import sys
-
-import torch
+from typing import TYPE_CHECKING
 
 from zsad.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def available_cores() -> int:
@@ -30,6 +32,8 @@ def select_device(name: str = "auto") -> torch.device:
     Raises:
         ConfigError: an unknown name, or a device that this machine or this build of PyTorch lacks.
     """
+    import torch
+
     if name == "auto":
         return torch.device(_best())
     try:
@@ -47,12 +51,16 @@ def select_device(name: str = "auto") -> torch.device:
 
 
 def _best() -> str:
+    import torch
+
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _check_cuda(device: torch.device, name: str) -> None:
+    import torch
+
     if not torch.cuda.is_available():
         build = (
             "no GPU is visible" if torch.version.cuda is not None else "this PyTorch is built without CUDA"
@@ -79,15 +87,27 @@ def use_threads(count: int | None = None) -> int:
     Raises:
         ConfigError: a count below 1.
     """
-    wanted = available_cores() if count is None else count
-    if wanted < 1:
-        raise ConfigError(f"threads is {wanted}, expected 1 or more")
+    import torch
+
+    wanted = thread_count(count)
     torch.set_num_threads(wanted)
-    _keep_freed_memory()
+    keep_freed_memory()
     return wanted
 
 
-def _keep_freed_memory() -> None:
+def thread_count(count: int | None = None) -> int:
+    """How many threads that means: `count`, or one for each available core.
+
+    Raises:
+        ConfigError: a count below 1.
+    """
+    wanted = available_cores() if count is None else count
+    if wanted < 1:
+        raise ConfigError(f"threads is {wanted}, expected 1 or more")
+    return wanted
+
+
+def keep_freed_memory() -> None:
     """Lets glibc keep what is freed for the next image, instead of asking the system for every map anew.
 
     Pages that come fresh from the system are cleared on first touch: for a small convolutional tower that is a
@@ -104,20 +124,33 @@ def _keep_freed_memory() -> None:
 
 def describe_environment(device: torch.device) -> dict[str, str]:
     """Versions and hardware as readable pairs, for run files and reports."""
+    import torch
+
+    hardware = f"{device} ({torch.get_num_threads()} threads)"
+    if device.type == "cuda":
+        hardware = f"{device} ({torch.cuda.get_device_name(device)})"
+    return describe_software("torch", hardware=hardware)
+
+
+def describe_software(runtime: str, *, hardware: str) -> dict[str, str]:
+    """Versions of what scores depend on, and the hardware, as readable pairs.
+
+    Args:
+        runtime: the package that runs the model: "torch", "onnxruntime", "openvino".
+        hardware: what it runs on.
+    """
     import platform
+    from importlib.metadata import version
 
     import numpy
     import PIL
 
     import zsad
 
-    hardware = f"{device} ({torch.get_num_threads()} threads)"
-    if device.type == "cuda":
-        hardware = f"{device} ({torch.cuda.get_device_name(device)})"
     return {
         "zsad": zsad.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        runtime: version(runtime),
         "numpy": numpy.__version__,
         "pillow": PIL.__version__,
         "system": f"{platform.system()} {platform.machine()}",

@@ -15,7 +15,7 @@ from zsad.data.image import Preprocess
 from zsad.data.loader import iter_batches
 from zsad.errors import ZsadError
 from zsad.methods.base import ImageFeatures, Method, Output
-from zsad.nn.filters import MapSpec, render_map_numpy
+from zsad.nn.maps import MapSpec, render_map_numpy
 from zsad.train.cache import FeatureCache, content_hash
 from zsad.types import Sample
 

@@ -17,7 +17,7 @@ from zsad.errors import ConfigError, ImageError
 from zsad.infer.overlay import anchored_scale, blend, outline
 from zsad.infer.regions import Region, find_regions
 from zsad.infer.roi import RegionOfInterest
-from zsad.nn.filters import MapSpec, render_map_numpy
+from zsad.nn.maps import MapSpec, render_map_numpy
 
 Float32 = npt.NDArray[np.float32]
 

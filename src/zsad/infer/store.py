@@ -14,7 +14,7 @@ from zsad.errors import DataError
 from zsad.infer.prediction import Prediction
 from zsad.infer.regions import Region
 from zsad.infer.roi import RegionOfInterest
-from zsad.nn.filters import MapSpec
+from zsad.nn.maps import MapSpec
 
 RUN_FILE, ROWS_FILE, GRIDS_FILE = "run.json", "predictions.jsonl", "grids.npy"
 SCORES_FILE, REPORT_FILE, OVERLAYS = "scores.csv", "report.html", "overlays"

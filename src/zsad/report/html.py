@@ -26,7 +26,7 @@ from zsad.infer.store import (
     restore,
 )
 from zsad.methods.registry import sources_note
-from zsad.nn.filters import MapSpec
+from zsad.nn.maps import MapSpec
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _THUMBNAIL_SIDE = 360

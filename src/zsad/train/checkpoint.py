@@ -8,82 +8,47 @@ from __future__ import annotations
 
 import difflib
 import json
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 import zsad
+from zsad.card import FORMAT, BackboneReference, Card, Training
 from zsad.errors import CheckpointError, ConfigError
 from zsad.files import write_bytes, write_text
-from zsad.methods.base import MapSpec, Method
+from zsad.methods.base import Method
 
 if TYPE_CHECKING:
     from zsad.clip.weights import Backbone
 
-FORMAT = 1
-"""Version of the layout of card and tensors; a reader refuses newer ones."""
+__all__ = [
+    "CARD_FILE",
+    "FORMAT",
+    "MODEL_FILE",
+    "STATE_FILE",
+    "BackboneReference",
+    "Card",
+    "Training",
+    "build_method",
+    "bundled_models",
+    "holds_run",
+    "load_checkpoint",
+    "read_card",
+    "read_safetensors",
+    "resolve_model",
+    "save_checkpoint",
+]
 
 MODEL_FILE = "model.safetensors"
 CARD_FILE = "card.json"
 STATE_FILE = "state.safetensors"
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 _CARD_KEY = "card"
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BackboneReference(_Frozen):
-    """The frozen backbone that an adapter was trained on."""
-
-    name: str = Field(description="Preset or path by which the backbone is loaded.")
-    sha256: str = Field(description="Hash of its weights; another backbone of that name is refused.")
-
-
-class Training(_Frozen):
-    """What a model was trained on and how."""
-
-    datasets: tuple[str, ...] = Field(default=(), description="Names of the data sets.")
-    classes: tuple[str, ...] = Field(default=(), description="Object classes among the samples.")
-    samples: int = Field(default=0, description="Images trained on.")
-    normal: int = Field(default=0, description="Images without defect among them.")
-    anomalous: int = Field(default=0, description="Images with a defect among them.")
-    epochs: int = Field(default=0, description="Passes over the data.")
-    steps: int = Field(default=0, description="Steps of the optimiser.")
-    seed: int = Field(default=0, description="Seed of the adapter's start and of the order of the data.")
-    settings: dict[str, Any] = Field(
-        default_factory=dict, description="All fields of the training configuration."
-    )
-    data_fingerprint: str = Field(default="", description="Hash of the list of samples.")
-    images: str = Field(
-        default="", description="Tags of the images' content, see `zsad.data.overlap`; empty: not kept."
-    )
-
-
-class Card(_Frozen):
-    """All that must be known to use an adapter's tensors again."""
-
-    format: int = Field(default=FORMAT, description="Version of the layout of card and tensors.")
-    zsad: str = Field(default=zsad.__version__, description="Version of zsad that wrote the checkpoint.")
-    method: str = Field(description="Name of the method in the registry.")
-    provenance: str = Field(default="", description="What is to be known of the method's sources.")
-    config: dict[str, Any] = Field(description="The method's configuration.")
-    backbone: BackboneReference
-    preprocess: dict[str, Any] = Field(description="Fields of `zsad.data.image.Preprocess`.")
-    map_spec: MapSpec = Field(description="How grids become maps, with the colour scale.")
-    training: Training | None = Field(default=None, description="None for a method without training.")
-    metrics: dict[str, Any] | None = Field(default=None, description="Results measured with this model.")
-    created: str = Field(
-        default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        description="Date and time of writing, UTC.",
-    )
 
 
 def save_checkpoint(path: Path, method: Method, card: Card, *, half: bool = False) -> Path:
