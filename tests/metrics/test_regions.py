@@ -23,9 +23,11 @@ def test_equals_flooding(oracle, mask):
     labels, found = regions.label_regions(mask)
     assert found == count and labels.dtype == np.int32
     assert np.array_equal(labels, expected)
-    weights, found = regions.region_weights(mask)
-    assert found == count
-    assert np.array_equal(weights, 1 / np.bincount(expected[mask], minlength=1)[expected[mask]])
+    parts = regions.Regions.find(mask)
+    assert parts.count == count and np.array_equal(parts.positions, np.flatnonzero(mask))
+    assert np.array_equal(parts.areas, np.bincount(expected[mask], minlength=count + 1)[1:])
+    assert np.array_equal(parts.spread(np.arange(1, count + 1)), expected[mask])
+    assert parts.lengths.sum() == mask.sum() and parts.lengths.min(initial=1) >= 1
 
 
 @pytest.mark.parametrize("density", [0.1, 0.3, 0.41, 0.5, 0.9])
@@ -54,20 +56,19 @@ def test_spirals_and_corners():
     assert regions.label_regions(wrapped)[1] == 2
 
 
-@settings(max_examples=50, deadline=None)
-@given(masks)
-def test_box_is_tight_and_weights_sum_to_the_regions(mask):
-    box = regions.bounding_box(mask)
-    if box is None:
-        assert not mask.any()
-        return
-    assert mask[box].sum() == mask.sum()
-    inner = mask[box]
-    assert inner[0].any() and inner[-1].any() and inner[:, 0].any() and inner[:, -1].any()
-    weights, count = regions.region_weights(inner)
-    assert weights.size == mask.sum() and weights.sum() == pytest.approx(count, abs=1e-12)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_full_rows_and_foreign_layouts(order):
+    """Rows that end and start with foreground are runs of their own; a mask need not lie row by row."""
+    mask = np.asarray(np.ones((5, 4), bool), order=order)
+    assert regions.Regions.find(mask).lengths.tolist() == [4] * 5
+    mask[2] = False
+    found = regions.Regions.find(mask)
+    assert found.count == 2 and found.areas.tolist() == [8, 8]
+    assert regions.label_regions(mask[::-1])[0][0].tolist() == [1] * 4
 
 
-def test_empty_mask():
-    assert regions.bounding_box(np.zeros((3, 4), bool)) is None
-    assert regions.label_regions(np.zeros((3, 4), bool))[1] == 0
+@pytest.mark.parametrize("shape", [(3, 4), (0, 4), (3, 0), (0, 0)])
+def test_empty_mask(shape):
+    labels, count = regions.label_regions(np.zeros(shape, bool))
+    assert count == 0 and labels.shape == shape
+    assert regions.Regions.find(np.zeros(shape, bool)).areas.size == 0

@@ -127,3 +127,71 @@ def label(mask):
                         labels[v, u] = count
                         queue.append((v, u))
     return labels, count
+
+
+def _trapezoid_up_to(x, y, limit):
+    """Trapezoids under points with x growing, the last one cut at the limit by interpolation."""
+    area = 0.0
+    for k in range(1, len(x)):
+        if x[k] <= limit:
+            area += (x[k] - x[k - 1]) * (y[k] + y[k - 1]) / 2
+        elif x[k - 1] < limit:
+            height = y[k - 1] + (y[k] - y[k - 1]) * (limit - x[k - 1]) / (x[k] - x[k - 1])
+            area += (limit - x[k - 1]) * (height + y[k - 1]) / 2
+    return area
+
+
+def aupro_mvtec(maps, masks, *, limit=0.3):
+    """MVTec AD's evaluation: each pixel, from the highest score down, adds 1 / its component's size to the overlap or
+    1 / normal pixels to the rate; of pixels with one score the last counts; (0, 0) and (1, 1) at the ends."""
+    pixels, components = [], 0
+    for score_map, mask in zip(maps, masks, strict=True):
+        labels, count = label(mask)
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)
+        components += count
+        for score, number in zip(np.ravel(score_map), labels.ravel(), strict=True):
+            pixels.append((score, 1 / sizes[number] if number else 0.0, int(number == 0)))
+    pixels.sort(key=lambda pixel: -pixel[0])
+    normals = sum(pixel[2] for pixel in pixels)
+    x, y, rate, overlap = [0.0], [0.0], 0, 0.0
+    for k, (score, gain, false) in enumerate(pixels):
+        rate, overlap = rate + false, overlap + gain
+        if k + 1 == len(pixels) or pixels[k + 1][0] != score:
+            x.append(min(rate / normals, 1.0))
+            y.append(min(overlap / components, 1.0))
+    return _trapezoid_up_to([*x, 1.0], [*y, 1.0], limit) / limit
+
+
+def aupro_mvtec3d(maps, masks, *, limit=0.3, thresholds=100):
+    """MVTec 3D-AD's evaluation: thresholds are normal scores at equal distances in their order, > is anomalous."""
+    components = [np.asarray(maps[k])[tuple(coords.T)] for k, coords in regions(masks)]
+    normal = np.sort(
+        np.concatenate([np.asarray(m)[~np.asarray(k, bool)] for m, k in zip(maps, masks, strict=True)])
+    )
+    x, y = [1.0], [1.0]
+    for position in np.linspace(0, len(normal) - 1, num=thresholds, dtype=int):
+        x.append(1.0 - (position + 1) / len(normal))
+        y.append(float(np.mean([(scores > normal[position]).mean() for scores in components])))
+    return _trapezoid_up_to(x[::-1], y[::-1], limit) / limit
+
+
+def aupimo(maps, masks, *, bounds=(1e-5, 1e-4), steps=20_000):
+    """Mean overlap of each image over log-equidistant rates of the normal images' pixels, ties broken at random.
+
+    At rate x a tie group of the normal images' rates (a, b] lets a share (x - a) / (b - a) of its pixels pass.
+    """
+    clean = np.concatenate([np.ravel(m) for m, k in zip(maps, masks, strict=True) if not np.any(k)] or [[]])
+    edges = np.geomspace(*bounds, steps + 1)
+    rates = np.sqrt(edges[1:] * edges[:-1])
+    areas = []
+    for score_map, mask in zip(maps, masks, strict=True):
+        scores = np.asarray(score_map)[np.asarray(mask, bool)]
+        if not scores.size or not clean.size:
+            areas.append(math.nan)
+            continue
+        overlap = np.zeros(steps)
+        for score in scores:
+            a, b = (clean > score).mean(), (clean >= score).mean()
+            overlap += np.clip((rates - a) / (b - a), 0, 1) if b > a else rates > a
+        areas.append(float(overlap.mean() / scores.size))
+    return np.array(areas)

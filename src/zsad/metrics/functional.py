@@ -19,7 +19,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zsad.errors import MetricError
-from zsad.metrics.regions import bounding_box, region_weights
+from zsad.metrics.pro import (
+    ANOMALYCLIP_THRESHOLDS,
+    MVTEC3D_THRESHOLDS,
+    Levels,
+    anomalyclip_pro,
+    equidistant,
+    mvtec3d_pro,
+    quantile_ranks,
+)
+from zsad.metrics.regions import Regions
 
 Floats = NDArray[np.floating]
 Maps = NDArray[Any] | Sequence[ArrayLike]
@@ -155,13 +164,16 @@ def aupro(maps: Maps, masks: Maps, *, limit: float = 0.3) -> float:
     Raises:
         MetricError: NaN in a map, other mask values than 0 and 1, differing shapes, or an impossible limit.
 
-    Source: Bergmann et al., The MVTec Anomaly Detection Dataset, IJCV 2021, section 5.
+    Source: Bergmann et al., The MVTec Anomaly Detection Dataset, IJCV 2021, section 5; equals the evaluation that
+    comes with the data set (`aupro_mvtec`).
     """
     check_limit(limit)
     return MapScores.collect(maps, masks).curve().aupro(limit)
 
 
-def pro_anomalyclip(maps: Maps, masks: Maps, *, limit: float = 0.3, thresholds: int = 200) -> float:
+def pro_anomalyclip(
+    maps: Maps, masks: Maps, *, limit: float = 0.3, thresholds: int = ANOMALYCLIP_THRESHOLDS
+) -> float:
     """The PRO of AnomalyCLIP's tables and of most papers after it; several thousandths off `aupro`.
 
     Equidistant thresholds between the smallest and the largest value of all maps, no interpolation at the
@@ -175,77 +187,107 @@ def pro_anomalyclip(maps: Maps, masks: Maps, *, limit: float = 0.3, thresholds: 
     return MapScores.collect(maps, masks).pro_anomalyclip(limit=limit, thresholds=thresholds)
 
 
+def aupro_mvtec(maps: Maps, masks: Maps, *, limit: float = 0.3, thresholds: int | None = None) -> float:
+    """AU-PRO as MVTec's official evaluations compute it. Arguments, errors and NaN as in `aupro`.
+
+    That of MVTec AD and its successor takes every score as a threshold, which is `aupro`. That of MVTec 3D-AD takes
+    `thresholds` of the sorted normal scores at equal distances, 100 by default there; it is lower.
+    """
+    check_limit(limit)
+    pixels = MapScores.collect(maps, masks)
+    if thresholds is None:
+        return pixels.curve().aupro(limit)
+    return pixels.aupro_mvtec3d(limit=limit, thresholds=thresholds)
+
+
 @dataclass(frozen=True, slots=True)
 class MapScores:
     """The pixels of one or more maps.
 
-    `normal` (n,) scores; `anomalous` (m,) scores and their `weight` (m,); `regions` the number of regions.
+    `clean` (n,) scores of maps without any anomalous pixel, `mixed` (k,) normal scores of the others;
+    `anomalous` (m,) scores, their `weight` (m,) and the number of their `image` (m,); `images` the number of maps;
+    `regions` the number of regions.
     """
 
-    normal: Floats
+    clean: Floats
+    mixed: Floats
     anomalous: Floats
     weight: NDArray[np.float64]
+    image: NDArray[np.int32]
+    images: int
     regions: int
 
     @classmethod
     def split(cls, score_map: ArrayLike, mask: ArrayLike) -> MapScores:
         """The pixels of one map (H, W) and its mask (H, W)."""
         scores, foreground = check_map(score_map, mask)
-        box = bounding_box(foreground)
-        if box is None:
-            return cls(scores.ravel(), scores[:0, 0], np.zeros(0), 0)
-        weight, regions = region_weights(foreground[box])
-        return cls(scores[~foreground], scores[box][foreground[box]], weight, regions)
+        found, flat = Regions.find(foreground), scores.ravel()
+        if found.count == 0:
+            return cls(flat, flat[:0], flat[:0], np.zeros(0), np.zeros(0, np.int32), 1, 0)
+        weight = found.spread(1.0 / found.areas)
+        image = np.zeros(weight.size, dtype=np.int32)
+        return cls(flat[:0], scores[~foreground], flat[found.positions], weight, image, 1, found.count)
 
     @classmethod
     def join(cls, parts: Iterable[MapScores]) -> MapScores:
-        """All parts as one, the normal scores sorted upwards."""
+        """All parts as one, the clean and the mixed scores sorted upwards."""
         given = list(parts)
         if not given:
-            return cls(np.zeros(0), np.zeros(0), np.zeros(0), 0)
-        normal = np.concatenate([part.normal for part in given])
-        normal.sort()
+            nothing = np.zeros(0)
+            return cls(nothing, nothing, nothing, nothing, np.zeros(0, np.int32), 0, 0)
+        before = np.cumsum([0] + [part.images for part in given])
         return cls(
-            normal=normal,
+            clean=_sorted([part.clean for part in given]),
+            mixed=_sorted([part.mixed for part in given]),
             anomalous=np.concatenate([part.anomalous for part in given]),
             weight=np.concatenate([part.weight for part in given]),
+            image=np.concatenate([p.image + np.int32(n) for p, n in zip(given, before, strict=False)]),
+            images=int(before[-1]),
             regions=sum(part.regions for part in given),
         )
 
     @classmethod
     def collect(cls, maps: Maps, masks: Maps) -> MapScores:
-        """The pixels of all maps, the normal scores sorted upwards."""
+        """The pixels of all maps, joined."""
         return cls.join(cls.split(score_map, mask) for score_map, mask in _pairs(maps, masks))
 
-    def curve(self) -> Curve:
-        """The ranking of the pixels; needs sorted normal scores, as from `join`."""
-        return Curve.from_scores(self.normal, self.anomalous, self.weight, regions=self.regions)
+    def normal(self) -> Floats:
+        """All normal scores, sorted upwards; needs `join`."""
+        joined = np.concatenate((self.clean, self.mixed))
+        joined.sort(kind="stable")  # the kind that merges two sorted halves in linear time
+        return joined
 
-    def pro_anomalyclip(self, *, limit: float = 0.3, thresholds: int = 200) -> float:
-        """See the function of this name; needs sorted normal scores, as from `join`."""
-        if thresholds < 1:
-            raise MetricError(f"thresholds is {thresholds}, expected at least 1; the papers use 200")
-        if self.regions == 0 or self.normal.size == 0:
+    def curve(self) -> Curve:
+        """The ranking of the pixels; needs `join`."""
+        return Curve.from_scores(self.normal(), self.anomalous, self.weight, regions=self.regions)
+
+    def pro_anomalyclip(self, *, limit: float = 0.3, thresholds: int = ANOMALYCLIP_THRESHOLDS) -> float:
+        """See the function of this name; needs `join`."""
+        normal = self.normal()
+        if self.regions == 0 or normal.size == 0:
             return math.nan
+        low, high = min(normal[0], self.anomalous.min()), max(normal[-1], self.anomalous.max())
+        levels = equidistant(low, high, thresholds=thresholds)
+        rates = 1.0 - np.searchsorted(normal, levels, side="right") / normal.size
+        return anomalyclip_pro(Levels.exact(rates, self._overlaps(levels)), limit=limit)[0]
+
+    def aupro_mvtec3d(self, *, limit: float = 0.3, thresholds: int = MVTEC3D_THRESHOLDS) -> float:
+        """See `aupro_mvtec`; needs `join`."""
+        normal = self.normal()
+        if self.regions == 0 or normal.size == 0:
+            return math.nan
+        ranks = quantile_ranks(normal.size, thresholds=thresholds)
+        rates = 1.0 - (ranks + 1) / normal.size
+        return mvtec3d_pro(Levels.exact(rates, self._overlaps(normal[ranks])), limit=limit)[0]
+
+    def _overlaps(self, levels: Floats) -> NDArray[np.float64]:
+        """Mean overlap (K,) of the regions with the pixels above each of the levels (K,)."""
         order = np.argsort(self.anomalous)
-        ranked = self.anomalous[order]
-        low, high = min(self.normal[0], ranked[0]), max(self.normal[-1], ranked[-1])
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise MetricError(f"maps reach from {low} to {high}, expected finite values; clip them first")
-        step = (high - low) / thresholds
-        if not step > 0:
-            return math.nan
-        levels = np.arange(low, high, step)
-        rates = 1.0 - np.searchsorted(self.normal, levels, side="right") / self.normal.size
         # Weight of the pixels from each rank on: the summed overlap of all regions at a threshold just below.
         remaining = np.concatenate((np.cumsum(self.weight[order][::-1])[::-1], [0.0]))
-        overlaps = remaining[np.searchsorted(ranked, levels, side="right")] / self.regions
-        kept = rates < limit
-        if np.unique(rates[kept]).size < 2:
-            return math.nan
-        axis = rates[kept] - rates[kept].min()
-        heights = overlaps[kept]
-        return float((axis[:-1] - axis[1:]) @ (heights[:-1] + heights[1:]) / (2 * axis.max()))
+        above = np.searchsorted(self.anomalous[order], levels, side="right")
+        overlaps: NDArray[np.float64] = np.minimum(remaining[above] / self.regions, 1.0)
+        return overlaps
 
 
 def check_limit(limit: float) -> None:
@@ -257,9 +299,14 @@ def check_limit(limit: float) -> None:
 def check_map(score_map: ArrayLike, mask: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
     """One map (H, W) as floats and its mask (H, W) as bool; MetricError when they are no such pair."""
     scores, foreground = check_scores(score_map, mask)
+    check_two_axes(scores)
+    return scores, foreground
+
+
+def check_two_axes(scores: Floats) -> None:
+    """Raise MetricError unless `scores` are one map (H, W)."""
     if scores.ndim != 2:
         raise MetricError(f"map has shape {scores.shape}, expected (H, W); pass one map at a time")
-    return scores, foreground
 
 
 def check_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
@@ -267,6 +314,21 @@ def check_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[
 
     Raises MetricError on NaN, on labels other than 0 and 1, and on differing shapes.
     """
+    values, truth = as_pair(scores, labels)
+    # The smallest value is NaN when any is: one pass, no temporary array.
+    if values.size and np.isnan(values.min()):
+        raise nan_error(values)
+    return values, truth
+
+
+def nan_error(values: Floats) -> MetricError:
+    """The error for scores with NaN among them."""
+    missing = np.isnan(values).sum()
+    return MetricError(f"{missing} of {values.size} scores are NaN, expected none; check the model's output")
+
+
+def as_pair(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
+    """As `check_scores`, but without the look for NaN."""
     values, truth = np.asarray(scores), np.asarray(labels)
     if values.shape != truth.shape:
         raise MetricError(
@@ -276,18 +338,19 @@ def check_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[
         raise MetricError(f"scores are of type {values.dtype}, expected real numbers; make them float32")
     if values.dtype not in (np.float32, np.float64):
         values = values.astype(np.float32 if values.dtype == np.float16 else np.float64)
-    # The smallest value is NaN when any is: one pass, no temporary array.
-    if values.size and np.isnan(values.min()):
-        missing = np.isnan(values).sum()
-        raise MetricError(
-            f"{missing} of {values.size} scores are NaN, expected none; check the model's output"
-        )
     if truth.dtype != np.bool_:
         if truth.dtype.kind not in "iuf" or not ((truth == 0) | (truth == 1)).all():
             shown = ", ".join(str(value) for value in np.unique(truth)[:5])
             raise MetricError(f"labels hold {shown}, expected only 0 and 1; binarise them with `> 0`")
         truth = truth == 1
     return values, truth
+
+
+def _sorted(parts: Sequence[Floats]) -> Floats:
+    """All parts as one array, sorted upwards."""
+    joined = np.concatenate(parts)
+    joined.sort()
+    return joined
 
 
 def _curve(scores: ArrayLike, labels: ArrayLike) -> Curve:

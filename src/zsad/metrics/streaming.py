@@ -1,58 +1,70 @@
-"""Metrics that grow image by image: pixel metrics in constant memory with certified bounds, and image scores.
+"""Pixel metrics that grow map by map, in constant memory, with certified bounds.
 
-`PixelMetrics` keeps three histograms of the scores: normal pixels, anomalous pixels, region weights. So its
-states add, over batches, processes and classes. Binning never swaps two scores, it only ties some; how much
-that can move a metric is known, and comes with the result as a bound. `ExactPixelMetrics` keeps every pixel.
+`PixelMetrics` keeps histograms of the scores: of normal and of anomalous pixels, with and without weights. All of
+them count in whole numbers, so states add, over batches, processes and classes, and in any order give
+the same numbers to the last digit. Binning never swaps two scores, it only ties some; how much that can move a
+metric is known, and comes with the result as a bound. `zsad.metrics.exact` keeps every pixel instead.
 """
 
 from __future__ import annotations
 
 import math
-from array import array
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zsad.errors import MetricError
-from zsad.metrics.functional import Curve, MapScores, check_limit, check_map, check_scores
-from zsad.metrics.regions import bounding_box, region_weights
+from zsad.metrics import bounds as certain
+from zsad.metrics.aupimo import RATE_BOUNDS, log_area
+from zsad.metrics.exact import (
+    PIXEL_MEASURES,
+    ExactPixelMetrics,
+    ImageResult,
+    ImageScores,
+    Measured,
+    PixelResult,
+    check_measure,
+)
+from zsad.metrics.functional import Curve, as_pair, check_limit, check_two_axes, nan_error
+from zsad.metrics.pro import (
+    ANOMALYCLIP_THRESHOLDS,
+    MVTEC3D_THRESHOLDS,
+    Bound,
+    Estimates,
+    Levels,
+    anomalyclip_pro,
+    equidistant,
+    mvtec3d_pro,
+    quantile_ranks,
+)
+from zsad.metrics.regions import Regions
+
+__all__ = [
+    "PIXEL_MEASURES",
+    "Bound",
+    "ExactPixelMetrics",
+    "ImageResult",
+    "ImageScores",
+    "Measured",
+    "PixelMetrics",
+    "PixelResult",
+]
 
 # float32 tells neighbouring bins of [0, 1) apart up to here.
 MOST_BINS = 2**22
-# What float64 sums over the pixels of a large data set can be off by; every bound is widened by it.
-ROUNDING = 1e-10
+# A region's or an image's weight in whole numbers; and how many of them their sum in int64 holds.
+UNIT = 2**44
+MOST_REGIONS = 2**18
 
-Bound = tuple[float, float]
-UNDEFINED: Bound = (math.nan, math.nan)
-
-
-@dataclass(frozen=True, slots=True)
-class PixelResult:
-    """Pixel metrics in [0, 1] (NaN: undefined), each with a bound (low, high) that holds the exact value.
-
-    `clamped` counts pixels outside the value range: they share the outermost bins, which the bounds include.
-    """
-
-    auroc: float
-    ap: float
-    f1_max: float
-    aupro: float
-    bounds: dict[str, Bound]
-    normal_pixels: int
-    anomalous_pixels: int
-    regions: int
-    clamped: int
-
-    def error(self, name: str) -> float:
-        """The most by which the metric `name` ("auroc", "ap", "f1_max", "aupro") can be off."""
-        value, (low, high) = float(getattr(self, name)), self.bounds[name]
-        return max(value - low, high - value)
+# Written anew by every update, and shared: fresh pages for each map would cost as much as the histogram.
+_scratch = threading.local()
 
 
 class PixelMetrics:
-    """AUROC, AP, F1-max and AUPRO of any number of maps in constant memory.
+    """AUROC, AP, F1-max, AUPRO and more of any number of maps in constant memory.
 
     Args:
         bins: histogram bins; more make the bounds narrower.
@@ -75,32 +87,45 @@ class PixelMetrics:
         self.bins = bins
         self.value_range = (low, high)
         self.limit = limit
-        self.normal: NDArray[np.int64] = np.zeros(bins, dtype=np.int64)
-        self.anomalous: NDArray[np.int64] = np.zeros(bins, dtype=np.int64)
-        self.weight: NDArray[np.float64] = np.zeros(bins, dtype=np.float64)
+        # Pixels by bin: of maps without any anomalous pixel, all those of the others, and anomalous ones; these once
+        # more by UNIT / (pixels of their region) and by UNIT / (anomalous pixels of their map).
+        self.clean, self.mixed, self.anomalous, self.weight, self.share = np.zeros((5, bins), dtype=np.int64)
         self.regions = 0
         self.clamped = 0
         self.maps = 0
-        # Written anew by every update: fresh pages for each map would cost as much as the histogram.
-        self._scratch: tuple[NDArray[np.float32], NDArray[np.intp]] | None = None
+        self.anomalous_maps = 0
+        self.extremes = (math.inf, -math.inf)
+        self.double = False
 
     def update(self, score_map: ArrayLike, mask: ArrayLike) -> None:
         """Add one map (H, W), without NaN, and its mask (H, W), 0 or 1; MetricError for anything else."""
-        scores, foreground = check_map(score_map, mask)
-        bins = self._bin(scores)
-        counts = np.bincount(bins.ravel(), minlength=self.bins + 1)
-        self.normal += counts[:-1]
-        self.normal[-1] += counts[-1]
-        box = bounding_box(foreground)
-        if box is not None:
-            inside = np.minimum(bins[box][foreground[box]], self.bins - 1)
-            weights, regions = region_weights(foreground[box])
-            # In place: the few anomalous pixels do not deserve histograms of their own.
-            np.add.at(self.anomalous, inside, 1)
-            np.subtract.at(self.normal, inside, 1)
-            np.add.at(self.weight, inside, weights)
-            self.regions += regions
+        scores, foreground = as_pair(score_map, mask)
+        check_two_axes(scores)
+        if scores.size == 0:
+            self.maps += 1
+            return
+        low, high = scores.min(), scores.max()
+        if np.isnan(low):
+            raise nan_error(scores)
+        found = Regions.find(foreground)
+        self._check_room(found.count)
+        bins = self._bin(scores.ravel(), outside=self._count_outside(scores, low, high))
+        counts = np.bincount(bins, minlength=self.bins + 1)
+        counts[-2] += counts[-1]
+        if found.count == 0:
+            self.clean += counts[:-1]
+        else:
+            self.mixed += counts[:-1]
+            self._add_anomalous(np.minimum(bins[found.positions], self.bins - 1), found)
         self.maps += 1
+        self.extremes = min(self.extremes[0], float(low)), max(self.extremes[1], float(high))
+        self.double |= scores.dtype == np.float64
+
+    @property
+    def normal(self) -> NDArray[np.int64]:
+        """Normal pixels (bins,) by bin."""
+        normal: NDArray[np.int64] = self.clean + self.mixed - self.anomalous
+        return normal
 
     def merge(self, other: PixelMetrics) -> PixelMetrics:
         """Add the state of `other` to this one and return it. MetricError when their settings differ."""
@@ -109,277 +134,222 @@ class PixelMetrics:
             raise MetricError(
                 f"cannot merge pixel metrics of (bins, range, limit) {mine} and {theirs}; use equal ones"
             )
-        self.normal += other.normal
-        self.anomalous += other.anomalous
-        self.weight += other.weight
-        self.regions += other.regions
-        self.clamped += other.clamped
-        self.maps += other.maps
+        self._check_room(other.regions)
+        for name in _HISTOGRAMS:
+            histogram = getattr(self, name)
+            histogram += getattr(other, name)
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        low, high = zip(self.extremes, other.extremes, strict=True)
+        self.extremes = min(low), max(high)
+        self.double |= other.double
         return self
 
     def compute(self) -> PixelResult:
-        """The metrics of all maps so far and their bounds; callable at any time."""
+        """AUROC, AP, F1-max and AUPRO of all maps so far and their bounds; callable at any time."""
         curve = self.curve()
         bounds = {
-            "auroc": _auroc_bound(curve),
-            "ap": _average_precision_bound(curve),
-            "f1_max": _f1_max_bound(curve),
-            "aupro": _aupro_bound(curve, limit=self.limit),
+            "auroc": certain.widened(certain.auroc_bound(curve)),
+            "ap": certain.widened(certain.average_precision_bound(curve)),
+            "f1_max": certain.widened(certain.f1_max_bound(curve)),
+            "aupro": self._widened(certain.aupro_bound(curve, limit=self.limit)),
         }
         return PixelResult(
             auroc=curve.auroc(),
-            ap=_average_precision(curve),
+            ap=certain.average_precision(curve),
             f1_max=curve.f1_max(),
             aupro=curve.aupro(self.limit),
-            bounds={name: _widened(bound) for name, bound in bounds.items()},
+            bounds=bounds,
             normal_pixels=curve.normal,
             anomalous_pixels=int(self.anomalous.sum()),
             regions=self.regions,
             clamped=self.clamped,
         )
 
+    def measure(self, name: str, *, limit: float | None = None) -> Measured:
+        """One metric of `PIXEL_MEASURES`, up to a false positive rate `limit` other than the state's own.
+
+        AUPIMO is the mean over anomalous images between the usual rates; a large normal image counts by its pixels.
+
+        Raises:
+            MetricError: an unknown measure, an impossible limit, or one for a measure without.
+        """
+        limit = check_measure(name, limit, default=self.limit)
+        if name == "aupimo":
+            return self._aupimo()
+        if self.regions == 0 or not self.normal.any():
+            return Measured(math.nan, math.nan, math.nan)
+        if name == "aupro":
+            curve = self.curve()
+            value, bound = curve.aupro(limit), certain.aupro_bound(curve, limit=limit)
+        elif name == "pro_anomalyclip":
+            value, bound = anomalyclip_pro(self._equidistant_levels(), limit=limit)
+        else:
+            value, bound = mvtec3d_pro(self._quantile_levels(), limit=limit)
+        return Measured(value, *self._widened(bound))
+
     def curve(self) -> Curve:
         """The ranking of the pixels so far, all of a bin tied."""
-        filled = np.flatnonzero(self.anomalous)[::-1]
-        below = np.cumsum(self.normal)
-        total = int(below[-1])
-        return Curve(
-            anomalous=self.anomalous[filled].astype(np.float64),
-            weight=self.weight[filled],
-            above=(total - below[filled]).astype(np.float64),
-            tied=self.normal[filled].astype(np.float64),
-            normal=total,
-            regions=self.regions,
-        )
+        return self._curve(self.normal, self.weight, regions=self.regions)
 
     def state_dict(self) -> dict[str, NDArray[np.generic]]:
         """The state as plain arrays, for `numpy.savez` or safetensors; `from_state` reads it."""
+        counts = [*(getattr(self, name) for name in _COUNTS), int(self.double)]
         return {
-            "normal": self.normal.copy(),
-            "anomalous": self.anomalous.copy(),
-            "weight": self.weight.copy(),
+            **{name: getattr(self, name).copy() for name in _HISTOGRAMS},
             "settings": np.array([*self.value_range, self.limit]),
-            "counts": np.array([self.regions, self.clamped, self.maps], dtype=np.int64),
+            "extremes": np.array(self.extremes),
+            "counts": np.array(counts, dtype=np.int64),
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, ArrayLike]) -> PixelMetrics:
         """The metrics whose `state_dict` this was. MetricError when it is none."""
-        expected = ("normal", "anomalous", "weight", "settings", "counts")
+        expected = (*_HISTOGRAMS, "settings", "extremes", "counts")
         if missing := [name for name in expected if name not in state]:
             raise MetricError(f"state lacks {', '.join(missing)}; pass what state_dict() returned")
-        normal, anomalous, weight, settings, counts = (np.asarray(state[name]) for name in expected)
-        if normal.ndim != 1 or not normal.shape == anomalous.shape == weight.shape:
-            shapes = f"{normal.shape}, {anomalous.shape}, {weight.shape}"
+        arrays = {name: np.asarray(state[name]) for name in expected}
+        settings, extremes, counts = (arrays[name] for name in ("settings", "extremes", "counts"))
+        histograms = [arrays[name] for name in _HISTOGRAMS]
+        if histograms[0].ndim != 1 or any(other.shape != histograms[0].shape for other in histograms):
+            shapes = ", ".join(str(histogram.shape) for histogram in histograms)
             raise MetricError(f"histograms of shapes {shapes}, expected one length; the state is damaged")
-        if settings.shape != (3,) or counts.shape != (3,):
-            raise MetricError("settings and counts need 3 numbers each; the state is damaged")
-        regions, clamped, maps = (int(count) for count in counts)
-        if min(normal.min(), anomalous.min(), weight.min(), regions, clamped, maps) < 0 or not math.isclose(
-            float(weight.sum()), regions, rel_tol=1e-9, abs_tol=1e-9
-        ):
-            raise MetricError(f"counts below 0 or weights that do not sum to {regions}; the state is damaged")
+        if settings.shape != (3,) or extremes.shape != (2,) or counts.shape != (len(_COUNTS) + 1,):
+            raise MetricError("settings, extremes and counts need 3, 2 and 5 numbers; the state is damaged")
         low, high, limit = (float(value) for value in settings)
-        metrics = cls(bins=normal.size, value_range=(low, high), limit=limit)
-        metrics.normal += normal
-        metrics.anomalous += anomalous
-        metrics.weight += weight
-        metrics.regions, metrics.clamped, metrics.maps = regions, clamped, maps
+        metrics = cls(bins=histograms[0].size, value_range=(low, high), limit=limit)
+        for name, histogram in zip(_HISTOGRAMS, histograms, strict=True):
+            if histogram.dtype.kind not in "iu" or histogram.min() < 0:
+                raise MetricError(f"{name} is no histogram of whole numbers from 0 on; the state is damaged")
+            getattr(metrics, name)[:] = histogram
+        for name, count in zip(_COUNTS, counts, strict=False):
+            setattr(metrics, name, int(count))
+        metrics.extremes, metrics.double = (float(extremes[0]), float(extremes[1])), bool(counts[-1])
+        metrics._check_sums()
         return metrics
 
     def _settings(self) -> tuple[int, tuple[float, float], float]:
         return self.bins, self.value_range, self.limit
 
-    def _bin(self, scores: NDArray[np.floating]) -> NDArray[np.intp]:
-        """Bin of every score (H, W), the upper end of the range being one of its own, in a scratch array.
+    def _check_room(self, regions: int) -> None:
+        if self.regions + regions > MOST_REGIONS:
+            raise MetricError(
+                f"more than {MOST_REGIONS} regions in one class; are the masks noise? metrics='exact' takes them"
+            )
 
-        Each step is monotone, so that a higher score is never in a lower bin.
+    def _check_sums(self) -> None:
+        """MetricError unless the weights sum to what was counted, up to their rounding."""
+        pixels = int(self.anomalous.sum())
+        for name, count in (("weight", self.regions), ("share", self.anomalous_maps)):
+            if count < 0 or abs(int(getattr(self, name).sum()) - count * UNIT) > pixels:
+                raise MetricError(f"{name} does not sum to {count}; the state is damaged")
+        if min(self.maps, self.clamped) < 0 or (self.anomalous > self.mixed).any():
+            raise MetricError("counts below 0 or more anomalous pixels than pixels; the state is damaged")
+
+    def _add_anomalous(self, bins: NDArray[np.intp], found: Regions) -> None:
+        """Adds the foreground of a map, of which `bins` (m,), to the anomalous pixels."""
+        # In place: the few anomalous pixels do not deserve histograms of their own.
+        np.add.at(self.anomalous, bins, 1)
+        np.add.at(self.weight, bins, found.spread(np.rint(UNIT / found.areas).astype(np.int64)))
+        np.add.at(self.share, bins, round(UNIT / bins.size))
+        self.regions += found.count
+        self.anomalous_maps += 1
+
+    def _count_outside(self, scores: NDArray[np.floating], lowest: float, highest: float) -> bool:
+        """Counts the scores out of the range and says whether there are any."""
+        low, high = self.value_range
+        with np.errstate(over="ignore"):
+            if np.float32(lowest) >= low and np.float32(highest) <= high:
+                return False
+            values = scores.astype(np.float32, copy=False)
+        self.clamped += int(np.count_nonzero(values < low) + np.count_nonzero(values > high))
+        return True
+
+    def _bin(self, scores: NDArray[np.floating], *, outside: bool) -> NDArray[np.intp]:
+        """Bin of every score (n,), the upper end of the range being one of its own, in a scratch array.
+
+        Each step is monotone, so that a higher score is never in a lower bin. `outside` says that some scores are
+        out of the range; they count at its ends.
         """
         low, high = self.value_range
         with np.errstate(over="ignore"):
             values: NDArray[np.floating] = scores.astype(np.float32, copy=False)
-        outside = values.size > 0 and (values.min() < low or values.max() > high)
         if outside:
-            self.clamped += int(np.count_nonzero(values < low) + np.count_nonzero(values > high))
             values = np.clip(values, np.float32(low), np.float32(high))
-        if self._scratch is None or self._scratch[0].shape != values.shape:
-            self._scratch = np.empty(values.shape, np.float32), np.empty(values.shape, np.intp)
-        scaled, bins = self._scratch
+        scaled, bins = _scratch_of(values.size)
         if low != 0.0:
             values = np.subtract(values, np.float32(low), out=scaled)
         np.multiply(values, np.float32(self.bins / (high - low)), out=scaled)
         np.copyto(bins, scaled, casting="unsafe")
         return bins
 
-
-class ExactPixelMetrics:
-    """The same metrics without bins: every pixel is kept, 4 bytes or more, so memory grows with the data.
-
-    Args:
-        limit: the largest false positive rate of AUPRO and PRO, in (0, 1].
-    """
-
-    def __init__(self, *, limit: float = 0.3) -> None:
-        check_limit(limit)
-        self.limit = limit
-        self.maps = 0
-        self._parts: list[MapScores] = []
-
-    def update(self, score_map: ArrayLike, mask: ArrayLike) -> None:
-        """Add one map (H, W), without NaN, and its mask (H, W), 0 or 1; MetricError for anything else."""
-        part = MapScores.split(score_map, mask)
-        # Without foreground the scores are a view of the caller's map, which may be written to later.
-        self._parts.append(part if part.regions else MapScores(part.normal.copy(), *_rest(part)))
-        self.maps += 1
-
-    def merge(self, other: ExactPixelMetrics) -> ExactPixelMetrics:
-        """Add the pixels of `other` to these and return them. MetricError when the limits differ."""
-        if self.limit != other.limit:
-            raise MetricError(f"cannot merge limits {self.limit} and {other.limit}; use equal ones")
-        self._parts.extend(other._parts)
-        self.maps += other.maps
-        return self
-
-    def compute(self) -> PixelResult:
-        """The exact metrics of all maps so far; each bound is the value itself."""
-        pixels = self._joined()
-        curve = pixels.curve()
-        values = {
-            "auroc": curve.auroc(),
-            "ap": curve.average_precision(),
-            "f1_max": curve.f1_max(),
-            "aupro": curve.aupro(self.limit),
-        }
-        return PixelResult(
-            **values,
-            bounds={name: (value, value) for name, value in values.items()},
-            normal_pixels=pixels.normal.size,
-            anomalous_pixels=pixels.anomalous.size,
-            regions=pixels.regions,
-            clamped=0,
+    def _curve(self, normal: NDArray[np.int64], weight: NDArray[np.int64], *, regions: int) -> Curve:
+        """Ranking of the anomalous pixels of a `weight` (bins,) that sums to `regions`, among `normal` (bins,)."""
+        filled = np.flatnonzero(self.anomalous)[::-1]
+        below = np.cumsum(normal)
+        total = int(below[-1])
+        return Curve(
+            anomalous=self.anomalous[filled].astype(np.float64),
+            weight=weight[filled].astype(np.float64) * (regions / max(int(weight.sum()), 1)),
+            above=(total - below[filled]).astype(np.float64),
+            tied=normal[filled].astype(np.float64),
+            normal=total,
+            regions=regions,
         )
 
-    def curve(self) -> Curve:
-        """The ranking of the pixels so far."""
-        return self._joined().curve()
+    def _widened(self, bound: Bound) -> Bound:
+        """The bound, wider by what float64 loses and by the rounding of the weights to whole numbers."""
+        pixels = int(self.anomalous.sum()) / max(self.regions, self.anomalous_maps, 1)
+        return certain.widened(bound, certain.ROUNDING + pixels / UNIT)
 
-    def pro_anomalyclip(self) -> float:
-        """The PRO of AnomalyCLIP's tables, see `zsad.metrics.functional.pro_anomalyclip`."""
-        return self._joined().pro_anomalyclip(limit=self.limit)
+    def _aupimo(self) -> Measured:
+        curve = self._curve(self.clean, self.share, regions=1)
+        bound = certain.aupimo_bound(curve, bounds=RATE_BOUNDS)
+        if math.isnan(bound[0]):
+            return Measured(math.nan, *bound)
+        above, beside = curve.above / curve.normal, (curve.above + curve.tied) / curve.normal
+        value = float(curve.weight @ log_area(above, beside, bounds=RATE_BOUNDS))
+        pixels = int(self.anomalous.sum()) / self.anomalous_maps
+        return Measured(min(value, 1.0), *certain.widened(bound, certain.ROUNDING + pixels / UNIT))
 
-    def _joined(self) -> MapScores:
-        """All pixels as one sorted part, which replaces the parts so that a second call is cheap."""
-        self._parts = [MapScores.join(self._parts)]
-        return self._parts[0]
+    def _equidistant_levels(self) -> Levels:
+        """AnomalyCLIP's thresholds; scores of the bin that holds one may lie on either side of it."""
+        kind = np.float64 if self.double else np.float32
+        levels = equidistant(*(kind(end) for end in self.extremes), thresholds=ANOMALYCLIP_THRESHOLDS)
+        bins = np.minimum(self._bin(levels, outside=True), self.bins - 1)
+        low, high = self.value_range
+        place = (levels.astype(np.float64) - low) * (self.bins / (high - low)) - bins
+        return self._levels(bins, np.clip(place, 0.0, 1.0))
 
+    def _quantile_levels(self) -> Levels:
+        """MVTec 3D-AD's thresholds: their rates are known, their bins as well, their places in the bins are not."""
+        normal = self.normal
+        below = np.cumsum(normal)
+        ranks = quantile_ranks(int(below[-1]), thresholds=MVTEC3D_THRESHOLDS)
+        bins = np.searchsorted(below, ranks, side="right")
+        tied = normal[bins]
+        levels = self._levels(bins, (ranks + 0.5 - (below[bins] - tied)) / tied)
+        return replace(levels, rates=(1.0 - (ranks + 1) / below[-1],) * 3)
 
-@dataclass(frozen=True, slots=True)
-class ImageResult:
-    """Image metrics in [0, 1] (NaN: undefined) and the numbers of normal and anomalous images."""
+    def _levels(self, bins: NDArray[np.intp], place: NDArray[np.float64]) -> Levels:
+        """Levels of thresholds in `bins` (K,), of each of which the share `place` (K,) may lie below."""
 
-    auroc: float
-    ap: float
-    f1_max: float
-    normal: int
-    anomalous: int
+        def shares_above(counts: NDArray[np.int64]) -> Estimates:
+            below, tied, whole = np.cumsum(counts)[bins], counts[bins], max(int(counts.sum()), 1)
+            guess, low, high = (1.0 - (below - tied * (1.0 - at)) / whole for at in (place, 1.0, 0.0))
+            return guess, low, high
 
-
-@dataclass(slots=True)
-class ImageScores:
-    """Image scores with their labels; 9 bytes an image, metrics exact."""
-
-    scores: array[float] = field(default_factory=lambda: array("d"))
-    labels: array[int] = field(default_factory=lambda: array("b"))
-
-    def add(self, score: float, label: int) -> None:
-        """Add one image. MetricError when the score is NaN or the label neither 0 nor 1."""
-        check_scores(score, label)
-        self.scores.append(float(score))
-        self.labels.append(int(label))
-
-    def merge(self, other: ImageScores) -> ImageScores:
-        """Add the images of `other` to these and return them."""
-        self.scores.extend(other.scores)
-        self.labels.extend(other.labels)
-        return self
-
-    def curve(self) -> Curve:
-        """The ranking of the images so far."""
-        scores, truth = np.array(self.scores), np.array(self.labels, dtype=bool)
-        return Curve.from_scores(np.sort(scores[~truth]), scores[truth])
-
-    def compute(self) -> ImageResult:
-        """AUROC, AP and F1-max of all images so far."""
-        curve = self.curve()
-        return ImageResult(
-            auroc=curve.auroc(),
-            ap=curve.average_precision(),
-            f1_max=curve.f1_max(),
-            normal=curve.normal,
-            anomalous=int(curve.anomalous.sum()),
-        )
+        return Levels(rates=shares_above(self.normal), overlaps=shares_above(self.weight))
 
 
-def _rest(part: MapScores) -> tuple[NDArray[np.floating], NDArray[np.float64], int]:
-    return part.anomalous.copy(), part.weight, part.regions
+_HISTOGRAMS = ("clean", "mixed", "anomalous", "weight", "share")
+_COUNTS = ("regions", "clamped", "maps", "anomalous_maps")
 
 
-def _auroc_bound(curve: Curve) -> Bound:
-    """Within a bin: all normal pixels first (low), or all anomalous ones first (high)."""
-    if not curve.defined:
-        return UNDEFINED
-    share = curve.anomalous / curve.anomalous.sum()
-    above = float(share @ curve.above) / curve.normal
-    return 1.0 - above - float(share @ curve.tied) / curve.normal, 1.0 - above
-
-
-def _aupro_bound(curve: Curve, *, limit: float) -> Bound:
-    """As for AUROC: the whole weight of a bin is gained at its right end (low) or at its left one (high)."""
-    if not curve.defined or curve.regions == 0:
-        return UNDEFINED
-    scale = curve.regions * limit
-    late = np.maximum(limit - (curve.above + curve.tied) / curve.normal, 0.0)
-    early = np.maximum(limit - curve.above / curve.normal, 0.0)
-    return float(curve.weight @ late) / scale, float(curve.weight @ early) / scale
-
-
-def _average_precision(curve: Curve) -> float:
-    """AP with the pixels of a bin evenly mixed, as scores without ties nearly are: precision in mid-bin."""
-    if not curve.defined:
-        return math.nan
-    hits = np.cumsum(curve.anomalous) - curve.anomalous / 2
-    return float(curve.anomalous @ (hits / (hits + curve.above + curve.tied / 2)) / curve.anomalous.sum())
-
-
-def _average_precision_bound(curve: Curve) -> Bound:
-    """Low: normal pixels first, anomalous ones one by one. High: anomalous ones first, all tied.
-
-    With t hits and c normal pixels before, the i-th anomalous pixel has precision (t + i) / (t + i + c); the
-    sum over the n of the bin is at least the integral n - c log(1 + n / (t + c)), as precision grows with i.
-    """
-    if not curve.defined:
-        return UNDEFINED
-    total = curve.anomalous.sum()
-    after = np.cumsum(curve.anomalous)
-    before = after - curve.anomalous
-    false = curve.above + curve.tied
-    ahead = before + false
-    safe = np.where(ahead > 0, ahead, 1.0)
-    low = curve.anomalous - np.where(ahead > 0, false * np.log1p(curve.anomalous / safe), 0.0)
-    high = curve.anomalous * after / (after + curve.above)
-    return float(low.sum() / total), float(high.sum() / total)
-
-
-def _f1_max_bound(curve: Curve) -> Bound:
-    """Low: thresholds between bins, which exist. High: anomalous pixels of a bin before its normal ones."""
-    if not curve.defined:
-        return UNDEFINED
-    hits = np.cumsum(curve.anomalous)
-    return curve.f1_max(), float((2 * hits / (hits + curve.above + hits[-1])).max())
-
-
-def _widened(bound: Bound) -> Bound:
-    low, high = float(bound[0]), float(bound[1])
-    if math.isnan(low):
-        return UNDEFINED
-    return max(low - ROUNDING, 0.0), min(high + ROUNDING, 1.0)
+def _scratch_of(size: int) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Two arrays (size,) that live until the same thread asks again."""
+    held: tuple[NDArray[np.float32], NDArray[np.intp]] | None = getattr(_scratch, "arrays", None)
+    if held is None or held[0].size != size:
+        held = np.empty(size, np.float32), np.empty(size, np.intp)
+        _scratch.arrays = held
+    return held
