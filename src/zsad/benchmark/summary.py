@@ -108,6 +108,8 @@ class Summary:
         for cell in self.cells:
             self._put(named[_identity(cell)].name, cell)
         self._standings: dict[tuple[str, str], Standing | None] = {}
+        self._entries: dict[tuple[str, str, str], Entry] = {}
+        self._by_class: dict[tuple[str, str, str], dict[str, float]] = {}
 
     def _put(self, name: str, cell: CellResult) -> None:
         key = (name, cell.target)
@@ -186,12 +188,23 @@ class Summary:
             for target in self.targets
         }
 
+    @property
+    def has_intervals(self) -> bool:
+        """Whether some method's scores are known image by image."""
+        return any(found for found, _ in self._samples.values())
+
     def left_out(self, target: str) -> int:
         """How many images of a target are in no interval and no comparison, as some method has not scored them."""
         return self._samples[target][1]
 
     def by_class(self, name: str, target: str, metric: str) -> dict[str, float]:
         """A metric of a contestant's classes, mean over seeds, where it is defined."""
+        key = (name, target, metric)
+        if key not in self._by_class:
+            self._by_class[key] = self._class_means(name, target, metric)
+        return self._by_class[key]
+
+    def _class_means(self, name: str, target: str, metric: str) -> dict[str, float]:
         values: dict[str, list[float]] = {}
         for cell in self.finished(name, target).values():
             for row in cell.rows:
@@ -213,6 +226,12 @@ class Summary:
 
     def entry(self, name: str, target: str, metric: str) -> Entry:
         """A metric of a contestant on a target, or with OVERALL its mean over the targets."""
+        key = (name, target, metric)
+        if key not in self._entries:
+            self._entries[key] = self._entry(name, target, metric)
+        return self._entries[key]
+
+    def _entry(self, name: str, target: str, metric: str) -> Entry:
         standing = self.standing(target, metric)
         plain = self._plain(name, target, metric)
         bold = plain.comparable and standing is not None and name in standing.bold()
