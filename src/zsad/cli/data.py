@@ -194,7 +194,8 @@ def manifest_command(folder: Path, /, *, out: Path, split: str = "test", overwri
         raise ConfigError(f"{out} is there already: give --overwrite or another --out")
     meta = write_meta(folder, out, split=split)
     for part, groups in meta.items():
-        note(f"zsad: {part}: {plural(sum(map(len, groups.values())), 'image')} of {len(groups)} classes")
+        classes = f"{len(groups)} class" + ("" if len(groups) == 1 else "es")
+        note(f"zsad: {part}: {plural(sum(map(len, groups.values())), 'image')} in {classes}")
     say(f"wrote {printable(out)}")
     return 0
 
@@ -290,7 +291,7 @@ def _say_report(report: Report) -> None:
         for twin in twins:
             bits = f" ({twin.bits} of 64 bits differ)" if twin.bits else ""
             say(f"{title}: {printable(twin.path)} and {printable(twin.other)}{bits}")
-    say("nothing is wrong" if report.sound else f"{len(report.problems)} problems, see the lines on stderr")
+    say("nothing is wrong" if report.sound else f"problems, each a line on stderr: {len(report.problems)}")
 
 
 def _histogram(values: dict[str, int]) -> str:

@@ -226,12 +226,12 @@ def _count_problems(dataset: DataSet, entry: Entry | None) -> Iterator[Problem]:
     path = str(dataset.root)
     counts = list(_class_counts(dataset, entry))
     if entry.classes and not entry.any_class_names:
-        there = {letters(count.name) for count in counts}
+        there = {letters(_own_name(count)) for count in counts}
         for expected in entry.classes:
             if letters(expected.name) not in there:
                 yield Problem(path=path, reason=f"class {expected.name} is missing")
         for count in counts:
-            if entry.expected(count.name) is None:
+            if entry.expected(_own_name(count)) is None:
                 yield Problem(path=path, reason=f"class {count.name} is not one of {entry.title}")
             yield from _differences(path, f"class {count.name}", count)
     total = ClassCount(
@@ -244,6 +244,11 @@ def _count_problems(dataset: DataSet, entry: Entry | None) -> Iterator[Problem]:
         expected_anomalous=entry.anomalous,
     )
     yield from _differences(path, entry.name, total)
+
+
+def _own_name(count: ClassCount) -> str:
+    """The name of a class without that of its data set."""
+    return count.name.rpartition("/")[2]
 
 
 def _differences(path: str, what: str, count: ClassCount) -> Iterator[Problem]:
@@ -291,6 +296,6 @@ def _remarks(
     elif above and above != ["255"]:
         yield f"masks hold the values {', '.join(above)} above 0: all of them count as anomalous"
     if emptied:
-        yield f"{emptied} masks are empty at {size[1]}x{size[0]} px: their defects are too thin to be measured"
+        yield f"masks that are empty at {size[1]}x{size[0]} px, their defects too thin to be measured: {emptied}"
     if duplicates:
-        yield f"{duplicates} images are there more than once, with the same pixels"
+        yield f"images that are there before with the same pixels: {duplicates}"

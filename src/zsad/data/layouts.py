@@ -130,6 +130,8 @@ def read_class(folder: Path, split: str) -> Found | None:
     inside = subfolders(folder)
     part = next((path for path in inside if path.name.lower() == split.lower()), None)
     masks = [path for path in inside if is_mask_folder(path)]
+    if [path.name for path in inside] == ["Data"]:  # VisA's CLASS/Data/Images; the class is not called Data
+        return read_class(inside[0], split)
     if part is not None:
         return _read_part(part, folder.name, masks)
     if any(path.name.lower() in _SPLITS and _kind_folders(path) for path in inside):
@@ -142,7 +144,6 @@ def read_class(folder: Path, split: str) -> Found | None:
     if found := _read_kinds(folder, folder.name, masks):
         return found
     images = [path for path in inside if _is_image_folder(path)]
-    # VisA has CLASS/Data/Images: the class is not called Data.
     name = folder.parent.name if folder.name == "Data" else folder.name
     if len(images) == 1 and masks:
         return _read_kinds(images[0], name, masks) or _read_pairs(images, name, masks)
