@@ -22,9 +22,9 @@ of the experts' shares.
 Deviations. The paper's map is a sum without a softmax, its values brought to [0, 1] class by class over the whole
 test set, which one image does not have: here the map is the sigmoid of the mean difference over `map_temperature`,
 which ranks pixels alike; `zsad.metrics.transductive` gives the paper's scores. The Gaussian reaches 4 sigma, not 3,
-and mirrors the border. The released code turns, shifts and mirrors training images and takes the nearest pixel of
-their masks; here images are trained on as they are, and masks resized as for every method. What paper and released
-code do differently is the setting `recipe`.
+and mirrors the border. Masks are resized as for every method, not to the nearest pixel. The released code turns, shifts
+and mirrors training images: so does the training's `augment` = "moeclip", which is off by default as it excludes kept
+features. What paper and released code do differently is the setting `recipe`.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 RUN_FIELDS = frozenset({"cache", "cache_folder", "cache_limit_gb", "workers", "checkpoint_every"})
 """Fields that say how a run is carried out: a run may be resumed with other values of these."""
@@ -58,6 +58,13 @@ class TrainConfig(BaseModel):
         ge=1,
         description="At most this many images of each object class and label, chosen by the seed.",
     )
+    augment: Literal["none", "moeclip", "mosaic"] = Field(
+        default="none",
+        description="Change training images, with their masks, at every step. moeclip: turned by up to 30 degrees, "
+        "shifted by up to 0.15 of a side, mirrored and put upside down, each with probability 1/2, as MoECLIP's "
+        "released code does; mosaic: a fifth are made of four of their class, as APRIL-GAN's does on MVTec AD. Needs "
+        "cache off.",
+    )
     cache: bool = Field(
         default=True,
         description="Compute the image features once and keep them on disk (fp16); else every epoch.",
@@ -73,3 +80,11 @@ class TrainConfig(BaseModel):
     checkpoint_every: int = Field(
         default=200, ge=1, description="Steps between saved states; one is also saved after every epoch."
     )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A setting that came later is left out where it is off: earlier runs are then known as the same."""
+        values: dict[str, Any] = handler(self)
+        if values.get("augment") == "none":
+            del values["augment"]
+        return values

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from zsad.data.image import Preprocess
 from zsad.data.loader import iter_batches
 from zsad.errors import DataError
 from zsad.methods.base import ImageFeatures, Method
+from zsad.train.augment import Augmenter
 from zsad.train.cache import FeatureCache
 from zsad.train.config import TrainConfig
 from zsad.train.distributed import Place
@@ -23,6 +24,17 @@ from zsad.train.samples import Item, Skipped, TrainingSet
 from zsad.types import Sample
 
 Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a step sees: features of B images, masks (B, H, W) and labels (B,) in {0, 1}, on the method's device."""
+
+    features: ImageFeatures
+    masks: Tensor
+    labels: Tensor
+
+
 _CHANGED = "the image changed while it was being read"
 
 
@@ -63,28 +75,73 @@ class FeatureSource:
         return training.without(bad)
 
     def batches(
-        self, training: TrainingSet, order: Sequence[Sequence[int]]
-    ) -> Generator[ImageFeatures, None, None]:
-        """Features of each batch of rows in turn, all but the last of one size; on the method's device.
+        self, training: TrainingSet, order: Sequence[Sequence[int]], *, augmenter: Augmenter | None = None
+    ) -> Generator[Shown, None, None]:
+        """Each batch of rows in turn, all but the last of one size.
+
+        Args:
+            training: the samples.
+            order: rows of each batch.
+            augmenter: changes images and masks; not with a cache.
 
         Raises:
             DataError: an image that could be read before cannot any more.
         """
+        if augmenter is not None:
+            yield from self._augmented(training, order, augmenter)
+            return
+        for rows, features in zip(order, self._plain(training, order), strict=True):
+            yield self._shown(features, training, rows, training.masks(rows))
+
+    def _plain(
+        self, training: TrainingSet, order: Sequence[Sequence[int]]
+    ) -> Generator[ImageFeatures, None, None]:
         if self.cache is not None:
             for rows in order:
-                features = self.cache.read([training.items[row].digest for row in rows], device=self.device)
-                yield replace(features, words=tuple(training.items[row].sample.word for row in rows))
+                yield self.cache.read([training.items[row].digest for row in rows], device=self.device)
             return
         flat = [training.items[row].sample for rows in order for row in rows]
-        size = max((len(rows) for rows in order), default=1)
-        for batch in iter_batches(flat, self.preprocess, batch_size=size, workers=self.config.workers):
+        for pixels in self._pixels(flat, size=max((len(rows) for rows in order), default=1)):
+            yield self._compute(pixels)
+
+    def _augmented(
+        self, training: TrainingSet, order: Sequence[Sequence[int]], augmenter: Augmenter
+    ) -> Generator[Shown, None, None]:
+        plans = [augmenter.plan(step, rows) for step, rows in enumerate(order)]
+        flat = [training.items[row].sample for plan in plans for parts in plan for row in parts]
+        with closing(self._pixels(flat, size=1)) as images:
+            for step, (rows, plan) in enumerate(zip(order, plans, strict=True)):
+                made = [
+                    augmenter.combine(
+                        step,
+                        place,
+                        torch.cat([next(images) for _ in parts]),
+                        training.masks(parts),
+                    )
+                    for place, parts in enumerate(plan)
+                ]
+                pixels, masks = (torch.stack(own) for own in zip(*made, strict=True))
+                shown = self._shown(self._compute(pixels), training, rows, masks)
+                # One defective quarter makes a mosaic defective.
+                labels = torch.stack([training.labels(parts).amax() for parts in plan])
+                yield replace(shown, labels=labels.to(self.device))
+
+    def _pixels(self, samples: Sequence[Sample], *, size: int) -> Generator[Tensor, None, None]:
+        """Pixels (size, 3, H, W) of samples in turn, the last ones fewer; DataError where one cannot be read."""
+        for batch in iter_batches(samples, self.preprocess, batch_size=size, workers=self.config.workers):
             if batch.errors:
                 sample, error = batch.errors[0]
                 raise DataError(
                     f"{sample.image} could be read before and now cannot ({error}): restore it, then resume"
                 )
-            words = tuple(sample.word for sample in batch.samples)
-            yield replace(self._compute(torch.from_numpy(batch.pixels)), words=words)
+            yield torch.from_numpy(batch.pixels)
+
+    def _shown(
+        self, features: ImageFeatures, training: TrainingSet, rows: Sequence[int], masks: Tensor
+    ) -> Shown:
+        words = tuple(training.items[row].sample.word for row in rows)
+        labels = training.labels(rows).to(self.device)
+        return Shown(replace(features, words=words), masks.to(self.device), labels)
 
     def _compute(self, pixels: torch.Tensor) -> ImageFeatures:
         with torch.no_grad():

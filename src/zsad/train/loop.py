@@ -15,11 +15,12 @@ from torch import Tensor
 
 from zsad.data.manifest import DataSet
 from zsad.errors import ConfigError, TrainingError
-from zsad.methods.base import ImageFeatures, Method
+from zsad.methods.base import Method
+from zsad.train.augment import Augmenter, check_augment
 from zsad.train.card import CardParts, card_of, training_of
 from zsad.train.config import RUN_FIELDS, TrainConfig
 from zsad.train.distributed import Place, current_place, parallel
-from zsad.train.features import FeatureSource, open_cache
+from zsad.train.features import FeatureSource, Shown, open_cache
 from zsad.train.precision import amp_dtype, gradient_scaler
 from zsad.train.samples import TrainingSet, prepare, start_generator, step_seed
 from zsad.train.scale import colour_scale
@@ -144,6 +145,7 @@ def _identity(method: Method, config: TrainConfig, parts: CardParts) -> dict[str
 def _check_settings(method: Method, config: TrainConfig, place: Place) -> None:
     """ConfigError where training cannot work with these settings, whatever the data."""
     _check_batch(config, place)
+    check_augment(config)
     trainable(method)
     Schedule.of(method.stages, config, steps_per_epoch=1)
     amp_dtype(config.amp, next(method.parameters()).device)
@@ -250,29 +252,30 @@ class Trainer:
         size = self.config.batch_size
         batches = [order[start : start + size] for start in range(0, len(order), size)]
         shares = [self.place.share(batch) for batch in batches[self.step - epoch * self.steps_per_epoch :]]
-        with closing(self.source.batches(self.training, [rows for rows, _ in shares])) as stream:
-            for (rows, weight), features in zip(shares, stream, strict=True):
-                self._step(module, features, rows, weight=weight, epoch=epoch)
+        augmenter = None
+        if self.config.augment != "none":
+            augmenter = Augmenter(self.training, self.config, step=self.step, rank=self.place.rank)
+        own = [rows for rows, _ in shares]
+        with closing(self.source.batches(self.training, own, augmenter=augmenter)) as stream:
+            for (_, weight), shown in zip(shares, stream, strict=True):
+                self._step(module, shown, weight=weight, epoch=epoch)
                 last = self.step == (epoch + 1) * self.steps_per_epoch
                 if last or self.step % self.config.checkpoint_every == 0:
                     self._save()
 
-    def _step(
-        self, module: torch.nn.Module, features: ImageFeatures, rows: list[int], *, weight: float, epoch: int
-    ) -> None:
+    def _step(self, module: torch.nn.Module, shown: Shown, *, weight: float, epoch: int) -> None:
         started = time.perf_counter()
         rate = self.schedule.learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        masks = self.training.masks(rows).to(self.device)
-        labels = self.training.labels(rows).to(self.device)
+        features = shown.features
         devices = [self.device] if self.device.type == "cuda" else []
         # A step's random numbers depend on seed and step alone; the caller's generator is left as it was.
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(step_seed(self.config.seed, self.step, self.place.rank))
             with self._precision():
                 total, terms = module(
-                    features.patches, features.cls, features.grid, features.words, masks, labels
+                    features.patches, features.cls, features.grid, features.words, shown.masks, shown.labels
                 )
             losses = self._finite(total, terms, weight=weight)
             self._update(total * weight if self.place.size > 1 else total)

@@ -20,7 +20,7 @@ from zsad.train.cache import content_hash
 from zsad.train.config import TrainConfig
 from zsad.types import Sample
 
-_EPOCH, _LIMIT, _SCALE, _STEP, _START = range(5)  # streams of random numbers that must not coincide
+_EPOCH, _LIMIT, _SCALE, _STEP, _START, AUGMENT = range(6)  # streams of random numbers that must not coincide
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,14 +65,10 @@ def colour_scale(
     batches = [rows[start : start + config.batch_size] for start in range(0, len(rows), config.batch_size)]
     normal, anomalous = Histogram(), Histogram()
     with torch.no_grad():
-        for done, (rows, features) in enumerate(
-            zip(batches, source.batches(training, batches), strict=True), 1
-        ):
-            maps = render_map(method(features).logits.float(), method.map_spec, size=training.size)
-            masks = training.masks(rows).to(maps.device)
-            labels = training.labels(rows).to(maps.device)
-            normal.add(maps[labels == 0])
-            anomalous.add(maps[masks > 0])
+        for done, shown in enumerate(source.batches(training, batches), 1):
+            maps = render_map(method(shown.features).logits.float(), method.map_spec, size=training.size)
+            normal.add(maps[shown.labels == 0])
+            anomalous.add(maps[shown.masks > 0])
             report(done, len(batches))
     low = normal.quantile(_COLD_QUANTILE) or 0.0
     high = anomalous.quantile(_HOT_QUANTILE)
