@@ -13,7 +13,8 @@ block l, without the final norm; the layers have biases; OpenAI's weights run wi
 building the tower at another resolution (`activation`); position embeddings are resized bicubically with antialiasing.
 
 Training there is 3 epochs on MVTec AD, a fifth of its images being mosaics of four, and 15 on VisA without mosaics; the
-defaults are the latter's (mosaics: the training's `augment`). Batches of 8, Adam at 1e-3 with moments (0.5, 0.999), no schedule.
+defaults are the latter's (mosaics: `augment` of the training). Batches of 8, Adam at 1e-3 with moments (0.5, 0.999), no
+schedule.
 
 Deviations: M is the mean over layers, not the sum; maps rank pixels alike. The published score learns nothing, so it
 has no loss; a score of which the map is a part (`score`, not the paper's) adds its cross-entropy. The memory banks of
