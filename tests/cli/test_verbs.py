@@ -102,6 +102,23 @@ def test_evaluate_prints_and_writes_the_table(call, toy, mvtec: Path, tmp_path: 
     assert row["metrics"]["image_auroc"] == pytest.approx(sum(wins) / len(wins))
 
 
+def test_evaluate_prints_further_metrics_and_the_pooled_row(call, toy, mvtec: Path, tmp_path: Path) -> None:
+    words = ["evaluate", toy.model, "--data", mvtec, "--device", "cpu", "--out", tmp_path / "out"]
+    code, plain, _ = call(*words)
+    assert code == 0 and "pooled" not in plain
+    more = ["--also", "aupimo", "--also", "aupro@0.05", "--pro", "anomalyclip", "--pro-limit", "0.2", "--micro"]
+    code, printed, _ = call(*words, *more)
+    assert code == 0
+    for heading in ("PRO to 0.2 (anomalyclip)", "AUPIMO", "AUPRO to 0.05", "pooled", "note: pooled: micro"):
+        assert heading in printed
+    document = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert document["pro"] == {"name": "anomalyclip", "limit": 0.2}
+    assert document["rows"][-1]["kind"] == "micro"
+    assert "pixel_aupro@0.05" in document["rows"][0]["metrics"]
+    code, _, said = call(*words, "--also", "pimo")
+    assert code == 2 and "metric 'pimo' is unknown, expected one of aupro, pro_anomalyclip" in said
+
+
 def test_evaluate_says_what_cannot_be_computed(call, toy, make_images, tmp_path: Path) -> None:
     make_images(tmp_path / "set" / "good", 2)
     make_images(tmp_path / "set" / "bad", 2)

@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from zsad.data.image import load_mask
 from zsad.data.manifest import DataSet
 from zsad.errors import ConfigError, DataError, MetricError
 from zsad.metrics import functional as F
-from zsad.metrics.protocols import ClassScores, evaluate, evaluate_scores
-from zsad.metrics.streaming import ExactPixelMetrics, PixelMetrics
+from zsad.metrics.aupimo import aupimo
+from zsad.metrics.protocols import COLUMNS, ClassScores, evaluate, evaluate_scores
+from zsad.metrics.streaming import ExactPixelMetrics
 from zsad.types import Sample
 
 SIZE = (16, 18)
@@ -262,17 +264,161 @@ def test_data_without_any_truth_is_refused(data):
         evaluate(FakeDetector(), data)
 
 
-def test_pro_of_the_papers(data):
+@pytest.mark.parametrize("metrics", ["streaming", "exact"])
+def test_pro_of_the_papers(data, metrics):
     detector = FakeDetector()
-    table = evaluate(detector, data, metrics="exact", pro="anomalyclip")
-    maps, masks, _, _ = pixels_of(data, detector, "nut")
-    assert table.row("nut").metrics["pixel_pro"] == pytest.approx(F.pro_anomalyclip(maps, masks), abs=1e-12)
-    assert json.loads(table.to_json())["pro"]["name"] == "anomalyclip"
-    for options in ({"pro": "anomalyclip"}, {"pro": "mvtec"}, {"metrics": "fast"}):
-        with pytest.raises(ConfigError, match=r"expected|set metrics='exact'"):
+    for pro, thresholds in (("anomalyclip", None), ("mvtec3d", 100)):
+        table = evaluate(detector, data, metrics=metrics, pro=pro, limit=0.2)
+        maps, masks, _, _ = pixels_of(data, detector, "nut")
+        row = table.row("nut")
+        if thresholds is None:
+            truth = F.pro_anomalyclip(maps, masks, limit=0.2)
+        else:
+            truth = F.aupro_mvtec(maps, masks, limit=0.2, thresholds=thresholds)
+        if metrics == "exact":
+            assert row.metrics["pixel_pro"] == pytest.approx(truth, abs=1e-12)
+        else:
+            assert row.bounds["pixel_pro"][0] <= truth <= row.bounds["pixel_pro"][1]
+            assert row.metrics["pixel_pro"] == pytest.approx(truth, abs=1e-3)
+        assert json.loads(table.to_json())["pro"] == {"name": pro, "limit": 0.2}
+        assert table.headings()["pixel_pro"] == f"PRO to 0.2 ({pro})"
+
+
+def test_impossible_settings_are_refused_before_anything_is_computed(data):
+    detector = FakeDetector()
+    for options in (
+        {"pro": "mvtec"},
+        {"metrics": "fast"},
+        {"also": ["pimo"]},
+        {"also": ["aupro@2"]},
+        {"also": ["aupro@x"]},
+        {"also": ["aupimo@0.1"]},
+    ):
+        with pytest.raises(ConfigError, match="expected"):
             evaluate(detector, data, **options)
-    with pytest.raises(MetricError, match="use metrics='exact'"):
-        evaluate_scores([ClassScores("d", "c", pixels=PixelMetrics())], pro="anomalyclip")
+    with pytest.raises(MetricError, match="limit is 0"):
+        evaluate(detector, data, limit=0)
+    assert not detector.given
+
+
+@pytest.mark.parametrize("metrics", ["streaming", "exact"])
+def test_further_columns(data, metrics):
+    detector = FakeDetector()
+    names = ["aupimo", "aupro@0.05", "pro_anomalyclip", "aupro_mvtec3d@0.1", "aupimo"]
+    table = evaluate(detector, data, metrics=metrics, also=names)
+    maps, masks, _, _ = pixels_of(data, detector, "bolt")
+    truth = {
+        "pixel_aupimo": np.nanmean(aupimo(maps, masks)),
+        "pixel_aupro@0.05": F.aupro(maps, masks, limit=0.05),
+        "pixel_pro_anomalyclip": F.pro_anomalyclip(maps, masks),
+        "pixel_aupro_mvtec3d@0.1": F.aupro_mvtec(maps, masks, limit=0.1, thresholds=100),
+    }
+    row = table.row("bolt")
+    assert list(row.metrics) == [*COLUMNS, *truth]
+    for column, value in truth.items():
+        if metrics == "exact":
+            assert row.metrics[column] == pytest.approx(value, abs=1e-12)
+        else:
+            assert row.bounds[column][0] <= value <= row.bounds[column][1]
+    assert math.isnan(table.row("colon").metrics["pixel_aupimo"])
+    assert math.isnan(table.row("head").metrics["pixel_aupimo"])
+    mean = table.row("mean", kind="mean")
+    assert mean.averaged["pixel_aupimo"] == 2 and mean.averaged["pixel_aupro@0.05"] == 3
+    notes = "\n".join(table.notes)
+    assert "class colon of bench: no map of a normal image, AUPIMO undefined" in notes
+    assert (
+        "class bolt of bench: 864 pixels of normal images are too few to tell AUPIMO's lowest rates" in notes
+    )
+    header = table.to_csv().splitlines()[0]
+    assert header.endswith(
+        "pixel_f1_max,pixel_aupimo,pixel_aupro@0.05,pixel_pro_anomalyclip,pixel_aupro_mvtec3d@0.1"
+    )
+    headings = [column.header for column in table.render().columns]
+    assert headings[-4:] == ["AUPIMO", "AUPRO to 0.05", "PRO (anomalyclip)", "AUPRO (mvtec3d) to 0.1"]
+
+
+@pytest.mark.parametrize("metrics", ["streaming", "exact"])
+def test_micro_pools_the_classes_and_is_named(data, metrics):
+    detector, states = FakeDetector(), []
+    table = evaluate(detector, data, metrics=metrics, micro=True, also=["aupimo"], collect=states.append)
+    parts = [pixels_of(data, detector, name) for name in ("bolt", "nut", "colon", "head")]
+    maps, masks, scores, labels = (list(chain.from_iterable(part)) for part in zip(*parts, strict=True))
+    maps, masks = maps[:-6], masks[:-6]  # the last class has no masks
+    row = table.row("pooled", kind="micro")
+    assert row.metrics["image_auroc"] == pytest.approx(F.auroc(scores, labels), abs=1e-12)
+    assert (row.normal, row.anomalous) == (10, 13)
+    pixel = {"pixel_auroc": F.auroc(np.ravel(maps), np.ravel(masks)), "pixel_pro": F.aupro(maps, masks)}
+    for column, value in pixel.items():
+        if metrics == "exact":
+            assert row.metrics[column] == pytest.approx(value, abs=1e-12)
+        else:
+            assert row.bounds[column][0] <= value <= row.bounds[column][1]
+    assert [entry.kind for entry in table.rows] == ["class"] * 4 + ["mean", "micro"]
+    assert any(note.startswith("pooled: micro") for note in table.notes)
+    plain = evaluate(detector, data, metrics=metrics, also=["aupimo"])
+    assert [entry.to_dict() for entry in plain.rows] == [entry.to_dict() for entry in table.rows[:-1]]
+    again = evaluate_scores(states, micro=True, also=["aupimo"], notes=data.notes)
+    assert again.to_json() == table.to_json()  # pooling left the classes as they were
+
+
+def test_a_class_measured_in_two_parts_is_merged(data):
+    whole = {scores.name: scores for scores in collected(data)}
+    first, second = DataSet(**vars_of(data)), DataSet(**vars_of(data))
+    first.samples, second.samples = data.samples[::2], data.samples[1::2]
+    detector = Fixed(data)
+    parts: dict[str, ClassScores] = {}
+    for half in (second, first):
+        for scores in collected(half, detector):
+            parts[scores.name] = parts[scores.name].merge(scores) if scores.name in parts else scores
+    one = evaluate_scores(whole.values())
+    other = evaluate_scores([parts[name] for name in whole])
+    assert [row.to_dict() for row in one.rows] == [row.to_dict() for row in other.rows]
+    mixed = ClassScores("d", "a", pixels=ExactPixelMetrics())
+    with pytest.raises(MetricError, match="do not merge"):
+        mixed.merge(whole["bolt"])
+
+
+class Fixed(FakeDetector):
+    """Scores of a sample that do not depend on which others are predicted with it."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.numbers = {sample.image: index for index, sample in enumerate(data.samples)}
+
+    def predict_samples(self, samples):
+        for sample in samples:
+            rng = np.random.default_rng(self.numbers[sample.image])
+            yield Scored(str(sample.image), rng.random(), None, rng.random(SIZE, dtype=np.float32))
+
+
+def collected(data, detector=None):
+    states = []
+    evaluate(detector or Fixed(data), data, collect=states.append)
+    return states
+
+
+def vars_of(data):
+    return {"samples": data.samples, "layout": data.layout, "root": data.root, "name": data.name}
+
+
+def test_nan_in_a_map_names_the_image(data):
+    class Broken(FakeDetector):
+        def predict_samples(self, samples):
+            for index, scored in enumerate(super().predict_samples(samples)):
+                if index == self.bad:
+                    scored.map[3, 4] = np.nan
+                if index == self.bad_score:
+                    scored.score = math.nan
+                yield scored
+
+    detector = Broken()
+    for detector.bad, detector.bad_score, message in (
+        (2, None, r"map of .*bolt.2\.png: 1 of 288 scores are NaN"),
+        (None, 1, r"score of .*bolt.1\.png: 1 of 1 scores are NaN"),
+    ):
+        with pytest.raises(MetricError, match=message) as caught:
+            evaluate(detector, data)
+        assert "\n" not in str(caught.value)
 
 
 def test_evaluate_scores_refuses_doubles_and_nothing():

@@ -34,7 +34,10 @@ def evaluate_command(
     threads: int | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     metrics: Literal["streaming", "exact"] = "streaming",
-    pro: Literal["aupro", "anomalyclip"] = "aupro",
+    pro: Literal["aupro", "anomalyclip", "mvtec3d"] = "aupro",
+    pro_limit: float = 0.3,
+    also: list[str] | None = None,
+    micro: Annotated[bool, Parameter(negative="")] = False,
     transductive: Annotated[bool, Parameter(negative="")] = False,
     allow_seen: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
@@ -56,7 +59,10 @@ def evaluate_command(
         threads: Processor threads; by default all cores.
         overwrite: Throw away what lies in the folder; else images scored there by the same model are not again.
         metrics: Streaming takes constant memory and says how exact it is; exact keeps every pixel.
-        pro: The exact PRO curve, or the 200 thresholds of AnomalyCLIP (needs --metrics exact).
+        pro: Every score a threshold, as in MVTec AD's evaluation; AnomalyCLIP's 200 thresholds; MVTec 3D-AD's 100.
+        pro_limit: Largest false positive rate of it.
+        also: A further column: aupimo, pro_anomalyclip, aupro_mvtec3d, or aupro@0.05 for another rate; may be repeated.
+        micro: Add a row with all classes of a data set pooled as one.
         transductive: MoECLIP's published image scores, which need all test images of a class; marks the table.
         allow_seen: Measure on data that the model was trained on, else refused; marks the table.
     """
@@ -101,6 +107,9 @@ def evaluate_command(
                     progress=moved,
                     metrics=metrics,
                     pro=pro,
+                    limit=pro_limit,
+                    also=also or (),
+                    micro=micro,
                     transductive=domain if transductive else None,
                 )
         except KeyboardInterrupt:

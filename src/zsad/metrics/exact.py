@@ -82,6 +82,11 @@ class ExactPixelMetrics:
         self._parts.append(part if part.regions else replace(part, clean=part.clean.copy()))
         self.maps += 1
 
+    @property
+    def clean_pixels(self) -> int:
+        """Pixels of maps without any anomalous one."""
+        return sum(part.clean.size for part in self._parts)
+
     def merge(self, other: ExactPixelMetrics) -> ExactPixelMetrics:
         """Add the pixels of `other` to these and return them. MetricError when the limits differ."""
         if self.limit != other.limit:

@@ -127,6 +127,11 @@ class PixelMetrics:
         normal: NDArray[np.int64] = self.clean + self.mixed - self.anomalous
         return normal
 
+    @property
+    def clean_pixels(self) -> int:
+        """Pixels of maps without any anomalous one."""
+        return int(self.clean.sum())
+
     def merge(self, other: PixelMetrics) -> PixelMetrics:
         """Add the state of `other` to this one and return it. MetricError when their settings differ."""
         mine, theirs = self._settings(), other._settings()

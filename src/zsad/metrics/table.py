@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from rich.table import Table
 
-Kind = Literal["class", "mean", "overall"]
+Kind = Literal["class", "mean", "micro", "overall"]
 
 # Column of a row -> heading of the rendered table, in the order of the papers' tables.
 COLUMNS = {
@@ -26,13 +26,21 @@ COLUMNS = {
     "pixel_f1_max": "pixel F1-max",
 }
 
+# Heading of a further column, by the name in front of its limit.
+FURTHER = {
+    "pixel_aupro": "AUPRO",
+    "pixel_pro_anomalyclip": "PRO (anomalyclip)",
+    "pixel_aupro_mvtec3d": "AUPRO (mvtec3d)",
+    "pixel_aupimo": "AUPIMO",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
     """One row: `metrics` by column in [0, 1] (NaN: undefined), `bounds` (low, high) where not exact.
 
-    `kind` is "class", "mean" (over the classes of a data set) or "overall" (over data sets); the latter two
-    say in `averaged` how many values entered each mean.
+    `kind` is "class", "mean" (over the classes of a data set), "micro" (its classes pooled as one) or "overall"
+    (mean over data sets); the means say in `averaged` how many values entered each.
     """
 
     dataset: str
@@ -48,7 +56,7 @@ class ResultRow:
     def mean(cls, rows: Sequence[ResultRow], *, dataset: str, name: str, kind: Kind) -> ResultRow:
         """The unweighted mean of `rows`; undefined values are left out of it and of the count."""
         metrics, bounds, averaged = {}, {}, {}
-        for column in COLUMNS:
+        for column in dict.fromkeys([*COLUMNS, *(name for row in rows for name in row.metrics)]):
             defined = [row for row in rows if not math.isnan(row.metrics[column])]
             averaged[column] = len(defined)
             metrics[column] = _mean([row.metrics[column] for row in defined])
@@ -65,6 +73,11 @@ class ResultRow:
             bounds=bounds,
             averaged=averaged,
         )
+
+    def error(self, column: str) -> float:
+        """The most by which the value of a column can be off; 0 where it is exact or undefined."""
+        value, (low, high) = self.metrics[column], self.bounds.get(column, (math.nan, math.nan))
+        return 0.0 if math.isnan(value) or math.isnan(low) else max(value - low, high - value)
 
     def to_dict(self) -> dict[str, object]:
         """The row as JSON values; undefined is None."""
@@ -89,7 +102,7 @@ class ResultRow:
 class ResultTable:
     """The result of an evaluation: `rows` in order, `notes` on what is undefined or left out and why.
 
-    `pro` names the PRO of the rows, "aupro" (whole curve) or "anomalyclip" (200 thresholds), up to `limit`.
+    `pro` names the PRO of the rows, "aupro" (whole curve), "anomalyclip" or "mvtec3d", up to `limit`.
     `unreadable` counts the images and masks that were left out because their files cannot be read. `seen` says
     what of the data the model was trained on; such a table is marked wherever it is shown.
     """
@@ -102,11 +115,23 @@ class ResultTable:
     seen: str = ""
 
     def row(self, name: str, *, dataset: str | None = None, kind: Kind = "class") -> ResultRow:
-        """The row of a class, or with `kind` the row "mean" or "overall". KeyError when there is none."""
+        """The row of a class, or with `kind` the row "mean", "pooled" or "overall". KeyError when there is none."""
         for row in self.rows:
             if row.name == name and row.kind == kind and dataset in (None, row.dataset):
                 return row
         raise KeyError(f"no {kind} row {name!r}" + ("" if dataset is None else f" in data set {dataset!r}"))
+
+    def headings(self) -> dict[str, str]:
+        """The columns of the rows and their headings, further columns last."""
+        titles = dict(COLUMNS)
+        extra = "" if self.limit == 0.3 else f" to {self.limit:g}"
+        if self.pro != "aupro":
+            extra += f" ({self.pro})"
+        titles["pixel_pro"] += extra
+        for column in (name for row in self.rows for name in row.metrics if name not in COLUMNS):
+            name, at, limit = column.partition("@")
+            titles[column] = FURTHER[name] + (f" to {limit}" if at else "")
+        return titles
 
     def to_json(self) -> str:
         """The table as a JSON document, values unrounded, undefined as null."""
@@ -126,10 +151,11 @@ class ResultTable:
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
+        columns = self.headings()
         mark = ["seen"] if self.seen else []
-        writer.writerow(["dataset", "name", "kind", "normal", "anomalous", *COLUMNS, *mark])
+        writer.writerow(["dataset", "name", "kind", "normal", "anomalous", *columns, *mark])
         for row in self.rows:
-            values = [_number(row.metrics[column]) for column in COLUMNS]
+            values = [_number(row.metrics[column]) for column in columns]
             said = [self.seen] if self.seen else []
             writer.writerow([row.dataset, row.name, row.kind, row.normal, row.anomalous, *values, *said])
         return text.getvalue()
@@ -140,9 +166,11 @@ class ResultTable:
         from rich.table import Table
         from rich.text import Text
 
-        shown = [
-            column for column in COLUMNS if any(not math.isnan(row.metrics[column]) for row in self.rows)
-        ]
+        shown = {
+            column: heading
+            for column, heading in self.headings().items()
+            if any(not math.isnan(row.metrics[column]) for row in self.rows)
+        }
         # As plain text: a file name in a note may hold what looks like markup.
         caption = Text("\n".join(self.notes)) if self.notes else None
         title = Text(f"SEEN DATA, not zero-shot: the model {self.seen}") if self.seen else None
@@ -152,10 +180,7 @@ class ResultTable:
             table.add_column("data set", overflow="fold")
         table.add_column("class", overflow="fold")
         table.add_column("images", justify="right")
-        for column in shown:
-            heading = COLUMNS[column]
-            if column == "pixel_pro" and self.pro != "aupro":
-                heading = f"PRO ({self.pro})"
+        for heading in shown.values():
             table.add_column(heading, justify="right")
         previous = None
         for row in self.rows:
