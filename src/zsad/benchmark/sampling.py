@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,15 @@ from zsad.benchmark.statistics import RESAMPLES, Sampled, sample_class
 _AGREEMENT = 1e-6  # of a cell's metrics with those of the scores beside it
 
 Scored = dict[str, dict[str, tuple[int, float]]]  # label and score of each image, by class
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+    """The arrays of a .npz file; None where it is missing or broken."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except (OSError, ValueError, EOFError, zlib.error, BadZipFile):
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +43,9 @@ class ImageTable:
         """That of a finished cell, unknown labels and scores that are no numbers left out; None without one."""
         if cell.state != "done" or cell.files.scores is None:
             return None
-        try:
-            with np.load(work / cell.files.scores, allow_pickle=False) as content:
-                columns = [content[name] for name in ("image", "class_name", "label", "score")]
-        except (OSError, ValueError, KeyError, EOFError, zlib.error):
-            return None
-        if len({column.shape for column in columns}) != 1 or columns[0].ndim != 1:
+        arrays = read_arrays(work / cell.files.scores) or {}
+        columns = [arrays[name] for name in ("image", "class_name", "label", "score") if name in arrays]
+        if len(columns) < 4 or len({column.shape for column in columns}) != 1 or columns[0].ndim != 1:
             return None
         image, class_name = (column.astype(str) for column in columns[:2])
         label, score = columns[2].astype(np.int8), columns[3].astype(np.float64)

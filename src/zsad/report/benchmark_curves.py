@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsad.benchmark.results import CellResult
-from zsad.benchmark.sampling import ImageTable
+from zsad.benchmark.sampling import ImageTable, read_arrays
 from zsad.benchmark.summary import Summary
 from zsad.metrics.curves import curves
 from zsad.metrics.streaming import ImageScores
@@ -69,11 +68,7 @@ def _image_lines(work: Path, cell: CellResult) -> list[tuple[str, Line]]:
 def _pixel_lines(work: Path, cell: CellResult) -> list[tuple[str, Line]]:
     if cell.files.curves is None:
         return []
-    try:
-        with np.load(work / cell.files.curves, allow_pickle=False) as content:
-            arrays: Mapping[str, NDArray[np.float64]] = {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, zlib.error):
-        return []
+    arrays = read_arrays(work / cell.files.curves) or {}
     lines = []
     for name in arrays:
         class_name, _, axis = name.rpartition("/")
