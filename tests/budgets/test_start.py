@@ -56,7 +56,10 @@ def test_help_is_light(verb: str | None) -> None:
     assert seconds < 0.5
 
 
-@pytest.mark.parametrize("verb", ["data", "demo", "evaluate", "explain", "train", "list", "doctor", "version"])
+@pytest.mark.parametrize(
+    "verb",
+    ["calibrate", "data", "demo", "evaluate", "explain", "train", "list", "monitor", "doctor", "version"],
+)
 def test_no_help_needs_torch(verb: str) -> None:
     assert "torch" not in start(HELP.format(arguments=[verb, "--help"]), times=1)[0]
 
