@@ -19,7 +19,7 @@ from zsad.explain import explain, write_explanation
 from zsad.explain.charts import short_names, slug, wrapped
 from zsad.explain.curves import read_curves
 from zsad.explain.embeddings import cosines, map_experts, principal_plane
-from zsad.explain.figures import all_figures
+from zsad.explain.figures import _curves, all_figures
 from zsad.explain.patches import expert_colours, outline
 from zsad.report.axes import Axis, ticks
 from zsad.report.canvas import COLOURS, Drawing, shortened, text_width
@@ -55,6 +55,23 @@ def test_curves_are_without_their_weights(tmp_path: Path) -> None:
         assert run.curves["dice"].low.min() == pytest.approx(4 / 500)
     blind = read_curves(write_run(tmp_path / "c", beta=0, raw=False), name="c", weights=WEIGHTS)
     assert "decouple" not in blind.curves and blind.unrecorded == ("decouple",)
+
+
+def test_the_image_auroc_of_watched_data_is_drawn_as_measured(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", beta=0.005)
+    plain = read_curves(folder, name="plain", weights=WEIGHTS)
+    with (folder / "log.jsonl").open("a") as stream:
+        for epoch in range(5):
+            record = {"step": 100 * (epoch + 1), "epoch": epoch, "image_auroc": 0.5 + epoch / 10}
+            stream.write("\n" + json.dumps(record))
+    watched = read_curves(folder, name="watched", weights=WEIGHTS)
+    assert list(watched.curves) == [*plain.curves, "image AUROC"] and watched.steps == plain.steps
+    curve = watched.curves["image AUROC"]
+    assert curve.steps.tolist() == [100, 200, 300, 400, 500] and curve.weight is None
+    assert curve.mean.tolist() == curve.low.tolist() == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
+    both, without = _curves([watched, plain]), _curves([plain])
+    assert "image AUROC" in both.drawing.to_svg() and "measured after every epoch" in both.caption
+    assert "image AUROC" not in without.drawing.to_svg() and "measured" not in without.caption
 
 
 def test_runs_without_a_log_are_refused(tmp_path: Path) -> None:

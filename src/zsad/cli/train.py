@@ -29,6 +29,7 @@ def train_command(
     device: str = "auto",
     threads: int | None = None,
     split: str = "test",
+    watch: Annotated[list[Path] | None, Parameter(consume_multiple=True)] = None,
     set_: Annotated[list[str] | None, Parameter(name="--set")] = None,
     config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
@@ -47,6 +48,7 @@ def train_command(
         device: auto, cpu or cuda.
         threads: Processor threads; by default all cores.
         split: Which part of the data to read, where its layout has parts.
+        watch: Labelled data of other objects: its image AUROC after every epoch is kept for zsad explain.
         set_: A setting of the method as key=value, such as experts=4; may be repeated.
         config: Settings of the training; those not given are the method's own.
         overwrite: Throw away the run that lies in the folder.
@@ -68,6 +70,7 @@ def train_command(
     check_place(out)
     changes = parse_settings(set_ or [])
     sets = [discover(folder, split=split) for folder in data]
+    watched = [discover(folder, split=split) for folder in watch or ()]
     use_threads(threads)
     with ExitStack() as stack:
         place = stack.enter_context(joined(os.environ, device=None if device == "auto" else device))
@@ -82,6 +85,7 @@ def train_command(
             card_parts=CardParts.of(built, tower),
             progress=report,
             resume=not overwrite,
+            watch=watched,
         )
         _say_done(path, backbone=backbone, weights=weights)
         # To torchrun any code but 0 is a crash of the process.

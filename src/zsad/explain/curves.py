@@ -14,18 +14,21 @@ import numpy.typing as npt
 
 from zsad.errors import DataError
 from zsad.train.state import LOG_FILE, RUN_FILE
+from zsad.train.watch import WATCHED
 
 _RAW = "raw_"
 _NO_TERMS = frozenset({"step", "epoch", "lr", "seconds"})
 _MAIN_TERMS = ("classify", "focal", "dice", "total")
 _POINTS = 80
+IMAGE_AUROC = "image AUROC"
+"""Name of the curve of what was measured on other data, after every epoch."""
 
 Array = npt.NDArray[np.float64]
 
 
 @dataclass(slots=True)
 class Curve:
-    """A loss term over the steps of a run, many steps averaged into each point.
+    """A loss term, or a measurement, over the steps of a run; many steps of a term are averaged into each point.
 
     Attributes:
         term: its name in the log.
@@ -66,7 +69,7 @@ def read_curves(folder: Path, *, name: str, weights: Mapping[str, str]) -> RunCu
     Raises:
         DataError: no log, or one without a step.
     """
-    rows = _read_log(folder / LOG_FILE)
+    rows, measured = _read_log(folder / LOG_FILE)
     settings = _settings(folder / RUN_FILE)
     terms = list(dict.fromkeys(term.removeprefix(_RAW) for row in rows for term in row))
     terms = [term for term in terms if term not in _NO_TERMS]
@@ -83,26 +86,33 @@ def read_curves(folder: Path, *, name: str, weights: Mapping[str, str]) -> RunCu
             curves[term] = _binned(term, weight, steps[there], values[there])
         else:
             unrecorded.append(term)
+    if measured:
+        after, values = (np.array([row[key] for row in measured]) for key in ("step", WATCHED))
+        curves[IMAGE_AUROC] = Curve(IMAGE_AUROC, None, after, values, values, values)
     epochs = int(max(row.get("epoch", 0) for row in rows)) + 1
     return RunCurves(name, int(steps.max()), epochs, curves, tuple(unrecorded))
 
 
-def _read_log(path: Path) -> list[dict[str, float]]:
-    """The numbers of each step; half lines of a killed run and other records are passed over."""
-    rows = []
+def _read_log(path: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """The numbers of each step, and of each measurement on other data; half lines of a killed run and other records
+    are passed over.
+    """
+    rows, measured = [], []
     try:
         with path.open(encoding="utf-8", errors="replace") as stream:
             for line in stream:
                 numbers = _numbers(line)
                 if numbers.get("step", 0) >= 1 and "total" in numbers:
                     rows.append(numbers)
+                elif "step" in numbers and WATCHED in numbers:
+                    measured.append(numbers)
     except OSError as error:
         raise DataError(
             f"{path.parent} holds no readable {path.name} ({error.strerror}): give the folder of a training run"
         ) from error
     if not rows:
         raise DataError(f"{path} holds no finished training step: give the folder of another run")
-    return rows
+    return rows, measured
 
 
 def _numbers(line: str) -> dict[str, float]:

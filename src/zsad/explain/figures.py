@@ -21,7 +21,7 @@ from zsad.explain.charts import (
     wrapped,
 )
 from zsad.explain.collect import GROUPS, REGIONS, Pool, Usage
-from zsad.explain.curves import Curve, RunCurves
+from zsad.explain.curves import IMAGE_AUROC, Curve, RunCurves
 from zsad.explain.embeddings import ExpertMap
 from zsad.explain.explanation import Explanation
 from zsad.explain.patches import patch_figures
@@ -248,6 +248,10 @@ def _curves(runs: Sequence[RunCurves]) -> Figure:
         "Each point is a mean over equally many steps, the band its least and greatest value. Terms with a weight "
         "are drawn without it, so that runs with different weights compare."
     )
+    if IMAGE_AUROC in terms:
+        caption += (
+            " Image AUROC is measured after every epoch, on data that the training does not learn from."
+        )
     return Figure("curves", "How the loss terms went in training", caption, sheet)
 
 

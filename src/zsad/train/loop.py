@@ -23,9 +23,10 @@ from zsad.train.distributed import Place, current_place, parallel
 from zsad.train.features import FeatureSource, Shown, open_cache
 from zsad.train.precision import amp_dtype, gradient_scaler
 from zsad.train.samples import TrainingSet, prepare, start_generator, step_seed
-from zsad.train.scale import colour_scale
+from zsad.train.scale import colour_scale, fit_fusion
 from zsad.train.schedule import Schedule
 from zsad.train.state import START_OVER, RunFolder, StepLog, load_state, save_state, trainable
+from zsad.train.watch import WATCHED, Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ def train(
     card_parts: CardParts,
     progress: Callback | None = None,
     resume: bool = True,
+    watch: Sequence[DataSet] = (),
 ) -> Path:
     """Trains the adapter of `method` and writes `model.safetensors` with its card into `out`.
 
@@ -78,6 +80,7 @@ def train(
         card_parts: backbone and preprocessing.
         progress: called often, on the leading process alone; must be quick.
         resume: False removes what a former run left in `out`, except cached features, and starts over.
+        watch: labelled data of other objects: their image AUROC after every epoch goes into the log.
 
     Returns:
         The path of the checkpoint.
@@ -115,9 +118,13 @@ def train(
             folder.lock(stack)
         place.barrier()
         trainer = Trainer(method, source, training, config=config, folder=folder, place=place, notify=notify)
+        if watch:
+            read = lambda done, total: notify(Progress("features", done, total))  # noqa: E731
+            trainer.watch = Watch(source, watch, training, config=config, place=place, report=read)
         trainer.run()
         if place.leads:
             report = lambda done, total: notify(Progress("scale", done, total))  # noqa: E731
+            fit_fusion(method, source, training, config=config, report=report)
             method.map_scale = colour_scale(method, source, training, config=config, report=report)
             trained = training_of(training, sets, config=config, steps=trainer.steps)
             folder.finish(method, card_of(method, card_parts, training=trained))
@@ -218,6 +225,7 @@ class Trainer:
         self.steps = self.steps_per_epoch * config.epochs
         self.schedule = Schedule.of(method.stages, config, steps_per_epoch=self.steps_per_epoch)
         self.step = 0
+        self.watch: Watch | None = None
         self._halfway = False  # between the first and the last parameter of an update
 
     def run(self) -> None:
@@ -260,6 +268,9 @@ class Trainer:
             for (_, weight), shown in zip(shares, stream, strict=True):
                 self._step(module, shown, weight=weight, epoch=epoch)
                 last = self.step == (epoch + 1) * self.steps_per_epoch
+                if last and self.watch is not None and self.log is not None:
+                    measured = {WATCHED: self.watch.image_auroc()}
+                    self.log.write({"step": self.step, "epoch": epoch, **measured})
                 if last or self.step % self.config.checkpoint_every == 0:
                     self._save()
 

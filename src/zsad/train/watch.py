@@ -1,0 +1,91 @@
+"""The image AUROC on other data after every epoch of a training: looked at, never learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from zsad.data.manifest import DataSet
+from zsad.errors import DataError
+from zsad.metrics.functional import auroc
+from zsad.train.cache import content_hash
+from zsad.train.config import TrainConfig
+from zsad.train.distributed import Place
+from zsad.train.features import FeatureSource, Report
+from zsad.train.samples import Item, TrainingSet
+
+WATCHED = "image_auroc"
+"""Name of the measurement in a run's log."""
+
+
+class Watch:
+    """Labelled images that a training does not see.
+
+    Args:
+        source: of their features: the training's own.
+        sets: their data sets; images that are also trained on are left out, and those without a label.
+        training: what is trained on.
+        config: for batch size.
+        place: of this process.
+        report: called with images read and in all.
+
+    Raises:
+        DataError: no class of them has normal and anomalous images.
+        StorageError: their features do not fit into the cache.
+    """
+
+    def __init__(
+        self,
+        source: FeatureSource,
+        sets: Sequence[DataSet],
+        training: TrainingSet,
+        *,
+        config: TrainConfig,
+        place: Place,
+        report: Report,
+    ) -> None:
+        trained = {item.digest for item in training.items}
+        samples = [sample for found in sets for sample in found.samples if sample.label is not None]
+        digests = [content_hash(sample.image) for sample in samples]
+        items = [
+            Item(sample, digest, None)
+            for sample, digest in zip(samples, digests, strict=True)
+            if digest is not None and digest not in trained
+        ]
+        self._check(items, sets)
+        self.source, self.batch_size = source, config.batch_size
+        self.images = source.usable(TrainingSet(items, (1, 1)), place=place, report=report)
+        self._check(self.images.items, sets)
+
+    def _check(self, items: Sequence[Item], sets: Sequence[DataSet]) -> None:
+        if not _classes(items):
+            raise DataError(
+                f"no class of {', '.join(found.name for found in sets)} has normal and anomalous images that are not "
+                f"trained on, so its image AUROC cannot be watched; give labelled data of other objects"
+            )
+
+    @torch.no_grad()
+    def image_auroc(self) -> float:
+        """The mean over classes, in [0, 1], of the source's method as it is now; its mode is left as it was."""
+        method, items = self.source.method, self.images.items
+        rows = list(range(len(items)))
+        batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+        training = method.training
+        method.eval()
+        try:
+            shown = self.source.batches(self.images, batches)
+            scores = torch.cat([method(own.features).score.float().cpu() for own in shown]).numpy()
+        finally:
+            method.train(training)
+        labels = self.images.labels(rows).numpy()
+        return float(np.mean([auroc(scores[own], labels[own]) for own in _classes(items)]))
+
+
+def _classes(items: Sequence[Item]) -> list[list[int]]:
+    """Rows of each class of each data set, of those that have both labels."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for row, item in enumerate(items):
+        rows.setdefault(item.group[:2], []).append(row)
+    return [own for own in rows.values() if len({items[row].sample.label for row in own}) > 1]
