@@ -20,7 +20,7 @@ Float32 = NDArray[np.float32]
 Bands = tuple[tuple[slice, slice, Float32], ...]
 MapOrder = Literal["before_softmax", "after_softmax", "mean_logits"]
 
-_BAND_ROWS = 74
+_BAND_ROWS = 37
 _GAUSSIAN_TRUNCATE = 4.0
 
 
@@ -134,27 +134,39 @@ def render_map_numpy(
     layers = np.moveaxis(np.asarray(logits, dtype=np.float32), -3, 0)
     if spec.order == "mean_logits":
         layers = layers.mean(axis=0, keepdims=True)
-    on_grid = spec.order == "after_softmax"
-    sides = logits.shape[-2:] if on_grid else spec.size
-    values: Float32 = np.zeros((*layers.shape[1:-2], *sides), dtype=np.float32)
-    # Layer by layer: one layer's map stays in the processor's cache, four do not.
-    for layer in layers:
-        values += _sigmoid(layer if on_grid else _separable(layer, spec.size, spec.size, path.to_pixels))
-    values *= np.float32(1 / len(layers))
-    if on_grid:
+    if spec.order == "after_softmax":
+        values = _sigmoid_of(np.negative(layers)).mean(axis=0)
         return _separable(values, spec.size, final, path)
+    values = _mean_probability(layers, spec.size, path.to_pixels)
     if not path.map_sigma and final == spec.size:
         return values
     return _separable(values, spec.size, final, path.from_pixels)
 
 
-def _sigmoid(values: Float32) -> Float32:
-    """The logistic function; where the exponential overflows, its reciprocal is the 0 it should be."""
-    result = np.negative(values)
+def _mean_probability(layers: Float32, size: tuple[int, int], path: MapPath) -> Float32:
+    """Mean over layers of the probabilities (..., H, W) of logits (L, ..., h, w) that are upsampled first."""
+    height, width = layers.shape[-2:]
+    columns = path_matrix(width, size[1], size[1], path).T.astype(np.float32)
+    negative = np.negative(layers) @ columns
+    values = np.empty((*layers.shape[1:-2], *size), dtype=np.float32)
+    # Band by band: what the exponential and its reciprocal pass over stays in the processor's cache.
+    for target, source, block in _bands(height, size[0], size[0], path):
+        band = _sigmoid_of(block @ negative[0][..., source, :])
+        for layer in negative[1:]:
+            band += _sigmoid_of(block @ layer[..., source, :])
+        np.multiply(band, np.float32(1 / len(layers)), out=values[..., target, :])
+    return values
+
+
+def _sigmoid_of(negative: Float32) -> Float32:
+    """The logistic function of what this is the negative of, in its place.
+
+    Where the exponential overflows, its reciprocal is the 0 it should be.
+    """
     with np.errstate(over="ignore", under="ignore"):
-        np.exp(result, out=result)
-    result += np.float32(1)
-    return np.reciprocal(result, out=result)
+        np.exp(negative, out=negative)
+    negative += np.float32(1)
+    return np.reciprocal(negative, out=negative)
 
 
 def _separable(values: Float32, size: tuple[int, int], final: tuple[int, int], path: MapPath) -> Float32:
