@@ -67,9 +67,10 @@ class Box:
     height: float
 
 
-def _floor(entries: Sequence[Entry]) -> float:
+def _floor(entries: Sequence[Entry], *, intervals: bool = False) -> float:
     """A round value below all others, where a scale up to 1 begins."""
-    lowest = min(entry.spread.mean for entry in entries if not entry.hole)
+    known = [entry for entry in entries if not entry.hole]
+    lowest = min(entry.interval.low if intervals and entry.interval else entry.spread.mean for entry in known)
     return max(0.0, math.floor((lowest - 0.06) * 10) / 10)
 
 
@@ -175,7 +176,7 @@ def _told(entry: Entry) -> str:
 def _paint_dots(sheet: Drawing, summary: Summary, metric: str, targets: Sequence[str]) -> None:
     """A row for each method within each data set: a dot, and a line over its interval."""
     entries = [summary.entry(name, target, metric) for target in targets for name in summary.names]
-    floor = _floor(entries)
+    floor = _floor(entries, intervals=True)
     left = 24 + min(160.0, max(text_width(name, 12) for name in summary.names))
     right = sheet.width - 30
 

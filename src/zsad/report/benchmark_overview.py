@@ -5,7 +5,7 @@ from __future__ import annotations
 from zsad.benchmark.summary import OVERALL, Summary
 from zsad.metrics.table import COLUMNS
 from zsad.report.benchmark_charts import RADAR_METRICS, Box, paint_legend, paint_radar, styles
-from zsad.report.benchmark_text import MEAN
+from zsad.report.benchmark_text import MEAN, plural
 from zsad.report.canvas import Drawing, shortened, text_width
 
 _WIDTH, _ROW, _MARGIN = 1160.0, 30.0, 24.0
@@ -27,7 +27,7 @@ def overview(summary: Summary, *, title: str = "zsad benchmark") -> Drawing:
     many = len(summary.targets) > 1
     classes = sum(len(summary.classes(target)) for target in summary.targets)
     about = f"{MEAN}, in percent" if many else f"{summary.targets[0]}, in percent" if summary.targets else ""
-    counted = f"{len(summary.targets)} data sets, {classes} classes" if many else f"{classes} classes"
+    counted = (f"{len(summary.targets)} data sets, " if many else "") + plural(classes, "class", "classes")
     sheet.text(_MARGIN, 64, f"{about} · {counted} · ± deviation over seeds", size=13)
     _paint_table(sheet, summary, 96)
     for index, (metric, targets) in enumerate(radars):

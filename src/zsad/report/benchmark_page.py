@@ -12,7 +12,7 @@ from zsad.metrics.table import COLUMNS
 from zsad.report.benchmark_charts import RADAR_METRICS, costs, over_sets, styles, trade_off
 from zsad.report.benchmark_curves import curve_charts
 from zsad.report.benchmark_pictures import KINDS, Example
-from zsad.report.benchmark_text import MEAN, holes, notes, places
+from zsad.report.benchmark_text import MEAN, holes, notes, places, plural
 from zsad.report.canvas import Drawing
 from zsad.report.html import data_uri, render_page
 
@@ -84,7 +84,7 @@ def _seeds(summary: Summary, name: str) -> str:
     seeds = {
         seed for target in summary.targets for seed in summary.finished(name, target) if seed is not None
     }
-    return ", ".join(map(str, sorted(seeds)))
+    return ("seeds " if len(seeds) > 1 else "seed ") + ", ".join(map(str, sorted(seeds))) if seeds else ""
 
 
 def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
@@ -97,7 +97,11 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
     trained = sum(cell.seconds_training or 0.0 for cell in summary.cells)
     tiles = [
         (f"{len(summary.names)}", "methods", ", ".join(summary.names)[:90]),
-        (f"{len(summary.targets)}", "data sets", f"{classes} classes"),
+        (
+            f"{len(summary.targets)}",
+            "data sets" if len(summary.targets) > 1 else "data set",
+            plural(classes, "class", "classes"),
+        ),
         (f"{normal + anomalous:,}", "images", f"{normal:,} normal, {anomalous:,} anomalous"),
         (f"{done:,}", "results", f"{failed:,} failed" if failed else "none failed"),
     ]
@@ -110,6 +114,10 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _brief(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
 def _shown(entry: Entry) -> dict[str, Any]:
@@ -231,7 +239,7 @@ def _costs(summary: Summary) -> list[dict[str, str]]:
         rows.append(
             {
                 "name": str(row["name"]),
-                "image": f"{1000 * float(image):.1f} ms" if image is not None else "–",
+                "image": _brief(float(image)) if image is not None else "–",
                 "rate": f"{1 / float(image):,.1f}" if image else "–",
                 "training": _duration(float(training)) if training is not None else "–",
                 "memory": f"{float(memory):,.0f} MB" if memory is not None else "–",

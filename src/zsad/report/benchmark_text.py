@@ -47,6 +47,11 @@ _LATEX = str.maketrans(
 )
 
 
+def plural(count: int, one: str, many: str) -> str:
+    """ "1 class", "2 classes"."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def places(summary: Summary) -> list[str]:
     """The targets of a summary, and the mean over them where there are several."""
     return [*summary.targets, OVERALL] if len(summary.targets) > 1 else list(summary.targets)
@@ -112,7 +117,7 @@ def notes(summary: Summary) -> list[str]:
         f"Several results of {double}: the first is shown." for double in sorted(set(summary.duplicates))
     ]
     said += [
-        f"{count} images of {target} are in no interval and no comparison, as some method has not scored them."
+        f"{plural(count, 'image', 'images')} of {target} in no interval and comparison: not every method has scored them."
         for target in summary.targets
         if (count := summary.left_out(target))
     ]
