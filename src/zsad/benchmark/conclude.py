@@ -66,7 +66,7 @@ def write_results(work: Path, cells: Sequence[CellResult]) -> Written:
     names, lines = [RESULTS_FILE], _lines(direction_table(means))
     if find_spec(_REPORT) is not None:
         report: Any = import_module(_REPORT)
-        lines = _lines(report.console_table(list(cells))) + lines
+        lines = _lines(report.console_table(list(cells), work=work)) + lines
         names += [path.relative_to(work).as_posix() for path in report.write_reports(work, list(cells))]
     return Written(names, lines, holes, len(problems))
 

@@ -117,7 +117,7 @@ def notes(summary: Summary) -> list[str]:
         f"Several results of {double}: the first is shown." for double in sorted(set(summary.duplicates))
     ]
     said += [
-        f"{plural(count, 'image', 'images')} of {target} in no interval and comparison: not every method has scored them."
+        f"{plural(count, 'image', 'images')} of {target} in no interval: not every method has scored them."
         for target in summary.targets
         if (count := summary.left_out(target))
     ]
