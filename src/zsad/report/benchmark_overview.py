@@ -28,7 +28,7 @@ def overview(summary: Summary, *, title: str = "zsad benchmark") -> Drawing:
     classes = sum(len(summary.classes(target)) for target in summary.targets)
     about = f"{MEAN}, in percent" if many else f"{summary.targets[0]}, in percent" if summary.targets else ""
     counted = (f"{len(summary.targets)} data sets, " if many else "") + plural(classes, "class", "classes")
-    sheet.text(_MARGIN, 64, f"{about} · {counted} · ± deviation over seeds", size=13)
+    sheet.text(_MARGIN, 64, " · ".join([about, counted, *_spread(summary)]), size=13)
     _paint_table(sheet, summary, 96)
     for index, (metric, targets) in enumerate(radars):
         half = _WIDTH / max(2, len(radars))
@@ -38,6 +38,12 @@ def overview(summary: Summary, *, title: str = "zsad benchmark") -> Drawing:
     if radars:
         paint_legend(sheet, summary.names, Box(_MARGIN, height - 34, _WIDTH - 2 * _MARGIN, 30))
     return sheet
+
+
+def _spread(summary: Summary) -> list[str]:
+    """What ± stands for, where there is one."""
+    several = any(len(summary.finished(name, t)) > 1 for name in summary.names for t in summary.targets)
+    return ["± deviation over seeds"] if several else []
 
 
 def _measured(summary: Summary, metric: str) -> list[str]:

@@ -81,16 +81,19 @@ def render_page(template: str, content: dict[str, Any]) -> str:
         ConfigError: jinja2 is not installed.
     """
     check_templates()
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["integer"] = lambda value: f"{value:,}"
-    page = environment.from_string((_TEMPLATES / template).read_text(encoding="utf-8"))
     style = Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    return page.render(style=style, **content)
+    return environment.get_template(template).render(style=style, **content)
 
 
 def check_templates() -> None:
