@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -187,4 +188,25 @@ def test_lists_are_plain_json(tmp_path):
     cache = FeatureCache(tmp_path, key_parts=KEY)
     cache.add(["a"], features(1))
     listed = [json.loads(file.read_text()) for file in cache.folder.glob("*.json")]
-    assert sorted(listed, key=str) == [["a"], [2, 6, 4, 2, 3]]
+    assert sorted(listed, key=str) == [["a"], [2, 6, 4, 2, 3, 0]]
+
+
+def test_cues_are_kept_beside_the_features(tmp_path):
+    cues = torch.rand(2, 3, 6, generator=torch.Generator().manual_seed(3)).half().float()
+    cache = FeatureCache(tmp_path, key_parts=KEY)
+    given = replace(features(2), cues=cues)
+    cache.add(["a", "b"], given)
+    back = FeatureCache(tmp_path, key_parts=KEY).read(["b", "a"])
+    torch.testing.assert_close(back.cues, cues.flip(0))
+    torch.testing.assert_close(back.cls, given.cls.half().float().flip(0))
+    with pytest.raises(DataError, match="do not fit the cache"):
+        cache.add(["c"], features(1))
+
+
+def test_caches_without_cues_of_before_are_still_read(tmp_path):
+    cache = FeatureCache(tmp_path, key_parts=KEY)
+    cache.add(["a"], features(1))
+    layout = cache.folder / "layout.json"
+    layout.write_text(json.dumps(json.loads(layout.read_text())[:5]))
+    old = FeatureCache(tmp_path, key_parts=KEY)
+    assert "a" in old and old.read(["a"]).cues is None

@@ -16,7 +16,7 @@ from zsad.data.loader import iter_batches
 from zsad.errors import ZsadError
 from zsad.methods.base import ImageFeatures, Method, Output
 from zsad.nn.maps import MapSpec, render_map_numpy
-from zsad.train.cache import FeatureCache, content_hash
+from zsad.train.cache import FeatureCache, Layout, content_hash
 from zsad.types import Sample
 
 OnError = Callable[[Sample, ZsadError], None]
@@ -102,7 +102,7 @@ class KeptScorer:
     @torch.inference_mode()
     def _score(self, samples: list[Sample], features: ImageFeatures) -> list[Scored]:
         words = tuple(sample.word for sample in samples)
-        output: Output = self.method(replace(features, words=words))
+        output: Output = self.method.detect(replace(features, words=words))
         grids = output.logits.float().cpu().numpy()
         scores, spec = output.score.float().cpu().tolist(), self.method.map_spec
         return [
@@ -121,7 +121,7 @@ class KeptScorer:
         if not batch.samples:
             return [], None
         with torch.no_grad():
-            return batch.samples, self.method.features(torch.from_numpy(batch.pixels).to(self._device))
+            return batch.samples, self.method.look(torch.from_numpy(batch.pixels).to(self._device))
 
     def _kept(self, samples: list[Sample], cache: FeatureCache) -> tuple[list[Sample], ImageFeatures | None]:
         """The readable samples and their features, always read back, so that a repeated run sees the same."""
@@ -161,15 +161,17 @@ def copy_layers(
     while chunk := list(islice(todo, 64)):
         features = source.read(chunk)
         patches = features.patches[:, rows]
-        record = 2 * patches.shape[3] * (patches.shape[1] * patches.shape[2] + 1)
-        target.check_space(len(chunk), record_bytes=record)
-        target.add(chunk, replace(features, patches=patches))
+        chosen = replace(features, patches=patches)
+        target.check_space(len(chunk), record_bytes=Layout.of(chosen).record_bytes)
+        target.add(chunk, chosen)
     target.close()
 
 
 def is_part(method: Method, other: Method) -> bool:
     """Whether `method` taps some of the layers of `other` and both read the tower alike in all else."""
     if method.feature_kind != other.feature_kind or method.feature_kind not in _BY_TAP:
+        return False
+    if method.fusion is not None or other.fusion is not None:  # cues may be of the first tapped layer
         return False
     if not set(method.config.layers) < set(other.config.layers):
         return False

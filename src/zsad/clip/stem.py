@@ -105,6 +105,14 @@ class MobileStem(nn.Module):
         """Tokens (B, N, D_x), context for the class token (B, D_x) and the grid (h, w)."""
         return self.tokens(self.maps(pixels))
 
+    def texture(self, maps: Tensor) -> Tensor:
+        """What the joined maps (B, h, w, C_joined) say at the grid's own stride: (B, N, C), a view.
+
+        Channels folded from finer strides are left out: their values depend on where in a patch an edge lies.
+        """
+        coarse = sum(self.config.stages[index].channels for index, fold in self.folds.items() if fold == 1)
+        return maps[..., maps.shape[-1] - coarse :].flatten(1, 2)
+
     def tokens(self, maps: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """As `forward`, from the joined maps (B, h, w, C_joined)."""
         height, width = int(maps.shape[1]), int(maps.shape[2])

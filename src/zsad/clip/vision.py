@@ -38,6 +38,27 @@ class VisionOutput:
     grid: tuple[int, int]
 
 
+@dataclass(slots=True)
+class PatchTokens:
+    """Pixels cut into patches, before position embeddings and class token: what several passes may share.
+
+    Attributes:
+        tokens: (B, N, D_x).
+        grid: rows and columns (h, w), N = h * w.
+        context: (B, D_x) that a convolutional stem adds to the class token; None without a stem.
+        texture: (B, N, C) local features of the patches out of a convolutional stem; None without a stem.
+    """
+
+    tokens: Tensor
+    grid: tuple[int, int]
+    context: Tensor | None = None
+    texture: Tensor | None = None
+
+
+Pixels = Tensor | PatchTokens
+"""What the tower reads: pixels (B, 3, H, W), normalised with the backbone's mean and deviation, or their patches."""
+
+
 class VisionTower(nn.Module):
     """CLIP's image encoder.
 
@@ -90,31 +111,42 @@ class VisionTower(nn.Module):
             self._positions = (key, table)
         return table
 
-    def embed(
-        self, pixels: Tensor, *, interpolation: Interpolation = "bicubic", antialias: bool = False
-    ) -> tuple[Tensor, tuple[int, int]]:
-        """Tokens (B, 1 + N, D_x) that enter the first block, and the grid, of pixels (B, 3, H, W)."""
+    def patch_tokens(self, pixels: Tensor) -> PatchTokens:
+        """Patches of pixels (B, 3, H, W), for several passes over the same image.
+
+        Raises:
+            ConfigError: the image is smaller than a patch.
+        """
         stride = self.config.patch_size
         if min(pixels.shape[-2:]) < stride:
             raise ConfigError(
                 f"image of {pixels.shape[-2]} x {pixels.shape[-1]} pixels is smaller than one {stride}-pixel patch; "
                 f"use an image size of at least {stride}"
             )
-        cls = self.class_embedding.expand(pixels.shape[0], 1, -1)
-        if isinstance(self.patch_embedding, MobileStem):
-            tokens, context, grid = self.patch_embedding(pixels)
-            cls = cls + context.unsqueeze(1)
-        else:
-            patches: Tensor = self.patch_embedding(pixels)
-            grid = (int(patches.shape[-2]), int(patches.shape[-1]))
-            tokens = patches.flatten(2).transpose(1, 2)
-        x = torch.cat([cls.to(tokens.dtype), tokens], dim=1)
-        x = x + self.positions(grid, interpolation=interpolation, antialias=antialias).to(x.dtype)
-        return self.ln_pre(x), grid
+        stem = self.patch_embedding
+        if isinstance(stem, MobileStem):
+            maps = stem.maps(pixels)
+            tokens, context, grid = stem.tokens(maps)
+            return PatchTokens(tokens, grid, context, stem.texture(maps))
+        patches: Tensor = stem(pixels)
+        grid = (int(patches.shape[-2]), int(patches.shape[-1]))
+        return PatchTokens(patches.flatten(2).transpose(1, 2), grid)
+
+    def embed(
+        self, pixels: Pixels, *, interpolation: Interpolation = "bicubic", antialias: bool = False
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens (B, 1 + N, D_x) that enter the first block, and the grid, of pixels (B, 3, H, W)."""
+        cut = pixels if isinstance(pixels, PatchTokens) else self.patch_tokens(pixels)
+        cls = self.class_embedding.expand(cut.tokens.shape[0], 1, -1)
+        if cut.context is not None:
+            cls = cls + cut.context.unsqueeze(1)
+        x = torch.cat([cls.to(cut.tokens.dtype), cut.tokens], dim=1)
+        x = x + self.positions(cut.grid, interpolation=interpolation, antialias=antialias).to(x.dtype)
+        return self.ln_pre(x), cut.grid
 
     def forward(
         self,
-        pixels: Tensor,
+        pixels: Pixels,
         *,
         taps: Sequence[int] = (),
         value_value_from: int | None = None,
@@ -125,7 +157,8 @@ class VisionTower(nn.Module):
         """One pass over pixels (B, 3, H, W), normalised with the backbone's mean and deviation.
 
         Args:
-            pixels: (B, 3, H, W); sides that are no multiple of the patch lose the remainder at the right and below.
+            pixels: (B, 3, H, W), or their patches; sides that are no multiple of the patch lose the remainder at the
+                right and below.
             taps: blocks, counted from 1, behind which tokens are wanted, in the order wanted.
             value_value_from: first block (from 1) of AnomalyCLIP's value-value branch; taps then come from it.
                 At that block the branch starts as the block's input, so a tap before it is an error.
@@ -141,7 +174,7 @@ class VisionTower(nn.Module):
 
     def stream(
         self,
-        pixels: Tensor,
+        pixels: Pixels,
         *,
         after: int,
         interpolation: Interpolation = "bicubic",
@@ -150,7 +183,7 @@ class VisionTower(nn.Module):
         """The residual stream (B, 1 + N, D_x) behind block `after`, and the grid; later blocks do not run.
 
         Args:
-            pixels: (B, 3, H, W).
+            pixels: (B, 3, H, W), or their patches.
             after: a block, or 0 for what enters the first.
             interpolation: how the position grid is resized.
             antialias: whether that resizing is antialiased.

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zsad.clip.presets import Preset
-from zsad.clip.vision import Hook
+from zsad.clip.vision import Hook, Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
@@ -219,7 +219,7 @@ class AdaCLIP(Method):
         nn.init.zeros_(self.cls_head.bias)
 
     @torch.no_grad()
-    def features(self, pixels: Tensor) -> ImageFeatures:
+    def features(self, pixels: Pixels) -> ImageFeatures:
         """The tokens (B, 1, 1 + N, D_x) that enter the first block, and the class token behind a plain pass."""
         visual = self.clip.visual
         x, grid = visual.stream(pixels, after=0, **self.position_mode())

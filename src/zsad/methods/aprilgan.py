@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zsad.clip.presets import Preset
+from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
@@ -129,7 +130,7 @@ class AprilGAN(Method):
             parameter.uniform_(-bound, bound, generator=generator)
 
     @torch.no_grad()
-    def features(self, pixels: Tensor) -> ImageFeatures:
+    def features(self, pixels: Pixels) -> ImageFeatures:
         """Patch tokens of the taps as the stream has them, or normed, and the class token as the stream has it."""
         if self.config.tokens == "normed":
             return self.normed_features(pixels)

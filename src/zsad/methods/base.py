@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from torch import Tensor, nn
 
 from zsad.errors import CheckpointError, ConfigError
+from zsad.methods.config import MethodConfig
+from zsad.methods.fusion import OddnessFusion
 from zsad.methods.registry import MethodEntry, find
-from zsad.nn.filters import MapOrder, MapSpec
+from zsad.nn.filters import MapSpec
+from zsad.nn.oddness import oddness
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from zsad.clip.presets import Preset
+    from zsad.clip.vision import PatchTokens, Pixels
     from zsad.clip.weights import Backbone
 
 __all__ = ["COMMON_TRAINING", "ImageFeatures", "MapSpec", "Method", "MethodConfig", "Output", "Stage"]
@@ -44,12 +45,14 @@ class ImageFeatures:
         cls: (B, D) the global feature.
         grid: rows and columns (h, w) of the patches, N = h * w.
         words: the images' object classes, for methods whose text names them; None: all "object".
+        cues: (B, J, h * w) how odd each patch is within its own picture; None where the method does not ask.
     """
 
     patches: Tensor
     cls: Tensor
     grid: tuple[int, int]
     words: tuple[str, ...] | None = None
+    cues: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -84,96 +87,6 @@ class Stage:
     name: str
     share: float = 1.0
     learning_rate: float = 1.0
-
-
-class MethodConfig(BaseModel):
-    """The fields that all methods have: how the image tower is read and how grids become maps.
-
-    An unknown field or an impossible value is a `ConfigError`. The defaults are OpenAI's ViT-L/14@336's.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    layers: tuple[int, ...] = Field(
-        default=(6, 12, 18, 24), min_length=1, description="Tapped blocks of the image tower, counted from 1."
-    )
-    image_size: int = Field(default=518, ge=8, description="Side in pixels to which images are resized.")
-    value_value: bool = Field(
-        default=True,
-        description="Take patch tokens from AnomalyCLIP's value-value branch, not the ordinary path.",
-    )
-    value_value_from: int = Field(default=6, ge=1, description="First block of that branch, counted from 1.")
-    cls_norm: bool | None = Field(
-        default=None,
-        description="Apply the final norm to the global feature before projecting it. By default only "
-        "without the value-value branch, as AnomalyCLIP does.",
-    )
-    activation: Literal["as_trained", "gelu", "quick_gelu"] = Field(
-        default="as_trained",
-        description="Activation of the towers. Some published systems run OpenAI's weights, which were trained "
-        "with QuickGELU, with plain GELU.",
-    )
-    positions: Literal["bilinear", "bicubic", "bicubic_antialiased"] = Field(
-        default="bilinear", description="How position embeddings are resized to the image's grid."
-    )
-    map_order: MapOrder = Field(
-        default="before_softmax",
-        description="Upsample the map before the softmax or after it, or take the softmax of the layers' mean.",
-    )
-    align_corners: bool = Field(default=False, description="Corner convention of the map's upsampling.")
-    sigma: float = Field(
-        default=4.0, ge=0, description="Gaussian smoothing of the map, in pixels, inference only."
-    )
-    smooth: Literal["map", "grid"] = Field(
-        default="map", description="Smooth the map, or the patch grid before upsampling (sigma in patches)."
-    )
-    train_map_size: int | None = Field(
-        default=None,
-        ge=8,
-        description="Side in pixels of the maps in training; by default that of the image.",
-    )
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _one_line_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return handler(data)
-        except ValidationError as error:
-            raise ConfigError(cls._explain(error)) from None
-
-    @classmethod
-    def _explain(cls, error: ValidationError) -> str:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or cls.__name__
-        if first["type"] != "extra_forbidden":
-            return f"{field} = {first['input']!r} is no valid setting: {first['msg'].lower()}"
-        near = difflib.get_close_matches(field, cls.model_fields, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(cls.model_fields)}"
-        return f"unknown setting {field!r} of {cls.__name__}; {hint}"
-
-    @model_validator(mode="after")
-    def _branch_begins_before_taps(self) -> Self:
-        if self.value_value and min(self.layers) < self.value_value_from:
-            raise ConfigError(
-                f"layer {min(self.layers)} lies before block {self.value_value_from}, where the value-value "
-                f"branch begins; tap later blocks, lower value_value_from, or set value_value to false"
-            )
-        if list(self.layers) != sorted(set(self.layers)):
-            raise ConfigError(
-                f"layers = {self.layers} must rise and not repeat; use {sorted(set(self.layers))}"
-            )
-        return self
-
-    @classmethod
-    def for_backbone(cls, preset: Preset, **settings: Any) -> Self:
-        """The configuration for a backbone: its taps and image size, then `settings` over them."""
-        defaults = {
-            "layers": preset.taps,
-            "image_size": preset.detection_size,
-            "value_value": preset.value_value,
-            "value_value_from": preset.value_value_from,
-        }
-        return cls(**{**defaults, **settings})
 
 
 class Method(nn.Module, ABC):
@@ -229,6 +142,11 @@ class Method(nn.Module, ABC):
         self.config = config
         self.clip = backbone.clip.freeze()
         self.map_scale = (0.0, 1.0)
+        self.fusion: OddnessFusion | None = None
+        if config.oddness == "fused":
+            self.fusion = OddnessFusion(
+                map_weights=config.oddness_in_map, score_weights=config.oddness_in_score
+            )
 
     @property
     def info(self) -> MethodEntry:
@@ -261,13 +179,36 @@ class Method(nn.Module, ABC):
         return side, side
 
     @torch.no_grad()
-    def features(self, pixels: Tensor) -> ImageFeatures:
+    def look(self, pixels: Pixels) -> ImageFeatures:
+        """All that is asked of pixels (B, 3, H, W), without gradients: features, and cues where they are fused in."""
+        if self.fusion is None:
+            return self.features(pixels)
+        cut = self.clip.visual.patch_tokens(pixels) if isinstance(pixels, Tensor) else pixels
+        return self.with_cues(self.features(cut), cut)
+
+    @torch.no_grad()
+    def with_cues(self, features: ImageFeatures, cut: PatchTokens) -> ImageFeatures:
+        """Features with the cues of the image they are of: of its stem's texture, or of the first tapped layer."""
+        texture = cut.texture
+        if texture is None:
+            texture = features.patches[:, 0, -cut.grid[0] * cut.grid[1] :]
+        return replace(features, cues=oddness(texture, cut.grid))
+
+    def detect(self, features: ImageFeatures) -> Output:
+        """What `forward` says, with the cues fused in where the configuration wants them."""
+        output: Output = self(features)
+        if self.fusion is None or features.cues is None:
+            return output
+        return self.fusion(output, features.cues)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def features(self, pixels: Pixels) -> ImageFeatures:
         """The frozen side, without gradients, of pixels (B, 3, H, W): projected patch tokens of the taps."""
         patches, cls, grid = self._read_tower(pixels)
         return ImageFeatures(self.clip.visual.project(patches), self.project_cls(cls), grid)
 
     @torch.no_grad()
-    def normed_features(self, pixels: Tensor) -> ImageFeatures:
+    def normed_features(self, pixels: Pixels) -> ImageFeatures:
         """The kind "normed": patch tokens of the taps behind `ln_post`, and the class token as the stream has it.
 
         Both are D_x wide; `project_cls` and the tower's projection bring them to the joint space.
@@ -284,7 +225,7 @@ class Method(nn.Module, ABC):
         name = self.config.positions
         return {"interpolation": name.split("_")[0], "antialias": name == "bicubic_antialiased"}
 
-    def _read_tower(self, pixels: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    def _read_tower(self, pixels: Pixels) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Tapped patch tokens (B, L, N, D_x), class token (B, D_x) and grid, before projection."""
         config = self.config
         read = self.clip.visual(

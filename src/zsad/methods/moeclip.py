@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
 from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, Output
 from zsad.methods.moeclip_config import MoECLIPConfig
@@ -130,7 +131,7 @@ class MoECLIP(Method):
         return 0.1 if self.config.recipe == "released" else 1.0
 
     @torch.no_grad()
-    def features(self, pixels: Tensor) -> ImageFeatures:
+    def features(self, pixels: Pixels) -> ImageFeatures:
         """The stream (B, 1, 1 + N, D_x) behind the first tapped block, which nothing trained has touched yet."""
         stream, grid = self.clip.visual.stream(pixels, after=self.config.layers[0], **self.position_mode())
         return ImageFeatures(stream.unsqueeze(1), stream[:, 0], grid)

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zsad.clip.blocks import Block
+from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.anomalyclip import (
@@ -297,7 +298,7 @@ class MPAMA(MPA):
         self._stage = None
 
     @torch.no_grad()
-    def features(self, pixels: Tensor) -> ImageFeatures:
+    def features(self, pixels: Pixels) -> ImageFeatures:
         """Patch tokens behind `ln_post` (before it for `ffn` experts) and the class token, all D_x wide."""
         if self.config.ma_form == "ffn":
             return ImageFeatures(*self._read_tower(pixels))

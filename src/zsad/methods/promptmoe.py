@@ -28,6 +28,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
@@ -216,7 +217,7 @@ class PromptMoE(Method):
                 module.reset_parameters(generator)
 
     @torch.no_grad()
-    def features(self, pixels: Tensor) -> ImageFeatures:
+    def features(self, pixels: Pixels) -> ImageFeatures:
         """Tokens of the tapped layers, projected to the joint space or raw (`cross_attention_input`)."""
         if self.config.cross_attention_input == "projected":
             return super().features(pixels)

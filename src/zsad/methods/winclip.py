@@ -32,6 +32,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from zsad.clip.presets import Preset
+from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
@@ -108,7 +109,7 @@ class WinCLIP(Method):
         self._text = ClassText(backbone, self.name, names=config.names)
 
     @torch.no_grad()
-    def features(self, pixels: Tensor) -> ImageFeatures:
+    def features(self, pixels: Pixels) -> ImageFeatures:
         """Embeddings of all windows (B, scales, N, D), each at its top left patch, and of the images (B, D).
 
         Where no window begins there are zeros.

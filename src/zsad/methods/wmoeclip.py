@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zsad.clip.presets import Preset
+from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
@@ -266,7 +267,7 @@ class WMoECLIP(Method):
         return {} if self.enrich is None else {POOL: self.enrich.pool.queries.detach()[None]}
 
     @torch.no_grad()
-    def features(self, pixels: Tensor) -> ImageFeatures:
+    def features(self, pixels: Pixels) -> ImageFeatures:
         """Patch tokens behind `ln_post` and the class token of pixels (B, 3, H, W)."""
         return self.normed_features(pixels)
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,41 @@ def content_hash(path: Path) -> str | None:
     return digest.hexdigest()
 
 
+class Layout(NamedTuple):
+    """What a record consists of: patches (layers, tokens, width), the class token, cues over the grid."""
+
+    layers: int
+    tokens: int
+    width: int
+    rows: int
+    columns: int
+    cues: int = 0
+
+    @classmethod
+    def of(cls, features: ImageFeatures) -> Layout:
+        """That of a batch's records."""
+        layers, tokens, width = features.patches.shape[1:]
+        cues = 0 if features.cues is None else features.cues.shape[1]
+        return cls(layers, tokens, width, *features.grid, cues)
+
+    @classmethod
+    def read(cls, content: object) -> Layout | None:
+        """What a file says; None where that is no layout."""
+        if not isinstance(content, list) or len(content) not in (5, 6):
+            return None
+        return cls(*content) if all(isinstance(side, int) for side in content) else None
+
+    @property
+    def parts(self) -> tuple[int, int, int]:
+        """Values of the patches, the class token and the cues."""
+        return self.layers * self.tokens * self.width, self.width, self.cues * self.rows * self.columns
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of one image's record, in fp16."""
+        return 2 * sum(self.parts)
+
+
 class FeatureCache:
     """Features of images, addressed by the hash of the image file's content.
 
@@ -66,7 +101,7 @@ class FeatureCache:
         self._created = [path for path in (place, *place.parents) if not path.exists()]
         self.folder = make_folder(place)
         self.max_bytes = max_bytes
-        self._layout: tuple[int, int, int, int, int] | None = None
+        self._layout: Layout | None = None
         self._where: dict[str, tuple[str, int]] = {}
         self._maps: dict[str, npt.NDArray[np.float16]] = {}
         self._writer: _ShardWriter | None = None
@@ -78,14 +113,9 @@ class FeatureCache:
         self._maps.clear()
         self._where.clear()
         layout = _read_json(self.folder / _LAYOUT_FILE)
-        if (
-            not isinstance(layout, list)
-            or len(layout) != 5
-            or not all(isinstance(side, int) for side in layout)
-        ):
+        self._layout = Layout.read(layout)
+        if self._layout is None:
             return
-        layers, tokens, width, rows, columns = layout
-        self._layout = (layers, tokens, width, rows, columns)
         for index in sorted(self.folder.glob("*.json")):
             hashes = _read_json(index)
             data = index.with_suffix(".bin")
@@ -104,10 +134,7 @@ class FeatureCache:
     @property
     def record_bytes(self) -> int:
         """Bytes of one image's record; 0 as long as nothing was ever added."""
-        if self._layout is None:
-            return 0
-        layers, tokens, width, _, _ = self._layout
-        return 2 * (layers * tokens + 1) * width
+        return 0 if self._layout is None else self._layout.record_bytes
 
     def check_space(self, records: int, *, record_bytes: int | None = None) -> None:
         """Refuses up front what would not fit.
@@ -151,10 +178,9 @@ class FeatureCache:
             DataError: features that are not finite in fp16, or of another shape than those already there.
             StorageError: the disk is full.
         """
-        batch, layers, tokens, width = features.patches.shape
-        self._fix_layout((layers, tokens, width, *features.grid))
-        patches = features.patches.detach().reshape(batch, -1).to("cpu", torch.float16)
-        records = torch.cat([patches, features.cls.detach().to("cpu", torch.float16)], dim=1)
+        self._fix_layout(Layout.of(features))
+        parts = [features.patches, features.cls, *([] if features.cues is None else [features.cues])]
+        records = torch.cat([part.detach().flatten(1).to("cpu", torch.float16) for part in parts], dim=1)
         finite = records.isfinite().all(dim=1)
         if not bool(finite.all()):
             raise DataError(
@@ -185,11 +211,16 @@ class FeatureCache:
         """
         if self._layout is None:
             raise KeyError(hashes[0] if hashes else "empty cache")
-        layers, tokens, width, rows, columns = self._layout
+        layout = self._layout
         records = np.stack([self._record(digest) for digest in hashes])
         tensor: Tensor = torch.from_numpy(records).to(device).float()
-        patches = tensor[:, :-width].reshape(-1, layers, tokens, width)
-        return ImageFeatures(patches=patches, cls=tensor[:, -width:], grid=(rows, columns))
+        patches, cls, cues = torch.split(tensor, list(layout.parts), dim=1)
+        return ImageFeatures(
+            patches=patches.reshape(-1, layout.layers, layout.tokens, layout.width),
+            cls=cls,
+            grid=(layout.rows, layout.columns),
+            cues=cues.reshape(len(cues), layout.cues, -1) if layout.cues else None,
+        )
 
     def close(self) -> None:
         """Closes the shard being written, if any; it is not continued."""
@@ -209,14 +240,14 @@ class FeatureCache:
         record: npt.NDArray[np.float16] = mapped[position]
         return record
 
-    def _fix_layout(self, layout: tuple[int, int, int, int, int]) -> None:
+    def _fix_layout(self, layout: Layout) -> None:
         if self._layout is None:
             write_json(self.folder / _LAYOUT_FILE, list(layout))
             self._layout = layout
         if self._layout != layout:
             raise DataError(
-                f"features of shape {layout} do not fit the cache {self.folder}, which holds {self._layout}; "
-                f"delete that folder or use another one"
+                f"features of shape {tuple(layout)} do not fit the cache {self.folder}, which holds "
+                f"{tuple(self._layout)}; delete that folder or use another one"
             )
 
     def _remove_orphans(self) -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from zsad.clip.vision import VisionTower
+from zsad.clip.vision import Pixels
 from zsad.data.image import Preprocess
 from zsad.data.loader import iter_batches
 from zsad.errors import DataError
 from zsad.methods.base import ImageFeatures, Method
 from zsad.train.augment import Augmenter
-from zsad.train.cache import FeatureCache
+from zsad.train.cache import FeatureCache, Layout
 from zsad.train.config import TrainConfig
 from zsad.train.distributed import Place
 from zsad.train.samples import Item, Skipped, TrainingSet
@@ -145,7 +144,7 @@ class FeatureSource:
 
     def _compute(self, pixels: torch.Tensor) -> ImageFeatures:
         with torch.no_grad():
-            return self.method.features(pixels.to(self.device))
+            return self.method.look(pixels.to(self.device))
 
     def _extract(self, items: Sequence[Item], cache: FeatureCache, place: Place, report: Report) -> None:
         digests = {item.sample: item.digest for item in items}
@@ -242,43 +241,18 @@ def _add_features(
 ) -> None:
     """Features of a batch into every cache that lacks some; `missing` says how many each lacks in all."""
     pixels = pixels.to(next(readers[0][0].parameters()).device)
-    with torch.no_grad(), ExitStack() as stack:
+    cut: dict[int, Pixels] = {}  # a tower's patches, computed once for all methods that read it
+    with torch.no_grad():
         for (method, cache), count in zip(readers, missing, strict=True):
             if all(digest in cache for digest in hashes):
                 continue
-            stack.enter_context(embed_once(method.clip.visual, pixels))
-            features = method.features(pixels)
+            tower = method.clip.visual
+            if len(readers) > 1 and id(tower) not in cut:
+                cut[id(tower)] = tower.patch_tokens(pixels)
+            features = method.look(cut.get(id(tower), pixels))
             if not cache.record_bytes:
-                layers, tokens, width = features.patches.shape[1:]
-                cache.check_space(count, record_bytes=2 * width * (layers * tokens + 1))
+                cache.check_space(count, record_bytes=Layout.of(features).record_bytes)
             cache.add(hashes, features)
-
-
-@contextmanager
-def embed_once(tower: VisionTower, pixels: Tensor) -> Iterator[None]:
-    """Within, the tower embeds the patches of these pixels (B, 3, H, W) only once: all that read them share it.
-
-    A convolutional stem is most of a small tower's cost.
-    """
-    module = tower.patch_embedding
-    compute = module.forward
-    kept: list[Any] = []
-
-    def forward(given: Tensor) -> Any:
-        if given is not pixels:
-            return compute(given)
-        if not kept:
-            kept.append(compute(given))
-        return kept[0]
-
-    if "forward" in vars(module):  # within already
-        yield
-        return
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
 
 
 def open_cache(
@@ -294,6 +268,8 @@ def open_cache(
         "preprocess": preprocess.fingerprint(),
         "dtype": str(next(method.clip.parameters()).dtype),
     }
+    if method.fusion is not None:
+        parts["oddness"] = method.config.oddness
     folder = config.cache_folder if config.cache_folder is not None else out / "features"
     return FeatureCache(folder.expanduser(), key_parts=parts, max_bytes=int(config.cache_limit_gb * 1e9))
 

@@ -1,4 +1,4 @@
-"""The colour scale of a trained model: which map values are cold and which are hot."""
+"""What is fitted to a trained model: the scales of the oddness fusion, and which map values are cold and hot."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from zsad.errors import ConfigError
 from zsad.methods.base import Method
+from zsad.methods.fusion import Evidence
 from zsad.nn.filters import render_map
 from zsad.train.config import TrainConfig
 from zsad.train.features import FeatureSource
@@ -41,6 +43,48 @@ class Histogram:
         return (int(reached) + 0.5) / len(self.counts)
 
 
+def fit_fusion(
+    method: Method,
+    source: FeatureSource,
+    training: TrainingSet,
+    *,
+    config: TrainConfig,
+    report: Callable[[int, int], None],
+) -> None:
+    """Fits how the cues of oddness are fused in, to at most 256 images of each label; nothing where they are not.
+
+    Args:
+        method: trained, in evaluation mode.
+        source: of the features, with cues.
+        training: the samples.
+        config: for batch size and seed.
+        report: called with batches done and in all.
+
+    Raises:
+        ConfigError: the training has no normal images.
+    """
+    if method.fusion is None:
+        return
+    logits, cues, labels = [], [], []
+    batches = _batches(training, config)
+    with torch.no_grad():
+        for done, shown in enumerate(source.batches(training, batches), 1):
+            if shown.features.cues is None:
+                raise ConfigError(
+                    "features without cues: oddness was off when they were computed; compute anew"
+                )
+            logits.append(method(shown.features).logits.float().mean(dim=1).flatten(1))
+            cues.append(shown.features.cues)
+            labels.append(shown.labels)
+            report(done, len(batches))
+    method.fusion.fit(Evidence(torch.cat(logits), torch.cat(cues), torch.cat(labels)))
+
+
+def _batches(training: TrainingSet, config: TrainConfig) -> list[list[int]]:
+    rows = training.scale_rows(config, most=_SCALE_IMAGES)
+    return [rows[start : start + config.batch_size] for start in range(0, len(rows), config.batch_size)]
+
+
 def colour_scale(
     method: Method,
     source: FeatureSource,
@@ -61,12 +105,13 @@ def colour_scale(
         config: for batch size and seed.
         report: called with batches done and in all.
     """
-    rows = training.scale_rows(config, most=_SCALE_IMAGES)
-    batches = [rows[start : start + config.batch_size] for start in range(0, len(rows), config.batch_size)]
+    batches = _batches(training, config)
     normal, anomalous = Histogram(), Histogram()
     with torch.no_grad():
         for done, shown in enumerate(source.batches(training, batches), 1):
-            maps = render_map(method(shown.features).logits.float(), method.map_spec, size=training.size)
+            maps = render_map(
+                method.detect(shown.features).logits.float(), method.map_spec, size=training.size
+            )
             normal.add(maps[shown.labels == 0])
             anomalous.add(maps[shown.masks > 0])
             report(done, len(batches))

@@ -1,0 +1,164 @@
+"""How odd a patch is within its own picture, fused into what a method says of it.
+
+A method compares patches with text; that says what looks like damage. The cues of `nn/oddness.py` say what does not
+belong into this picture. Neither needs another image. They are brought to one scale by the training's normal images
+alone, then added: to the maps `logit + s_m (a_1 z_rarity + a_2 z_contrast + a_3 z_asymmetry)`, with s_m the deviation
+of the method's own logits on normal patches; to the image score `z_method + b_1 z_rarity + b_2 z_contrast + b_3
+z_asymmetry`, each of the mean of its highest patches, through a logistic curve fitted on the training's labels.
+Not part of any of the papers: a setting, off by default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from zsad.errors import ConfigError
+from zsad.nn.oddness import CUES, top_mean
+
+if TYPE_CHECKING:
+    from zsad.methods.base import Output
+
+TOP_SHARE = 0.025
+"""Share of a picture's patches whose mean stands for the picture."""
+_NEWTON_STEPS = 50
+_RIDGE = 1e-2  # keeps the curve finite where the labels are separated perfectly
+_LEAST_SLOPE = 0.05  # of standardised evidence: more evidence never lowers a score
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What a fusion is fitted to, of some training images.
+
+    Attributes:
+        logits: (B, N) the method's logits, mean over layers.
+        cues: (B, J, N).
+        labels: (B,) in {0, 1}.
+    """
+
+    logits: Tensor
+    cues: Tensor
+    labels: Tensor
+
+
+class OddnessFusion(nn.Module):
+    """Scales of a method's logits and of the cues, and the curve of the image score: buffers, nothing learned by steps.
+
+    Args:
+        map_weights: (a_1, a_2, a_3) of the cues in the maps, in the order of `CUES`.
+        score_weights: (b_1, b_2, b_3) of the cues in the image score.
+    """
+
+    patch: Tensor
+    """(1 + J, 2) mean and deviation of logits and cues over normal patches."""
+    top: Tensor
+    """(1 + J, 2) mean and deviation of their picture values over normal pictures."""
+    map_weights: Tensor
+    score_weights: Tensor
+    curve: Tensor
+    """(2,) slope and offset of the image score."""
+
+    def __init__(
+        self, *, map_weights: tuple[float, float, float], score_weights: tuple[float, float, float]
+    ) -> None:
+        super().__init__()
+        neutral = torch.tensor([[0.0, 1.0]]).repeat(1 + len(CUES), 1)
+        self.register_buffer("patch", neutral.clone())
+        self.register_buffer("top", neutral.clone())
+        self.register_buffer("curve", torch.tensor([1.0, 0.0]))
+        self.register_buffer("map_weights", torch.tensor(map_weights), persistent=False)
+        self.register_buffer("score_weights", torch.tensor((1.0, *score_weights)), persistent=False)
+
+    def reset(self) -> None:
+        """Forgets what was fitted."""
+        with torch.no_grad():
+            for scale in (self.patch, self.top):
+                scale.copy_(torch.tensor([0.0, 1.0]).expand_as(scale))
+            self.curve.copy_(torch.tensor([1.0, 0.0]))
+
+    def forward(self, output: Output, cues: Tensor) -> Output:
+        """What the method says and what the cues (B, J, N) say, as one output."""
+        logits = output.logits
+        cues = cues.to(logits.dtype)
+        patch = self.patch.to(logits.dtype)
+        standard = (cues - patch[1:, 0, None]) / patch[1:, 1, None]
+        shift = patch[0, 1] * (self.map_weights.to(logits.dtype)[:, None] * standard).sum(dim=1)
+        evidence = self._evidence(logits.mean(dim=1).flatten(1), cues)
+        score = (self.curve[0] * evidence + self.curve[1]).sigmoid()
+        terms = {**(output.terms or {}), "method": output.score}
+        fused = logits + shift.reshape(len(shift), 1, *logits.shape[-2:])
+        return replace(output, logits=fused, score=score.to(output.score.dtype), terms=terms)
+
+    @torch.no_grad()
+    def fit(self, evidence: Evidence) -> None:
+        """Takes scales from the normal images, and the curve from all.
+
+        Raises:
+            ConfigError: not a single normal image.
+        """
+        normal = evidence.labels == 0
+        if not bool(normal.any()):
+            raise ConfigError(
+                "oddness = 'fused' needs normal images to learn what is ordinary, and the training has none; "
+                "add some, or set oddness to 'off'"
+            )
+        joined = torch.cat([evidence.logits.unsqueeze(1), evidence.cues], dim=1).double()
+        self.patch.copy_(_scale(joined[normal].transpose(0, 1).flatten(1)))
+        self.top.copy_(_scale(top_mean(joined[normal], TOP_SHARE).T))
+        pictures = self._evidence(joined[:, 0], joined[:, 1:])
+        self.curve.copy_(fit_curve(pictures, evidence.labels))
+
+    def _evidence(self, logits: Tensor, cues: Tensor) -> Tensor:
+        """The weighted sum (B,) of the picture values of logits (B, N) and cues (B, J, N)."""
+        tops = top_mean(torch.cat([logits.unsqueeze(1), cues], dim=1).float(), TOP_SHARE)
+        return ((tops - self.top[:, 0]) / self.top[:, 1]) @ self.score_weights
+
+
+def _scale(values: Tensor) -> Tensor:
+    """Mean and deviation (V, 2) of values (V, ...); a deviation of nothing counts as 1."""
+    deviation = values.std(dim=1, correction=0)
+    return torch.stack(
+        [values.mean(dim=1), torch.where(deviation > 1e-9, deviation, torch.ones_like(deviation))], dim=1
+    )
+
+
+def fit_curve(evidence: Tensor, labels: Tensor) -> Tensor:
+    """Slope and offset (2,) of the logistic curve from evidence (B,) to labels (B,), both labels counting the same.
+
+    The slope is never below a small positive number: more evidence never lowers a score. With one label only, the
+    curve puts one half at two units above the mean.
+
+    Example:
+        >>> slope, offset = fit_curve(torch.tensor([-1.0, 0.0, 2.0, 3.0]), torch.tensor([0, 0, 1, 1]))
+        >>> bool(slope > 0), bool(-offset / slope > 0.5)
+        (True, True)
+    """
+    mean, deviation = evidence.double().mean(), evidence.double().std(correction=0).clamp_min(1e-9)
+    if not bool((labels == 0).any()) or not bool((labels == 1).any()):
+        return torch.stack([torch.ones_like(mean), -mean - 2.0]).float()
+    slope, offset = _logistic((evidence.double() - mean) / deviation, labels.double())
+    return torch.stack([slope / deviation, offset - slope * mean / deviation]).float()
+
+
+def _logistic(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope and offset of the balanced logistic regression of y on standardised x, by Newton's method."""
+    weights = torch.where(y == 1, 0.5 / y.sum(), 0.5 / (1 - y).sum())
+    inputs = torch.stack([x, torch.ones_like(x)], dim=1)
+    penalty = torch.diag(x.new_tensor([_RIDGE, 1e-9]))
+    beta = x.new_zeros(2)
+    for _ in range(_NEWTON_STEPS):
+        chance = (inputs @ beta).sigmoid()
+        gradient = inputs.T @ (weights * (chance - y)) + penalty @ beta
+        curvature = (inputs * (weights * chance * (1 - chance)).unsqueeze(1)).T @ inputs + penalty
+        step = torch.linalg.solve(curvature, gradient).clamp(-2.0, 2.0)
+        beta = beta - step
+        if float(step.abs().max()) < 1e-12:
+            break
+    return (
+        (beta[0], beta[1])
+        if float(beta[0]) >= _LEAST_SLOPE
+        else (x.new_tensor(_LEAST_SLOPE), x.new_zeros(()))
+    )
