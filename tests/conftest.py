@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,3 +104,31 @@ def toy_run(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "out"
     assert main(["predict", str(toy.images), "--model", str(toy.model), "--out", str(out)]) == 0
     return out
+
+
+def write_set(folder: Path, *, seed: int, count: int = 10) -> Path:
+    """A data set of drawn scenes of 64 px as one class, normal and defective ones."""
+    from zsad.data.synth import write_data_set
+
+    write_data_set(folder / "raw", count=count, seed=seed, size=(64, 64))
+    for picture in sorted((folder / "raw").rglob("*.png")):
+        place = folder / folder.name / Path(*picture.relative_to(folder / "raw").parts[1:])
+        place.parent.mkdir(parents=True, exist_ok=True)
+        picture.rename(place)
+    shutil.rmtree(folder / "raw")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three drawn sets, not to be changed: `aux`, `one` and `two`."""
+    root = tmp_path_factory.mktemp("drawn")
+    for seed, name in enumerate(("aux", "one", "two")):
+        write_set(root / name, seed=seed)
+    return root
+
+
+@pytest.fixture
+def draw_set() -> Callable[..., Path]:
+    """`write_set(folder, seed=...)`, for tests that change what is drawn."""
+    return write_set

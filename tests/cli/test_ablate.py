@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,12 +13,11 @@ import pytest
 import torch
 
 from zsad.ablations import Table, ablations, find_table, methods
-from zsad.benchmark.scoring import copy_layers, is_part
 from zsad.ablations.study import Study
+from zsad.benchmark.scoring import copy_layers, is_part
 from zsad.cli.main import main
 from zsad.clip.presets import PRESETS
 from zsad.clip.weights import load_backbone
-from zsad.data.synth import write_data_set
 from zsad.errors import ConfigError
 from zsad.methods.base import Method
 from zsad.methods.registry import build, find
@@ -40,24 +38,10 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
     return run
 
 
-def draw(folder: Path, *, seed: int) -> Path:
-    """Ten scenes as one class, normal and defective ones."""
-    write_data_set(folder / "raw", count=10, seed=seed, size=(64, 64))
-    for picture in sorted((folder / "raw").rglob("*.png")):
-        place = folder / folder.name / Path(*picture.relative_to(folder / "raw").parts[1:])
-        place.parent.mkdir(parents=True, exist_ok=True)
-        picture.rename(place)
-    shutil.rmtree(folder / "raw")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def data(drawn: Path) -> Path:
     """Three sets: `aux` to train on, `one` and `two` to measure on."""
-    root = tmp_path_factory.mktemp("data")
-    for seed, name in enumerate(("aux", "one", "two")):
-        draw(root / name, seed=seed)
-    return root
+    return drawn
 
 
 def words(
@@ -215,9 +199,15 @@ def test_what_is_finished_is_read_back(
 
 
 def test_tables_share_variants_and_changed_data_are_measured_anew(
-    call: Call, toy, data: Path, tmp_path: Path, trainings: list[Path], short: None
+    call: Call,
+    toy,
+    data: Path,
+    tmp_path: Path,
+    trainings: list[Path],
+    short: None,
+    draw_set: Callable[..., Path],
 ) -> None:
-    target = draw(tmp_path / "own", seed=1)
+    target = draw_set(tmp_path / "own", seed=1)
     command = [*words(data, toy.backbone, tmp_path / "out", targets=(target,)), "--seeds", 7]
     assert call(*command)[0] == 0 and len(trainings) == 2
     [picture, *_] = sorted(target.rglob("good/*.png"))
@@ -229,10 +219,10 @@ def test_tables_share_variants_and_changed_data_are_measured_anew(
 
 
 def test_broken_files_are_named_and_told_by_the_exit_code(
-    call: Call, toy, data: Path, tmp_path: Path, short: None
+    call: Call, toy, data: Path, tmp_path: Path, short: None, draw_set: Callable[..., Path]
 ) -> None:
-    target = draw(tmp_path / "own", seed=1)
-    auxiliary = draw(tmp_path / "learn", seed=0)
+    target = draw_set(tmp_path / "own", seed=1)
+    auxiliary = draw_set(tmp_path / "learn", seed=0)
     [picture, *_] = sorted(target.rglob("good/*.png"))
     whole = picture.read_bytes()
     picture.write_bytes(whole[: len(whole) // 2])

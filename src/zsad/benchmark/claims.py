@@ -13,7 +13,8 @@ import os
 import platform
 import secrets
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from zsad.files import make_folder, storage_errors
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 120.0
+
+
+class Busy(Exception):
+    """Another process is at it; what needs it comes later."""
 
 
 class Claims:
@@ -185,3 +190,18 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return holder if isinstance(holder, dict) and {"pid", "host", "token"} <= holder.keys() else None
+
+
+@contextmanager
+def claimed(claims: Claims, name: str) -> Iterator[None]:
+    """Work that nobody else does meanwhile.
+
+    Raises:
+        Busy: somebody does.
+    """
+    if not claims.take(name):
+        raise Busy
+    try:
+        yield
+    finally:
+        claims.release(name)

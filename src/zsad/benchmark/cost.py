@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from zsad.errors import ZsadError
 from zsad.files import write_json
 
 WARM_UP, TIMED = 2, 8  # images
@@ -46,7 +47,7 @@ def cost(place: Path, request: dict[str, Any]) -> dict[str, float | None]:
     return nothing if kept is None else {name: kept.get(name) for name in nothing}
 
 
-def measure(request: dict[str, Any]) -> dict[str, float | None]:
+def measure(request: dict[str, Any]) -> dict[str, Any]:
     """The answer to a request, in a process of its own."""
     import torch
 
@@ -105,7 +106,11 @@ def _read(place: Path) -> dict[str, float | None] | None:
 def main() -> None:
     """Reads the request named on the command line and writes its answer."""
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    write_json(Path(request["answer"]), measure(request))
+    try:
+        answer = measure(request)
+    except ZsadError as error:  # written, so that nobody asks again
+        answer = {"reason": str(error)}
+    write_json(Path(request["answer"]), answer)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class Entrant:
         method: name in the registry.
         config: of the method on its backbone.
         bench: where it is built.
+        backbone: by which the bench's backbone is loaded.
         training: how it is trained; None: it is not.
         checkpoint: of a trained model.
         card: of a trained model.
@@ -57,6 +58,7 @@ class Entrant:
     method: str
     config: MethodConfig
     bench: Bench
+    backbone: str
     training: TrainConfig | None = None
     checkpoint: Path | None = None
     card: Card | None = None
@@ -179,9 +181,12 @@ class Plan:
         label, sign, where = spec.partition("=")
         if not sign and spec in names():
             settings, training = self.request.recipe(spec)
-            bench = self.bench(self.request.backbone)
+            backbone = self.request.backbone
+            bench = self.bench(backbone)
             config = bench.build(spec, settings).config
-            return Entrant(spec, spec, config, bench, training if find(spec).needs_training else None)
+            return Entrant(
+                spec, spec, config, bench, backbone, training if find(spec).needs_training else None
+            )
         try:
             path = resolve_model(where if sign else spec)
         except CheckpointError as error:
@@ -196,7 +201,8 @@ class Plan:
                 f"(sha256 {card.backbone.sha256[:12]}) than the one here ({bench.backbone.sha256[:12]})"
             )
         config = bench.build(card.method, card.config).config
-        return Entrant(label if sign else spec, card.method, config, bench, checkpoint=path, card=card)
+        label = label if sign else spec
+        return Entrant(label, card.method, config, bench, card.backbone.name, checkpoint=path, card=card)
 
     def _cells(self) -> Iterator[Cell]:
         targets = dict.fromkeys(path for pair in self.request.pairs for path in pair.test)

@@ -47,6 +47,7 @@ class Request(BaseModel):
         default_factory=dict, description="fields of TrainConfig, for all methods"
     )
     allow_seen: bool = False
+    cost: bool = Field(default=True, description="measure time and memory of each method")
 
     def recipe(self, method: str) -> tuple[dict[str, Any], TrainConfig]:
         """Settings of a method and of its training: the paper's, the recipes' over them, then those for all.

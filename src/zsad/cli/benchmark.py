@@ -36,6 +36,7 @@ def benchmark_command(
     device: str = "auto",
     threads: int | None = None,
     allow_seen: Annotated[bool, Parameter(negative="")] = False,
+    cost: bool = True,
     report_only: Annotated[bool, Parameter(negative="")] = False,
     config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
 ) -> int:
@@ -61,6 +62,7 @@ def benchmark_command(
         device: auto, cpu, cuda or cuda:1.
         threads: Processor threads of each process; by default all cores, shared by the processes.
         allow_seen: Measure also on what was trained on, and mark it in every table.
+        cost: Measure the time and the memory of each method, in a process of its own.
         report_only: Only write the tables and the report of what is there.
         config: Settings of the training, for all methods.
     """
@@ -80,6 +82,7 @@ def benchmark_command(
             "threads": _threads(threads, jobs),
             "jobs": jobs,
             "allow_seen": allow_seen,
+            "cost": cost,
         }
     )
     if left_out:
@@ -197,6 +200,7 @@ def _work(plan: Plan, started: float) -> None:
     """
     from zsad.benchmark.claims import Claims
     from zsad.benchmark.runner import Runner
+    from zsad.benchmark.workshop import Workshop
     from zsad.cli.console import clock, note, printable
     from zsad.cli.listener import Bars
 
@@ -209,7 +213,7 @@ def _work(plan: Plan, started: float) -> None:
             note(f"zsad: {done} of {len(plan.cells)} done{rest}: {printable(cell.title + failed)}")
 
         try:
-            Runner(plan, claims, bars, started, finished).run()
+            Runner(plan, claims, Workshop(plan, claims, bars), started, finished).run()
         except KeyboardInterrupt:
             raise KeyboardInterrupt("finished cells are kept, the same command goes on there") from None
 
