@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
+from zsad.card import Card
 from zsad.data.image import Preprocess, Source, read_image
-from zsad.device import default_batch_size, select_device
-from zsad.errors import CheckpointError, ImageError, ZsadError
+from zsad.errors import ConfigError, ImageError, ZsadError
+from zsad.infer.backends.base import Backend, Precision, as_backend
 from zsad.infer.calibrate import (
     Calibration,
     ModelKey,
@@ -25,34 +23,33 @@ from zsad.infer.calibrate import (
     write_calibration,
 )
 from zsad.infer.engine import OnError, predict_pixels, predict_samples
+from zsad.infer.models import BackendName, Request, load_model, untrained_methods
 from zsad.infer.prediction import Prediction
 from zsad.infer.roi import RegionOfInterest
 from zsad.infer.thresholds import Normals, Wish
-from zsad.methods.base import Method
-from zsad.train.checkpoint import (
-    BackboneReference,
-    Card,
-    build_method,
-    holds_run,
-    read_card,
-    resolve_model,
-    save_checkpoint,
-)
+from zsad.nn.maps import MapSpec
 from zsad.types import Sample
 
+if TYPE_CHECKING:
+    import torch
+
+    from zsad.methods.base import Method
+
+__all__ = ["DEFAULT_MODEL", "Detector", "load", "untrained_methods"]
+
 DEFAULT_MODEL = "promptmoe-tiny"
-BUNDLED_BACKBONE = "zsad-tiny"
 
 
 class Detector:
-    """A method with its weights in place, ready to score images.
+    """A model with its weights in place, ready to score images.
 
     Args:
-        method: built and loaded.
+        model: a built and loaded method, or a backend that runs one.
         card: what it is: method, configuration, backbone, preprocessing, training.
         name: by which it was asked for.
 
     Attributes:
+        backend: that runs the model: PyTorch, or the runtime of an exported graph.
         calibration: thresholds that give predictions a verdict; None: scores only. Set by `use` or `calibrate`.
         region: where anomalies count; None: everywhere. A calibration brings its own.
         shows: what the images show, for methods whose prompts name it, where an image does not say so itself.
@@ -60,8 +57,8 @@ class Detector:
         min_area: regions smaller than so many pixels of the image are left out.
     """
 
-    def __init__(self, method: Method, card: Card, *, name: str = "model") -> None:
-        self.method = method.eval()
+    def __init__(self, model: Method | Backend, card: Card, *, name: str = "model") -> None:
+        self.backend = as_backend(model)
         self.card = card
         self.name = name
         self.preprocess = Preprocess.from_dict(card.preprocess)
@@ -72,9 +69,28 @@ class Detector:
         self.min_area = 0.0
 
     @property
+    def method(self) -> Method:
+        """The method itself.
+
+        Raises:
+            ConfigError: the model is an exported graph, which has none.
+        """
+        method: Method | None = getattr(self.backend, "method", None)
+        if method is None:
+            raise ConfigError(
+                f"{self.name} is an exported graph, this needs the method itself; give the model it was made from"
+            )
+        return method
+
+    @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """Where the method lives; ConfigError for an exported graph."""
         return next(self.method.parameters()).device
+
+    @property
+    def map_spec(self) -> MapSpec:
+        """How grids become maps."""
+        return self.backend.spec
 
     def __repr__(self) -> str:
         return f"Detector({self.name!r}, method={self.card.method!r}, backbone={self.card.backbone.name!r})"
@@ -93,7 +109,7 @@ class Detector:
         image, size = read_image(source)
         shows = shows or self.shows
         words = None if shows is None else (shows,)
-        prediction = predict_pixels(self.method, self.preprocess(image)[None], sizes=[size], words=words)[0]
+        prediction = predict_pixels(self.backend, self.preprocess(image)[None], sizes=[size], words=words)[0]
         if isinstance(source, str | Path):
             prediction.source = str(source)
         else:
@@ -139,11 +155,11 @@ class Detector:
         """Yields the predictions of samples, in order; arguments as `predict_folder`."""
         report = on_error or _warn
         predictions = predict_samples(
-            self.method,
+            self.backend,
             samples,
             self.preprocess,
             on_error=report,
-            batch_size=default_batch_size(self.device) if batch_size is None else batch_size,
+            batch_size=self.backend.batch_size if batch_size is None else batch_size,
         )
         for prediction in predictions:
             try:
@@ -165,13 +181,7 @@ class Detector:
 
     def identity(self) -> str:
         """A short hash of all that decides a score: configuration, backbone, preprocessing, the adapter's tensors."""
-        card = self.card
-        parts = [card.method, card.config, card.backbone.sha256, card.preprocess, card.map_spec.model_dump()]
-        digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode())
-        for name, tensor in sorted(self.method.adapter_state().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return self.backend.identity(self.card)
 
     def use(self, calibration: Calibration | str | Path) -> Detector:
         """Takes a calibration, with its region of interest and its word for what images show; returns itself.
@@ -218,7 +228,7 @@ class Detector:
         samples = expand_inputs([normals]) if isinstance(normals, str | Path) else list(normals)
         held = list(labelled)
         # Verdicts of a former calibration are not wanted.
-        bare = Detector(self.method, self.card, name=self.name)
+        bare = Detector(self.backend, self.card, name=self.name)
         bare.region, bare.shows = self.region, self.shows
         seen, scores = Normals(), ([], [])  # type: tuple[Normals, tuple[list[float], list[float]]]
         for group in (samples, held):
@@ -245,8 +255,11 @@ class Detector:
         """Writes adapter and card as a checkpoint file or into a folder, a calibration beside it; returns the file.
 
         Raises:
+            ConfigError: the model is an exported graph.
             StorageError: the disk is full or cannot be written.
         """
+        from zsad.train.checkpoint import save_checkpoint
+
         file = save_checkpoint(Path(path), self.method, self.card)
         if self.calibration is not None:
             write_calibration(self.calibration, beside(file))
@@ -264,23 +277,31 @@ def load(
     weights: str | Path | None = None,
     device: str = "auto",
     calibration: str | Path | Calibration | None = "auto",
+    backend: BackendName | None = None,
+    precision: Precision = "auto",
+    threads: int | None = None,
 ) -> Detector:
     """A detector, ready for images.
 
     Args:
-        model: a run folder, a checkpoint file, a bundled model ("promptmoe-tiny"), or a method that needs no
-            training: "clip-tiny" on the bundled backbone, "clip" on any `backbone`.
+        model: a run folder, a checkpoint file, a bundled model ("promptmoe-tiny"), a method that needs no
+            training ("clip-tiny" on the bundled backbone, "clip" on any `backbone`), or what `zsad export` wrote.
         backbone: another tower for methods without training, by preset name or path; for a trained model,
             where its own backbone lies.
         weights: file or folder of the backbone's weights, where not bundled or cached.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         calibration: thresholds, or their file; "auto" takes the one beside the model, if any; None or "none": none.
+        backend: "torch"; "onnx" or "openvino" for what `zsad export` wrote, without importing PyTorch; "auto" takes
+            what is fastest here, at the cost of an export when a model is first used; None: what the model is made for.
+        precision: "fp32", "bf16", "fp16"; "auto" is full precision in PyTorch, unless the backend is "auto" and there
+            is a GPU, and bf16 in OpenVINO on processors that have it.
+        threads: of the runtime of an exported graph; PyTorch's are the process's own.
 
     Raises:
         CalibrationError: the calibration is broken, or of another model.
         CheckpointError: no such model, a broken one, or one of another backbone.
         BackboneError: the backbone cannot be loaded.
-        ConfigError: the device is not there.
+        ConfigError: the device is not there, or the backend does not run this model.
 
     Example:
         >>> import numpy, zsad
@@ -289,90 +310,11 @@ def load(
         >>> prediction.map.shape, 0 <= prediction.score <= 1
         ((480, 640), True)
     """
-    target = select_device(device)
     path = Path(weights) if weights is not None else None
-    untrained = _untrained_method(str(model))
-    if untrained is not None:
-        detector = _load_untrained(
-            *untrained, model=str(model), backbone=backbone, weights=path, device=target
-        )
-    else:
-        detector = _load_trained(model, backbone=backbone, weights=path, device=target)
+    found = load_model(Request(model, backbone, path, device, backend, precision, threads))
+    detector = Detector(found.backend, found.card, name=str(model))
+    detector.shows = found.shows
     if calibration == "auto":
-        calibration = None if untrained is not None else _beside_model(model)
+        own = None if found.file is None else beside(found.file)
+        calibration = own if own is not None and own.is_file() else None
     return detector if calibration in (None, "none") else detector.use(calibration)
-
-
-def _beside_model(model: str | Path) -> Path | None:
-    """The calibration that lies beside a model's weights, if there is one."""
-    path = beside(resolve_model(model))
-    return path if path.is_file() else None
-
-
-def untrained_methods() -> list[str]:
-    """Names of the methods that find anomalies without training: usable as `load(name, backbone=...)`."""
-    from zsad.methods.registry import METHODS
-
-    return sorted(name for name, entry in METHODS.items() if not entry.needs_training)
-
-
-def _untrained_method(model: str) -> tuple[str, str | None] | None:
-    """(method, its default backbone) of a model name that needs no checkpoint, else None."""
-    if holds_run(Path(model)):
-        return None
-    for name in untrained_methods():
-        if model == f"{name}-tiny":
-            return name, BUNDLED_BACKBONE
-        if model == name:
-            return name, None
-    return None
-
-
-def _load_untrained(
-    name: str,
-    default: str | None,
-    *,
-    model: str,
-    backbone: str | Path | None,
-    weights: Path | None,
-    device: torch.device,
-) -> Detector:
-    from zsad.clip.weights import load_backbone
-    from zsad.methods.registry import build
-    from zsad.train.card import CardParts, card_of
-
-    wanted = backbone or default
-    if wanted is None:
-        raise CheckpointError(f"model {model!r} needs a tower: name one with --backbone, or use {model}-tiny")
-    tower = load_backbone(wanted, weights=weights, device=device)
-    method = build(name, None, tower).to(device)
-    card = card_of(method, CardParts.of(method, tower), created="")
-    return Detector(method, card, name=model)
-
-
-def _load_trained(
-    model: str | Path, *, backbone: str | Path | None, weights: Path | None, device: torch.device
-) -> Detector:
-    from zsad.clip.presets import preset_names
-    from zsad.clip.weights import load_backbone
-
-    tower = None
-    if backbone is not None or weights is not None:
-        own = read_card(resolve_model(model)).backbone
-        given = str(backbone or own.name)
-        known = preset_names()
-        # Two presets differ for certain: refused before gigabytes are fetched.
-        if given != own.name and given in known and own.name in known:
-            raise _other_backbone(model, own, given)
-        tower = load_backbone(given, weights=weights, device=device)
-        if tower.sha256 != own.sha256:
-            raise _other_backbone(model, own, f"{given} (sha256 {tower.sha256[:12]})")
-    method, card = build_method(model, backbone=tower, device=device)
-    return Detector(method, card, name=str(model))
-
-
-def _other_backbone(model: str | Path, own: BackboneReference, given: str) -> CheckpointError:
-    return CheckpointError(
-        f"model {str(model)!r} was trained on backbone {own.name} (sha256 {own.sha256[:12]}), not on {given}; "
-        "leave out --backbone, or use a method without training such as --model clip"
-    )

@@ -168,7 +168,7 @@ class Scorer:
             return _nothing_kept
         rows = {row["source"]: row for row in read_rows(self.writer.folder) if "error" not in row}
         grids = read_grids(self.writer.folder / GRIDS_FILE)
-        spec = self.detector.method.map_spec
+        spec = self.detector.map_spec
 
         def read(source: str, label: int | None) -> Prediction:
             prediction = restore(rows[source], grids, spec)
@@ -195,9 +195,9 @@ def _writer(out: Path, detector: Detector, *, overwrite: bool) -> RunWriter:
         "title": "evaluation",
         "model_name": detector.name,
         "card": detector.card.model_dump(mode="json"),
-        "map_spec": detector.method.map_spec.model_dump(mode="json"),
+        "map_spec": detector.map_spec.model_dump(mode="json"),
     }
-    settings = {"evaluated": True, "model": model_identity(detector)}
+    settings = {"evaluated": True, "model": model_identity(detector), **detector.backend.settings()}
     return RunWriter(out, settings=settings, details=details, overwrite=overwrite)
 
 
@@ -229,14 +229,13 @@ def say_table(table: Table) -> None:
 def _write(out: Path, table: ResultTable, detector: Detector) -> list[str]:
     import json
 
-    from zsad.device import describe_environment
     from zsad.files import write_json, write_text
 
     document = {
         **json.loads(table.to_json()),
         "model": detector.name,
         "card": detector.card.model_dump(mode="json"),
-        "environment": describe_environment(detector.device),
+        "environment": detector.backend.environment(),
     }
     write_json(out / "metrics.json", document)
     write_text(out / "metrics.csv", table.to_csv())

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # Said again here: the help of a verb imports nothing heavy.
 _Format = Literal["jsonl", "csv", "coco", "labelstudio"]
+_Backend = Literal["auto", "torch", "onnx", "openvino"]
+_Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def predict_command(
@@ -24,6 +26,8 @@ def predict_command(
     backbone: str | None = None,
     weights: Path | None = None,
     device: str = "auto",
+    backend: _Backend | None = None,
+    precision: _Precision = "auto",
     batch_size: int | None = None,
     threads: int | None = None,
     overlay: bool = True,
@@ -44,12 +48,15 @@ def predict_command(
 
     Args:
         inputs: Images, folders (searched recursively) or patterns such as 'parts/*.png'.
-        model: Bundled model, run folder, checkpoint, or a method without training (clip, clip-tiny).
+        model: Bundled model, run folder, checkpoint, exported graph, or a method without training (clip, clip-tiny).
         object_: What the images show, such as 'metal nut', for methods whose prompts name it (winclip, moeclip, ...).
         out: Folder for the results.
         backbone: Another tower, by name or path, for methods without training; else where the model's own lies.
         weights: File or folder of the backbone's weights.
         device: auto, cpu, cuda, cuda:1 or mps.
+        backend: torch; onnx or openvino for what zsad export wrote; auto for what is fastest here, which exports a
+            model when it is first used. By default what the model is made for.
+        precision: fp32, bf16 or fp16. By default full precision in torch, bf16 in OpenVINO where the processor has it.
         batch_size: Images a pass; by default what suits the device.
         threads: Processor threads; by default all cores.
         overlay: Write a heat-map overlay for each image.
@@ -66,7 +73,7 @@ def predict_command(
     from zsad.cli.scoring import Options, conclude, look_at, score_images
     from zsad.data.loader import expand_inputs
     from zsad.detector import load
-    from zsad.device import use_threads
+    from zsad.device import thread_count, use_threads
     from zsad.errors import ConfigError
     from zsad.infer.roi import read_region
     from zsad.infer.writer import check_place
@@ -84,8 +91,18 @@ def predict_command(
     check_place(out)
     samples = _outside(expand_inputs(list(inputs)), out)
     region = read_region(roi, ignore)
-    use_threads(threads)
-    detector = load(model, backbone=backbone, weights=weights, device=device, calibration=calibration)
+    detector = load(
+        model,
+        backbone=backbone,
+        weights=weights,
+        device=device,
+        calibration=calibration,
+        backend=backend,
+        precision=precision,
+        threads=thread_count(threads),
+    )
+    if detector.backend.name == "torch":
+        use_threads(threads)
     look_at(detector, region=region, shows=object_, pixel_threshold=pixel_threshold, min_area=min_area)
     if regions and detector.pixel_threshold is None:
         raise ConfigError("--regions needs a pixel threshold: run zsad calibrate, or give --pixel-threshold")

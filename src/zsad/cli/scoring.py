@@ -18,7 +18,6 @@ from typing import Any
 
 from zsad.cli.console import clock, note, plural, printable, progress, say
 from zsad.detector import Detector
-from zsad.device import describe_environment
 from zsad.errors import CalibrationError, ConfigError, DataError, ImageError, ZsadError
 from zsad.files import storage_errors
 from zsad.infer.prediction import Prediction
@@ -96,6 +95,7 @@ def score_images(
         "overlay": options.overlay,
         "max_overlay_side": options.max_overlay_side,
     }
+    settings |= detector.backend.settings()
     if shown is not None:
         settings["object"] = shown
     settings |= judging_settings(detector)
@@ -103,8 +103,8 @@ def score_images(
         "title": title,
         "model_name": detector.name,
         "card": detector.card.model_dump(mode="json"),
-        "map_spec": detector.method.map_spec.model_dump(mode="json"),
-        "environment": describe_environment(detector.device),
+        "map_spec": detector.map_spec.model_dump(mode="json"),
+        "environment": detector.backend.environment(),
         **judging_details(detector),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

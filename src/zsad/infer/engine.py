@@ -9,24 +9,26 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from zsad.data.image import Preprocess
 from zsad.data.loader import iter_batches
 from zsad.errors import ImageError, ZsadError
+from zsad.infer.backends.base import Backend, as_backend
 from zsad.infer.prediction import Prediction
-from zsad.methods.base import Method, Output
 from zsad.types import Sample
+
+if TYPE_CHECKING:
+    from zsad.methods.base import Method
 
 OnError = Callable[[Sample, ZsadError], None]
 
 
 def predict_samples(
-    method: Method,
+    model: Backend | Method,
     samples: Iterable[Sample],
     preprocess: Preprocess,
     *,
@@ -37,13 +39,14 @@ def predict_samples(
     """Yields the prediction of each sample, in order.
 
     Args:
-        method: in evaluation mode; pixels are moved to its device and dtype.
+        model: a backend, or a method as it is.
         samples: the images.
-        preprocess: what the method was trained with.
+        preprocess: what the model was trained with.
         on_error: called with each sample that cannot be read or scored, which is then skipped.
         batch_size: images a pass.
         workers: threads that read files.
     """
+    backend = as_backend(model)
     batches = iter_batches(list(samples), preprocess, batch_size=batch_size, workers=workers)
     with closing(batches):
         for batch in batches:
@@ -52,7 +55,7 @@ def predict_samples(
             if not batch.samples:
                 continue
             words = tuple(sample.word for sample in batch.samples)
-            results = predict_pixels(method, batch.pixels, sizes=batch.sizes, words=words)
+            results = predict_pixels(backend, batch.pixels, sizes=batch.sizes, words=words)
             for sample, prediction in zip(batch.samples, results, strict=True):
                 if not math.isfinite(prediction.score):
                     on_error(sample, _not_finite(sample))
@@ -66,7 +69,7 @@ def _not_finite(sample: Sample) -> ZsadError:
 
 
 def predict_pixels(
-    method: Method,
+    model: Backend | Method,
     pixels: npt.NDArray[np.float32],
     *,
     sizes: list[tuple[int, int]],
@@ -75,38 +78,26 @@ def predict_pixels(
     """Predictions of preprocessed pixels (B, 3, H, W).
 
     Args:
-        method: in evaluation mode.
-        pixels: normalised as the method's preprocessing does.
+        model: a backend, or a method as it is.
+        pixels: normalised as the model's preprocessing does.
         sizes: (H, W) of each original image.
         words: what each image shows, for methods whose prompts name it; None: an object.
     """
+    backend = as_backend(model)
     start = time.perf_counter()
-    output = _run(method, pixels, words)
-    grids = output.logits.float().cpu().numpy()
-    scores = output.score.float().cpu().tolist()
-    routing = {name: weights.float().cpu().numpy() for name, weights in (output.routing or {}).items()}
-    terms = {name: values.float().cpu().tolist() for name, values in (output.terms or {}).items()}
+    answer = backend.run(pixels, words)
     seconds = (time.perf_counter() - start) / len(sizes)
-    spec = method.map_spec
     return [
         Prediction(
             source=None,
             size=size,
-            score=float(scores[index]),
+            score=float(answer.score[index]),
             verdict=None,
             seconds=seconds,
-            grid=np.ascontiguousarray(grids[index]),
-            spec=spec,
-            routing={name: weights[index] for name, weights in routing.items()} or None,
-            terms={name: values[index] for name, values in terms.items()} or None,
+            grid=np.ascontiguousarray(answer.logits[index]),
+            spec=backend.spec,
+            routing={name: weights[index] for name, weights in answer.routing.items()} or None,
+            terms={name: float(values[index]) for name, values in answer.terms.items()} or None,
         )
         for index, size in enumerate(sizes)
     ]
-
-
-@torch.inference_mode()
-def _run(method: Method, pixels: npt.NDArray[np.float32], words: tuple[str, ...] | None) -> Output:
-    weight = next(method.parameters())
-    batch = torch.from_numpy(pixels).to(device=weight.device, dtype=weight.dtype)
-    result: Output = method(replace(method.features(batch), words=words))
-    return result

@@ -1,0 +1,23 @@
+"""An ONNX graph in OpenVINO's own form: an .xml with the structure and a .bin with the weights, in full precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zsad.errors import CheckpointError
+from zsad.infer.backends.openvino import import_openvino
+
+
+def write_openvino(onnx: Path, path: Path) -> None:
+    """Converts an ONNX file to `path`, an .xml, with the weights beside it as .bin.
+
+    Raises:
+        ConfigError: the extra `openvino` is not installed.
+        CheckpointError: OpenVINO does not take the graph.
+    """
+    openvino = import_openvino()
+    try:
+        openvino.save_model(openvino.convert_model(str(onnx)), str(path), compress_to_fp16=False)
+    except Exception as error:  # the converter raises bare errors of its own
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"OpenVINO does not take the recorded graph ({reason}); update it") from error

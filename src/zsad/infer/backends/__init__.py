@@ -1,0 +1,1 @@
+"""What runs a model: PyTorch, or a runtime for exported graphs. All answer alike, in arrays."""
