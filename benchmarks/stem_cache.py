@@ -1,7 +1,7 @@
-"""The convolutional stem's tokens of any image, computed once and kept: what all methods on one backbone share.
+"""What all methods on one backbone share of an image: its patches out of the stem and its cues of oddness, kept.
 
-Three quarters of an image's cost on the bundled backbone are its stem. Comparing ten methods whose features differ in
-what happens behind it, the stem need not run ten times.
+Three quarters of an image's cost on the bundled backbone are its convolutional stem. Comparing ten methods whose
+features differ in what happens behind it, the stem need not run ten times.
 """
 
 from __future__ import annotations
@@ -14,35 +14,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from zsad.clip.vision import PatchTokens, VisionTower
 from zsad.data.image import Preprocess
 from zsad.data.loader import iter_batches
+from zsad.nn.oddness import oddness
 from zsad.train.cache import content_hash
 from zsad.types import Sample
 
 BATCH = 16
+PARTS = ("stem", "cues")
 
 
 class StemCache:
-    """Makes an image tower's stem give what was kept of the images named in `now`.
+    """Patches and cues of images, by the images' content.
 
     Args:
-        stem: whose `forward` is replaced on this one object.
+        tower: with a convolutional stem.
         folder: files of one writer each; several processes may share it.
         preprocess: of the images.
         key: of backbone and preprocessing.
     """
 
-    def __init__(self, stem: nn.Module, folder: Path, preprocess: Preprocess, *, key: str) -> None:
-        self.compute, self.preprocess = stem.forward, preprocess
-        stem.forward = self._tokens  # type: ignore[method-assign]
+    def __init__(self, tower: VisionTower, folder: Path, preprocess: Preprocess, *, key: str) -> None:
+        self.tower, self.preprocess = tower, preprocess
         self.folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.where: dict[str, tuple[np.memmap[Any, Any], int]] = {}
+        self.where: dict[str, dict[str, tuple[np.memmap[Any, Any], int]]] = {part: {} for part in PARTS}
         self.digests: dict[Path, str] = {}
         self.grid = (0, 0)
-        self.now: list[str] = []
         self.refresh()
 
     def refresh(self) -> None:
@@ -54,7 +55,7 @@ class StemCache:
                 index.with_suffix(".bin"), np.float32, "r", shape=(len(content["digests"]), *content["shape"])
             )
             for row, digest in enumerate(content["digests"]):
-                self.where.setdefault(digest, (rows, row))
+                self.where[content.get("part", "stem")].setdefault(digest, (rows, row))
 
     def digest(self, sample: Sample) -> str:
         """Hash of an image's content."""
@@ -67,28 +68,55 @@ class StemCache:
 
     @torch.no_grad()
     def fill(self, samples: Sequence[Sample], name: str) -> int:
-        """Computes what is missing and writes it as the file `name`; the number of images added."""
-        missing = {self.digest(sample): sample for sample in samples if self.digest(sample) not in self.where}
-        if not missing:
-            return 0
-        target = self.folder / f"{name}.bin"
-        shape, grid = (0, 0), (0, 0)
-        with target.open("wb") as stream:
-            for batch in iter_batches(list(missing.values()), self.preprocess, batch_size=BATCH):
-                tokens, context, grid = self.compute(torch.from_numpy(batch.pixels))
-                joined = torch.cat([context.unsqueeze(1), tokens], dim=1)
-                shape = tuple(joined.shape[1:])
-                stream.write(joined.numpy().tobytes())
-        content = {"digests": list(missing), "shape": shape, "grid": grid}
-        target.with_suffix(".json").write_text(json.dumps(content))
+        """Computes what is missing and writes it as files called `name`; the number of images added."""
+        lacking = {
+            part: {self.digest(sample) for sample in samples} - self.where[part].keys() for part in PARTS
+        }
+        missing = {self.digest(sample): sample for sample in samples}
+        missing = {
+            digest: sample for digest, sample in missing.items() if digest in set().union(*lacking.values())
+        }
+        rows: dict[str, list[tuple[str, Tensor]]] = {part: [] for part in PARTS}
+        grid = self.grid
+        for batch in iter_batches(list(missing.values()), self.preprocess, batch_size=BATCH):
+            cut = self.tower.patch_tokens(torch.from_numpy(batch.pixels))
+            assert cut.texture is not None and cut.context is not None  # a backbone with a stem
+            grid = cut.grid
+            values = {
+                "stem": torch.cat([cut.context.unsqueeze(1), cut.tokens], dim=1),
+                "cues": oddness(cut.texture, cut.grid),
+            }
+            for part, tensor in values.items():
+                pairs = zip(map(self.digest, batch.samples), tensor, strict=True)
+                rows[part] += [(digest, row.clone()) for digest, row in pairs if digest in lacking[part]]
+        for part, pairs in rows.items():
+            if pairs:
+                self._write(part, pairs, f"{name}-{part}", grid)
         self.refresh()
         return len(missing)
 
-    def _tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        """What the stem gives: tokens (B, N, D), context (B, D), grid."""
-        if not self.now:
-            result: tuple[Tensor, Tensor, tuple[int, int]] = self.compute(pixels)
-            return result
-        rows = [self.where[digest] for digest in self.now]
-        kept = torch.from_numpy(np.stack([values[row] for values, row in rows]))
-        return kept[:, 1:], kept[:, 0], self.grid
+    def _write(
+        self, part: str, pairs: Sequence[tuple[str, Tensor]], name: str, grid: tuple[int, int]
+    ) -> None:
+        target = self.folder / f"{name}.bin"
+        target.write_bytes(torch.stack([row for _, row in pairs]).numpy().tobytes())
+        content = {
+            "part": part,
+            "digests": [digest for digest, _ in pairs],
+            "shape": tuple(pairs[0][1].shape),
+            "grid": grid,
+        }
+        target.with_suffix(".json").write_text(json.dumps(content))
+
+    def _rows(self, part: str, digests: Sequence[str]) -> Tensor:
+        found = [self.where[part][digest] for digest in digests]
+        return torch.from_numpy(np.stack([values[row] for values, row in found]))
+
+    def patches(self, digests: Sequence[str]) -> PatchTokens:
+        """What the stem gives of images."""
+        kept = self._rows("stem", digests)
+        return PatchTokens(kept[:, 1:], self.grid, context=kept[:, 0])
+
+    def cues(self, digests: Sequence[str]) -> Tensor:
+        """Cues (B, J, N) of images."""
+        return self._rows("cues", digests)

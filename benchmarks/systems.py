@@ -10,7 +10,8 @@ measured on the same. Nothing is chosen by what is measured here: choices are ma
 
 DATA holds one folder per data set in MVTec's layout. Settings come from `tools/recipes.toml`, whence the shipped
 adapters have theirs. The stem of the image tower runs once for all methods, each method's frozen features are computed
-once for all runs, and what is finished is not run again.
+once for all runs, and what is finished is not run again. An adapter is trained without the fusion of oddness, which
+changes nothing in training, then measured without it (`plain`) and with it, where its recipe asks for it.
 """
 
 from __future__ import annotations
@@ -39,11 +40,14 @@ from zsad.methods.registry import METHODS, build
 from zsad.metrics import protocols
 from zsad.metrics.protocols import evaluate
 from zsad.train import samples as training_samples
-from zsad.train.card import CardParts
-from zsad.train.checkpoint import BackboneReference, build_method
+from zsad.train.cache import FeatureCache
+from zsad.train.card import CardParts, card_of, training_of
+from zsad.train.checkpoint import BackboneReference, build_method, save_checkpoint
 from zsad.train.config import TrainConfig
-from zsad.train.features import open_cache
+from zsad.train.features import Shown, cache_key
 from zsad.train.loop import train
+from zsad.train.samples import TrainingSet
+from zsad.train.scale import colour_scale, fit_fusion
 from zsad.types import Sample
 
 FOLDS = {"A": ("MVTec", "MVTec3D-RGB", "CVC-ColonDB"), "B": ("MagneticTile", "BSData", "CrackForest")}
@@ -84,9 +88,7 @@ class Bench:
             BackboneReference(name=self.backbone.name, sha256=self.backbone.sha256), self.preprocess
         )
         key = f"{self.backbone.sha256}/{self.preprocess.fingerprint()}"
-        self.stems = StemCache(
-            self.backbone.clip.visual.patch_embedding, work / "stem", self.preprocess, key=key
-        )
+        self.stems = StemCache(self.backbone.clip.visual, work / "stem", self.preprocess, key=key)
 
     def config(self, training: dict[str, Any], *, seed: int = 111) -> TrainConfig:
         """Training settings with the shared cache."""
@@ -97,29 +99,56 @@ class Bench:
         self, method: Method, samples: Sequence[Sample]
     ) -> Iterator[tuple[list[Sample], ImageFeatures]]:
         """Samples and their features, in order; computed where not kept."""
-        cache = open_cache(
-            method,
-            self.preprocess,
-            backbone_sha256=self.backbone.sha256,
-            config=self.config({}),
-            out=self.work,
-        )
-        assert cache is not None  # it is on by default
-        pixels = torch.zeros(BATCH, 3, *self.preprocess.image_size)
+        cache = self._cache(method)
         for start in range(0, len(samples), BATCH):
             chunk = list(samples[start : start + BATCH])
             hashes = [self.stems.digest(sample) for sample in chunk]
             if any(digest not in cache for digest in hashes):
-                self.stems.now = hashes
                 with torch.no_grad():
-                    cache.add(hashes, method.features(pixels[: len(chunk)]))
-                self.stems.now = []
-            yield chunk, replace(cache.read(hashes), words=tuple(sample.word for sample in chunk))
+                    cache.add(hashes, method.features(self.stems.patches(hashes)))
+            features = replace(cache.read(hashes), words=tuple(sample.word for sample in chunk))
+            yield chunk, replace(features, cues=self.stems.cues(hashes)) if method.fusion else features
         cache.close()
+
+    def _cache(self, method: Method) -> FeatureCache:
+        """That of the method's features without cues, which lie with the stems."""
+        key = cache_key(method, self.preprocess, backbone_sha256=self.backbone.sha256, cues=False)
+        return FeatureCache(self.work / "features", key_parts=key)
 
     def method(self, name: str, changes: dict[str, Any]) -> Method:
         """A method with its recipe's settings and some changes."""
         return build(name, {**recipe(name)[0], **changes}, self.backbone).eval()
+
+
+class KeptSource:
+    """Training samples' kept features, for what is fitted behind a training."""
+
+    def __init__(self, method: Method, bench: Bench) -> None:
+        self.method, self.bench = method, bench
+
+    def batches(self, training: TrainingSet, order: Sequence[Sequence[int]]) -> Iterator[Shown]:
+        """As `FeatureSource.batches`."""
+        for rows in order:
+            [(_, features)] = self.bench.batches(self.method, [training.items[row].sample for row in rows])
+            yield Shown(features, training.masks(rows), training.labels(rows))
+
+
+def fused(path: Path, name: str, bench: Bench, sets: Sequence[DataSet], config: TrainConfig) -> Method:
+    """A run's method with the fusion of its recipe, fitted; in place of the run's, with its card."""
+    plain, card = build_method(path, backbone=bench.backbone)
+    settings = {**plain.config.model_dump(), "oddness": recipe(name)[0]["oddness"]}
+    method = build(name, settings, bench.backbone).eval()
+    method.load_adapter({**method.adapter_state(), **plain.adapter_state()})
+    samples = [sample for dataset in sets for sample in dataset.samples]
+    training = training_samples.prepare(samples, config=config, size=method.train_map_size)
+    source: Any = KeptSource(method, bench)
+    quiet: Callable[[int, int], None] = lambda done, total: None  # noqa: E731
+    fit_fusion(method, source, training, config=config, report=quiet)
+    method.map_scale = colour_scale(method, source, training, config=config, report=quiet)
+    assert card.training is not None
+    own = training_of(training, sets, config=config, steps=card.training.steps)
+    save_checkpoint(path.parent / "fused", method, card_of(method, bench.parts, training=own))
+    return method
 
 
 class Scorer:
@@ -132,7 +161,7 @@ class Scorer:
     def predict_samples(self, samples: Sequence[Sample]) -> Iterator[Scored]:
         """What `evaluate` asks a detector for."""
         for chunk, features in self.bench.batches(self.method, samples):
-            output = self.method(features)
+            output = self.method.detect(features)
             grids, spec = output.logits.numpy(), self.method.map_spec
             for sample, score, grid in zip(chunk, output.score.tolist(), grids, strict=True):
                 yield Scored(str(sample.image), sample.label, score, grid, spec)
@@ -218,13 +247,19 @@ def run(options: argparse.Namespace) -> None:
                     continue
                 started = time.process_time()
                 own, others = targets(fold, options.data)
-                method = bench.method(name, changes)
+                method = bench.method(name, {**changes, "oddness": "off"})
                 if METHODS[name].needs_training:
                     config = bench.config({**recipe(name)[1], **more}, seed=seed)
                     sets = [*own, *map(discover, options.also)]
-                    out = options.work / "runs" / label
-                    path = train(method, sets, config=config, out=out, card_parts=bench.parts)
+                    path = options.work / "runs" / label / "model.safetensors"
+                    if not path.exists():
+                        train(method, sets, config=config, out=path.parent, card_parts=bench.parts)
                     method, _ = build_method(path, backbone=bench.backbone)
+                plain = options.work / f"plain.{label}.json"
+                if not plain.exists():
+                    plain.write_text(json.dumps(measure(method, bench, others), indent=1))
+                if METHODS[name].needs_training and recipe(name)[0]["oddness"] == "fused":
+                    method = fused(path, name, bench, sets, config)
                 found = measure(method, bench, others)
                 done.write_text(json.dumps(found, indent=1))
                 print(f"{label} {time.process_time() - started:.0f} s", json.dumps(means(found)), flush=True)

@@ -15,6 +15,7 @@ from zsad.data.image import Preprocess
 from zsad.data.loader import iter_batches
 from zsad.errors import DataError
 from zsad.methods.base import ImageFeatures, Method
+from zsad.nn.oddness import CUES
 from zsad.train.augment import Augmenter
 from zsad.train.cache import FeatureCache, Layout
 from zsad.train.config import TrainConfig
@@ -261,17 +262,23 @@ def open_cache(
     """The cache that a run's settings ask for, addressed by all that its features depend on."""
     if not config.cache:
         return None
-    parts = {
+    parts = cache_key(method, preprocess, backbone_sha256=backbone_sha256, cues=method.fusion is not None)
+    folder = config.cache_folder if config.cache_folder is not None else out / "features"
+    return FeatureCache(folder.expanduser(), key_parts=parts, max_bytes=int(config.cache_limit_gb * 1e9))
+
+
+def cache_key(
+    method: Method, preprocess: Preprocess, *, backbone_sha256: str, cues: bool
+) -> dict[str, object]:
+    """All that a method's kept features depend on besides the image; `cues`: whether cues are kept with them."""
+    parts: dict[str, object] = {
         "backbone": backbone_sha256,
         "kind": method.feature_kind,
         "settings": feature_settings(method),
         "preprocess": preprocess.fingerprint(),
         "dtype": str(next(method.clip.parameters()).dtype),
     }
-    if method.fusion is not None:
-        parts["oddness"] = method.config.oddness
-    folder = config.cache_folder if config.cache_folder is not None else out / "features"
-    return FeatureCache(folder.expanduser(), key_parts=parts, max_bytes=int(config.cache_limit_gb * 1e9))
+    return {**parts, "cues": CUES} if cues else parts
 
 
 def feature_settings(method: Method) -> dict[str, object]:
