@@ -11,7 +11,7 @@ measured on the same. Nothing is chosen by what is measured here: choices are ma
 DATA holds one folder per data set in MVTec's layout. Settings come from `tools/recipes.toml`, whence the shipped
 adapters have theirs. The stem of the image tower runs once for all methods, each method's frozen features are computed
 once for all runs, and what is finished is not run again. An adapter is trained without the fusion of oddness, which
-changes nothing in training, then measured without it (`plain`) and with it, where its recipe asks for it.
+changes nothing in training, then measured without it (`plain`) and with it (`fused`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from zsad.metrics.protocols import evaluate
 from zsad.train import samples as training_samples
 from zsad.train.cache import FeatureCache
 from zsad.train.card import CardParts, card_of, training_of
-from zsad.train.checkpoint import BackboneReference, build_method, save_checkpoint
+from zsad.train.checkpoint import BackboneReference, build_method, read_card, save_checkpoint
 from zsad.train.config import TrainConfig
 from zsad.train.features import Shown, cache_key
 from zsad.train.loop import train
@@ -56,6 +56,10 @@ UNSEEN = ("BrainMRI", "Br35H", "BUSI")
 INNER = {
     "A-inner": (("MVTec",), ("MVTec3D-RGB", "CVC-ColonDB")),
     "B-inner": (("MagneticTile",), ("BSData", "CrackForest")),
+}
+FORMS = {
+    "plain": "As the papers have them",
+    "fused": "With oddness within the picture fused in, on scales of the training folds",
 }
 BOTH = "AB"  # the adapters that ship are trained on both folds; nothing is left to measure them on
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")
@@ -133,22 +137,39 @@ class KeptSource:
             yield Shown(features, training.masks(rows), training.labels(rows))
 
 
-def fused(path: Path, name: str, bench: Bench, sets: Sequence[DataSet], config: TrainConfig) -> Method:
-    """A run's method with the fusion of its recipe, fitted; in place of the run's, with its card."""
-    plain, card = build_method(path, backbone=bench.backbone)
-    settings = {**plain.config.model_dump(), "oddness": recipe(name)[0]["oddness"]}
+def fused(
+    plain: Method, name: str, bench: Bench, sets: Sequence[DataSet], config: TrainConfig
+) -> tuple[Method, TrainingSet]:
+    """A method with oddness fused in, fitted to the sets, and the samples that it was fitted to."""
+    settings = {**plain.config.model_dump(), "oddness": "fused"}
     method = build(name, settings, bench.backbone).eval()
     method.load_adapter({**method.adapter_state(), **plain.adapter_state()})
     samples = [sample for dataset in sets for sample in dataset.samples]
     training = training_samples.prepare(samples, config=config, size=method.train_map_size)
     source: Any = KeptSource(method, bench)
-    quiet: Callable[[int, int], None] = lambda done, total: None  # noqa: E731
-    fit_fusion(method, source, training, config=config, report=quiet)
-    method.map_scale = colour_scale(method, source, training, config=config, report=quiet)
+    fit_fusion(method, source, training, config=config, report=_quiet)
+    return method, training
+
+
+def save_fused(
+    method: Method,
+    training: TrainingSet,
+    bench: Bench,
+    sets: Sequence[DataSet],
+    config: TrainConfig,
+    run: Path,
+) -> None:
+    """Writes a fused adapter into its run's folder `fused`, as training it with the fusion would have."""
+    source: Any = KeptSource(method, bench)
+    method.map_scale = colour_scale(method, source, training, config=config, report=_quiet)
+    card = read_card(run)
     assert card.training is not None
     own = training_of(training, sets, config=config, steps=card.training.steps)
-    save_checkpoint(path.parent / "fused", method, card_of(method, bench.parts, training=own))
-    return method
+    save_checkpoint(run / "fused" / "model.safetensors", method, card_of(method, bench.parts, training=own))
+
+
+def _quiet(done: int, total: int) -> None:
+    """Progress of what takes seconds."""
 
 
 class Scorer:
@@ -237,32 +258,40 @@ def run(options: argparse.Namespace) -> None:
     """All chosen methods, folds and seeds, each once."""
     bench = Bench(options.work)
     read_once()
-    changes, more = json.loads(options.settings), json.loads(options.training)
     for seed in options.seeds:
         for name in options.methods:
             for fold in options.folds:
-                label = f"{options.name}{name}-{fold}-{seed}"
-                done = options.work / f"{label}.json"
-                if done.exists() or (not METHODS[name].needs_training and seed != options.seeds[0]):
-                    continue
-                started = time.process_time()
-                own, others = targets(fold, options.data)
-                method = bench.method(name, {**changes, "oddness": "off"})
-                if METHODS[name].needs_training:
-                    config = bench.config({**recipe(name)[1], **more}, seed=seed)
-                    sets = [*own, *map(discover, options.also)]
-                    path = options.work / "runs" / label / "model.safetensors"
-                    if not path.exists():
-                        train(method, sets, config=config, out=path.parent, card_parts=bench.parts)
-                    method, _ = build_method(path, backbone=bench.backbone)
-                plain = options.work / f"plain.{label}.json"
-                if not plain.exists():
-                    plain.write_text(json.dumps(measure(method, bench, others), indent=1))
-                if METHODS[name].needs_training and recipe(name)[0]["oddness"] == "fused":
-                    method = fused(path, name, bench, sets, config)
-                found = measure(method, bench, others)
-                done.write_text(json.dumps(found, indent=1))
-                print(f"{label} {time.process_time() - started:.0f} s", json.dumps(means(found)), flush=True)
+                if METHODS[name].needs_training or seed == options.seeds[0]:
+                    run_one(options, bench, name, fold, seed)
+
+
+def run_one(options: argparse.Namespace, bench: Bench, name: str, fold: str, seed: int) -> None:
+    """A method trained on a fold, measured without and with the fusion of oddness."""
+    label = f"{options.name}{name}-{fold}-{seed}"
+    plain_file, fused_file = (options.work / f"{form}.{label}.json" for form in FORMS)
+    if plain_file.exists() and fused_file.exists():
+        return
+    started = time.process_time()
+    own, others = targets(fold, options.data)
+    sets = [*own, *map(discover, options.also)]
+    more = json.loads(options.training)
+    config = bench.config({**recipe(name)[1], **more}, seed=seed)
+    method = bench.method(name, {**json.loads(options.settings), "oddness": "off"})
+    folder = options.work / "runs" / label
+    if METHODS[name].needs_training:
+        if not (folder / "model.safetensors").exists():
+            train(method, sets, config=config, out=folder, card_parts=bench.parts)
+        method, _ = build_method(folder / "model.safetensors", backbone=bench.backbone)
+    if not plain_file.exists():
+        plain_file.write_text(json.dumps(measure(method, bench, others), indent=1))
+    whole, training = fused(method, name, bench, sets, config)
+    if fold == BOTH:
+        save_fused(whole, training, bench, sets, config, folder)
+    found = measure(whole, bench, others)
+    fused_file.write_text(json.dumps(found, indent=1))
+    seconds = time.process_time() - started
+    for file in (plain_file, fused_file):
+        print(f"{file.stem} {seconds:.0f} s", json.dumps(means(json.loads(file.read_text()))), flush=True)
 
 
 def means(rows: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -281,50 +310,64 @@ def means(rows: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def table(options: argparse.Namespace) -> None:
-    """Markdown and JSON of all that was run: mean and deviation over seeds."""
-    results: dict[str, dict[tuple[str, str], Any]] = {}
-    for path in sorted(options.work.glob("*-[AB]-*.json")):
-        name, fold, seed = path.stem.split("-")
-        if name in METHODS:
-            results.setdefault(name, {})[fold, seed] = json.loads(path.read_text())
-    order = [name for name in METHODS if name in results]
-    seeds = sorted({seed for found in results.values() for _, seed in found})
-    titles = list(means(results[order[0]]["A", seeds[0]]))
+    """Markdown and JSON of all that was run: mean and deviation over seeds, without and with the fusion."""
+    text, raw = "", {}
+    for form, title in FORMS.items():
+        results: dict[str, dict[tuple[str, str], Any]] = {}
+        for path in sorted(options.work.glob(f"{form}.*-[AB]-*.json")):
+            name, fold, seed = path.stem.split(".", 1)[1].split("-")
+            if name in METHODS:
+                results.setdefault(name, {})[fold, seed] = json.loads(path.read_text())
+        order = [name for name in METHODS if name in results]
+        lines, summary = summary_table(results, order)
+        print(f"{title}\n\n" + "\n".join(lines) + "\n")
+        detail = "\n".join(class_table(results, order))
+        text += f"## {title}\n\n" + "\n".join(lines)
+        text += f"\n\n<details><summary>Every class</summary>\n\n{detail}\n\n</details>\n\n"
+        classes = {name: {"-".join(key): found for key, found in results[name].items()} for name in order}
+        raw[form] = {"summary": summary, "classes": classes}
+    head = (
+        "Mean of both directions (A to B and B to A) on unseen classes, in percent; mean ± deviation over the "
+        "seeds (their number in brackets). Methods without training have one value.\n\n"
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "systems.md").write_text(head + text.rstrip() + "\n")
+    (options.out / "systems.json").write_text(json.dumps(raw, indent=1))
+
+
+Results = dict[str, dict[tuple[str, str], Any]]
+
+
+def summary_table(results: Results, order: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Lines of a table with a row for each method, and its values."""
+    titles = list(means(next(iter(results[order[0]].values()))))
     lines = ["| method | " + " | ".join(titles) + " |", "|---|" + "---|" * len(titles)]
     summary: dict[str, Any] = {}
     for name in order:
-        own = sorted({seed for _, seed in results[name]})
+        found = results[name]
+        # Only seeds that were run in both directions.
+        own = sorted({seed for fold, seed in found if all((other, seed) in found for other in FOLDS)})
         columns = {
-            title: {
-                fold: [
-                    means(results[name][fold, seed])[title] for seed in own if (fold, seed) in results[name]
-                ]
-                for fold in FOLDS
-            }
+            title: {fold: [means(found[fold, seed])[title] for seed in own] for fold in FOLDS}
             for title in titles
         }
         for folds in columns.values():
-            folds["mean"] = [statistics.mean(pair) for pair in zip(*folds.values(), strict=False)]
+            folds["mean"] = [statistics.mean(pair) for pair in zip(*folds.values(), strict=True)]
         summary[name] = columns
-        lines.append(
-            f"| {_label(name)} | " + " | ".join(_cell(columns[title]["mean"]) for title in titles) + " |"
-        )
-    detail = ["| method | class | " + " | ".join(METRICS) + " |", "|---|---|" + "---|" * len(METRICS)]
+        cells = " | ".join(_cell(columns[title]["mean"]) for title in titles)
+        lines.append(f"| {_label(name)} ({len(own)}) | {cells} |")
+    return lines, summary
+
+
+def class_table(results: Results, order: Sequence[str]) -> Iterator[str]:
+    """Lines of a table with a row for each method and class."""
+    yield "| method | class | " + " | ".join(METRICS) + " |"
+    yield "|---|---|" + "---|" * len(METRICS)
     for name in order:
         for label in sorted({label for found in results[name].values() for label in found}):
             rows = [found[label] for found in results[name].values() if label in found]
             cells = " | ".join(_cell([row[metric] for row in rows if metric in row]) for metric in METRICS)
-            detail.append(f"| {name} | {label} | {cells} |")
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = (
-        f"Mean of both directions (A to B and B to A) on unseen classes, in percent; mean ± deviation over the seeds "
-        f"{', '.join(seeds)}. Methods without training have one value.\n\n"
-    )
-    classes = "\n\n<details><summary>Every class</summary>\n\n" + "\n".join(detail) + "\n\n</details>\n"
-    (options.out / "systems.md").write_text(text + "\n".join(lines) + classes)
-    raw = {name: {"-".join(key): found for key, found in results[name].items()} for name in order}
-    (options.out / "systems.json").write_text(json.dumps({"summary": summary, "classes": raw}, indent=1))
-    print("\n".join(lines))
+            yield f"| {name} | {label} | {cells} |"
 
 
 def _label(name: str) -> str:
