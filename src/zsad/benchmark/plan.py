@@ -215,6 +215,11 @@ class Plan:
                 if entrant.training is None:
                     continue
                 for pair in self.request.pairs:
+                    if not pair.train:
+                        raise ConfigError(
+                            f"{entrant.label} is to be trained, and no set to train on is given: add --train-on, or "
+                            "name a trained model as LABEL=PATH"
+                        )
                     auxiliary = tuple(self.target(path) for path in pair.train)
                     run = self._run(entrant, auxiliary, seed)
                     for path in pair.test:

@@ -25,7 +25,7 @@ class Pair(BaseModel):
 
     model_config = _STRICT
 
-    train: tuple[str, ...] = Field(min_length=1)
+    train: tuple[str, ...] = Field(default=(), description="Empty: only what needs no training is measured.")
     test: tuple[str, ...] = Field(min_length=1)
 
 

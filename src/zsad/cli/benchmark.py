@@ -50,7 +50,7 @@ def benchmark_command(
         out: Folder for features, trained models, results and the report.
         methods: Names of methods (zsad list methods), or trained models as LABEL=PATH; may be several.
         train_on: Sets to train on: folders, manifests, or names below --data.
-        test_on: Sets to measure on what they taught.
+        test_on: Sets to measure on; without --train-on only by methods and models that need no training.
         pair: The same in one word, 'A,B>C,D' in quotes; may be several, such as both folds of one's own data.
         protocol: A pairing of the papers: mvtec-first, visa-first or adaclip; sets not below --data are left out.
         data: Folder of data sets, found by their names or by those of zsad data list.
@@ -70,7 +70,7 @@ def benchmark_command(
     from zsad.infer.writer import check_place
 
     if report_only:
-        return _conclude(out, complete=True)
+        return _conclude(out)
     check_place(out)
     pairs, left_out = _pairs(train_on, test_on, pair, protocol, data)
     request = _request(methods, pairs, out, recipes=recipes, seeds=seeds, config=config).model_copy(
@@ -87,8 +87,8 @@ def benchmark_command(
     )
     if left_out:
         note(f"zsad: not below {printable(data)}, left out: {', '.join(left_out)}")
-    complete = _run(request)
-    return _conclude(out, complete=complete)
+    run_cells(request)
+    return _conclude(out)
 
 
 def _pairs(
@@ -166,10 +166,10 @@ def _threads(given: int | None, jobs: int) -> int:
     return given if given is not None else max(1, available_cores() // jobs)
 
 
-def _run(request: Request) -> bool:
-    """Works until all is done; whether all is."""
+def run_cells(request: Request) -> list[Path]:
+    """Works until every cell of a request is done or has failed, and returns the files of the results."""
     from zsad.benchmark.plan import Plan
-    from zsad.benchmark.results import read_cells, write_list
+    from zsad.benchmark.results import cell_path, write_list
     from zsad.cli.console import note, plural, printable
     from zsad.device import use_threads
     from zsad.files import make_folder
@@ -188,8 +188,7 @@ def _run(request: Request) -> bool:
         _work(plan, started)
     else:
         _start_workers(request, started)
-    there = {cell.key for cell in read_cells(request.work)}
-    return all(cell.key in there for cell in plan.cells)
+    return [place for cell in plan.cells if (place := cell_path(request.work, cell.key)).is_file()]
 
 
 def _work(plan: Plan, started: float) -> None:
@@ -261,7 +260,7 @@ def _device(device: str, index: int) -> str:
     return f"cuda:{index % count}" if count > 1 else device
 
 
-def _conclude(out: Path, *, complete: bool) -> int:
+def _conclude(out: Path) -> int:
     """Writes results and report of what is there, prints the table, and returns the exit code."""
     from zsad.benchmark.conclude import write_results
     from zsad.benchmark.results import read_cells
@@ -277,7 +276,7 @@ def _conclude(out: Path, *, complete: bool) -> int:
     for name, reason in written.holes:
         note(f"zsad: no result: {printable(name)}: {printable(reason)}")
     say(f"wrote {', '.join(written.names)} into {printable(out)}")
-    return 3 if written.holes or written.problems or not complete else 0
+    return 3 if written.holes or written.problems else 0
 
 
 def _watch_parent() -> None:

@@ -1,0 +1,145 @@
+"""`zsad reproduce`: a paper's numbers on a data set, ours, and the difference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from zsad.benchmark.protocols import Pair
+    from zsad.benchmark.request import Request
+
+_Many = Parameter(consume_multiple=True)
+
+
+def reproduce_command(
+    method: str,
+    dataset: str,
+    /,
+    *,
+    data: Path | None = None,
+    model: Path | None = None,
+    out: Path | None = None,
+    seeds: Annotated[list[int] | None, _Many] = None,
+    backbone: str | None = None,
+    weights: Path | None = None,
+    recipes: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    allow_seen: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Measure a method on a data set and print what its papers say: paper, ours, difference.
+
+    Measured is --model; without one, with --backbone, the method is trained as its paper does, on the auxiliary set
+    below --data; with neither, the bundled model of that name. What keeps the numbers from being comparable is
+    printed below them: auxiliary set, backbone, counts of images, and what is known of the paper.
+
+    Args:
+        method: Name of the method; see zsad list methods.
+        dataset: Folder or manifest, or the name of a set below --data.
+        data: Folder of data sets.
+        model: Trained model to measure: run folder, checkpoint, or bundled name.
+        out: Folder for results and trained models; default: reproduce-METHOD.
+        seeds: Of the trainings; by default 111 alone.
+        backbone: Frozen tower to train on, by name or path, such as the papers' ViT-L-14-336.
+        weights: File or folder of the backbone's weights.
+        recipes: TOML file with settings of methods and trainings, where they are not the papers'.
+        device: auto, cpu, cuda or cuda:1.
+        threads: Processor threads; by default all cores.
+        allow_seen: Measure also on what the model was trained on, and say so.
+    """
+    from zsad.benchmark.papers import papers_on
+    from zsad.benchmark.protocols import find_set
+    from zsad.benchmark.request import Request, read_recipes
+    from zsad.cli.ablate import chosen_seeds
+    from zsad.infer.writer import check_place
+    from zsad.methods.registry import find
+
+    find(method)
+    papers_on(method)
+    out = Path(f"reproduce-{method}") if out is None else out
+    check_place(out)
+    place = find_set(dataset, data)
+    name, pair = _entrant(method, place, dataset, model=model, backbone=backbone, data=data)
+    request = Request(
+        methods=(name,),
+        pairs=(pair,),
+        seeds=chosen_seeds(seeds, None),
+        work=out,
+        backbone=backbone or "zsad-tiny",
+        weights=weights,
+        device=device,
+        threads=threads,
+        recipes={} if recipes is None else read_recipes(recipes),
+        allow_seen=allow_seen,
+        cost=False,
+    )
+    return _report(request, method, dataset, place)
+
+
+def _entrant(
+    method: str, place: Path, dataset: str, *, model: Path | None, backbone: str | None, data: Path | None
+) -> tuple[str, Pair]:
+    """What is measured, and the sets it is trained on.
+
+    Raises:
+        ConfigError: it is to be trained, and its auxiliary set is not there; or there is no bundled model.
+    """
+    from zsad.benchmark.papers import papers_on
+    from zsad.benchmark.protocols import Pair, find_set
+    from zsad.benchmark.reproduce import find_entry
+    from zsad.errors import ConfigError
+    from zsad.methods.registry import find
+    from zsad.train.checkpoint import bundled_models, read_card, resolve_model
+
+    test = (str(place),)
+    if model is not None:
+        own = read_card(resolve_model(model)).method
+        if own != method:
+            raise ConfigError(
+                f"--model {model} is of method {own}, not {method}: reproduce {own}, or give another one"
+            )
+        return f"{method}={model}", Pair(test=test)
+    if not find(method).needs_training:
+        return method, Pair(test=test)
+    if backbone is None:
+        bundled = f"{method}-tiny"
+        if bundled not in bundled_models():
+            raise ConfigError(f"no bundled model of {method}: give --model RUN, or --backbone to train one")
+        return f"{method}={bundled}", Pair(test=test)
+    entry = find_entry(dataset, place.resolve().name)
+    names = papers_on(method)[0].trained_on("" if entry is None else entry.name)
+    if data is None:
+        raise ConfigError(
+            f"{method} is trained on {', '.join(names)} for this: say with --data ROOT where that lies, or give --model"
+        )
+    return method, Pair(train=tuple(str(find_set(name, data)) for name in names), test=test)
+
+
+def _report(request: Request, method: str, dataset: str, place: Path) -> int:
+    """Measures, prints, and writes what was printed.
+
+    Raises:
+        DataError: the set could not be measured.
+    """
+    from zsad.benchmark.reproduce import compare, find_entry
+    from zsad.benchmark.results import read_cell
+    from zsad.cli.benchmark import run_cells
+    from zsad.cli.console import printable, say
+    from zsad.cli.evaluate import say_table
+    from zsad.errors import DataError
+    from zsad.files import write_json
+
+    cells = [read_cell(path) for path in run_cells(request)]
+    failed = next((cell for cell in cells if cell.state == "failed"), None)
+    if failed is not None:
+        raise DataError(failed.reason)
+    found = compare(method, cells, find_entry(dataset, place.resolve().name))
+    say_table(found.render())
+    for line in found.remarks:
+        say(f"note: {printable(line)}")
+    write_json(request.work / "reproduce.json", found.to_dict())
+    say(f"wrote reproduce.json into {printable(request.work)}")
+    return 3 if any(cell.problems for cell in cells) else 0
