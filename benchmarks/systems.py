@@ -162,7 +162,7 @@ def save_fused(
     """Writes a fused adapter into its run's folder `fused`, as training it with the fusion would have."""
     source: Any = KeptSource(method, bench)
     method.map_scale = colour_scale(method, source, training, config=config, report=_quiet)
-    card = read_card(run)
+    card = read_card(run / "model.safetensors")
     assert card.training is not None
     own = training_of(training, sets, config=config, steps=card.training.steps)
     save_checkpoint(run / "fused" / "model.safetensors", method, card_of(method, bench.parts, training=own))
