@@ -99,8 +99,8 @@ class Detector:
         """The prediction for one image.
 
         Args:
-            source: a path, a Pillow image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8,
-                uint16, bool, or float in [0, 1].
+            source: a path, the content of an image file as bytes, a Pillow image, or an array (H, W), (H, W, 1),
+                (H, W, 3) or (H, W, 4) of uint8, uint16, bool, or float in [0, 1].
             shows: what it shows, such as "metal nut", for methods whose prompts name the object.
 
         Raises:
@@ -116,10 +116,14 @@ class Detector:
             prediction.picture = image
         if not np.isfinite(prediction.score):
             raise ImageError(f"{prediction.source or 'image'} has no finite score: use device='cpu'")
-        return self._judged(prediction)
+        return self.judge(prediction)
 
-    def _judged(self, prediction: Prediction) -> Prediction:
-        """With region of interest and calibration applied; ImageError where the region does not fit the image."""
+    def judge(self, prediction: Prediction) -> Prediction:
+        """A prediction of this model with region of interest and calibration applied: the same object.
+
+        Raises:
+            ImageError: the region does not fit the image.
+        """
         prediction.min_area = self.min_area
         prediction.confine(self.region)
         if self.calibration is not None:
@@ -163,7 +167,7 @@ class Detector:
         )
         for prediction in predictions:
             try:
-                yield self._judged(prediction)
+                yield self.judge(prediction)
             except ImageError as error:
                 source = str(prediction.source)
                 report(Sample(Path(source), label=prediction.label), ImageError(f"{source}: {error}"))

@@ -17,6 +17,10 @@ class ImageError(ZsadError):
     """An image or a mask that cannot be read or used: truncated, empty, not an image, too small, too large."""
 
 
+class TooManyPixelsError(ImageError):
+    """An image with more pixels than are read."""
+
+
 class DataError(ZsadError):
     """A data folder, manifest or data set that cannot be used: empty, of no known layout, contradicting itself."""
 

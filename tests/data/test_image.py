@@ -14,7 +14,7 @@ from PIL import Image, ImageFile
 
 from zsad.data import image as module
 from zsad.data.image import Preprocess, image_size, load_image, load_mask, read_image
-from zsad.errors import ConfigError, DataError, ImageError, ZsadError
+from zsad.errors import ConfigError, DataError, ImageError, TooManyPixelsError, ZsadError
 
 
 def photo(height: int = 40, width: int = 60) -> Image.Image:
@@ -373,3 +373,29 @@ def test_preprocess_round_trip_and_fingerprint() -> None:
 def test_wrong_preprocess_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         Preprocess.from_dict(wrong)
+
+
+def test_bytes_read_as_the_file_does(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)).save(path)
+    from_file, size = read_image(path)
+    from_bytes, own = read_image(path.read_bytes())
+    assert own == size == (20, 30)
+    assert from_bytes.tobytes() == from_file.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "empty"), (b"not an image", "not an image"), (b"\x89PNG\r\n\x1a\n", "scan.png")],
+)
+def test_broken_bytes_are_named(content: bytes, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason) as caught:
+        read_image(content, name="scan.png")
+    assert "scan.png" in str(caught.value)
+
+
+def test_too_many_pixels_are_told_apart_before_decoding() -> None:
+    stream = io.BytesIO()
+    Image.new("1", (4000, 3000)).save(stream, format="PNG")
+    with pytest.raises(TooManyPixelsError, match="4000x3000"):
+        read_image(stream.getvalue(), max_pixels=1_000_000)

@@ -8,6 +8,7 @@ and never changed.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -19,9 +20,11 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from zsad.errors import ConfigError, DataError, ImageError
+from zsad.data.address import split_address
+from zsad.data.pixels import MAX_PIXELS, PLAIN, Reading, oriented, to_bytes, to_rgb, upright_size
+from zsad.errors import ConfigError, DataError, ImageError, TooManyPixelsError
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -44,21 +47,16 @@ IMAGE_SUFFIXES = frozenset(
 
 # An allow-list: decoders of documents (EPS starts Ghostscript) have no business with data sets.
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
-_MAX_PIXELS = 120_000_000
 _MIN_SIDE = 8
-_ORIENTATION_TAG = 0x0112
-_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-_DEPTHS = (8, 10, 12, 14, 16)
-_FLOAT_SLACK = 1e-6
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-Source = str | Path | Image.Image | npt.NDArray[Any]
+Source = str | Path | bytes | Image.Image | npt.NDArray[Any]
 
 
 def load_image(
-    source: Source, *, max_pixels: int = _MAX_PIXELS, target: tuple[int, int] | None = None
+    source: Source, *, max_pixels: int = MAX_PIXELS, target: tuple[int, int] | None = None
 ) -> Image.Image:
     """Return `source` as an upright RGB image.
 
@@ -67,22 +65,32 @@ def load_image(
     holds the image's maximum, so a 12-bit camera stored in 16 bits keeps its contrast.
 
     Args:
-        source: a path, a Pillow image, or an array (H,W), (H,W,1), (H,W,3) or (H,W,4) of uint8, uint16,
-            bool, or float in [0,1].
+        source: a path, the content of an image file as bytes, a Pillow image, or an array (H,W), (H,W,1), (H,W,3) or
+            (H,W,4) of uint8, uint16, bool, or float in [0,1].
         max_pixels: refuse larger images, before they are decoded.
         target: (H,W) the image will be resized to; JPEGs are then decoded at the smallest of the scales 1,
             1/2, 1/4, 1/8 that keeps both sides at least twice as large. None decodes in full.
 
     Raises:
-        ImageError: missing, empty, truncated, not an image, a side below 8 px, or too many pixels.
+        ImageError: missing, empty, truncated, not an image, a side below 8 px, or (TooManyPixelsError) too large.
     """
     return read_image(source, max_pixels=max_pixels, target=target)[0]
 
 
 def read_image(
-    source: Source, *, max_pixels: int = _MAX_PIXELS, target: tuple[int, int] | None = None
+    source: Source,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    target: tuple[int, int] | None = None,
+    name: str = "image given as bytes",
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Like `load_image`, and also return the (H,W) of the upright image before any reduced decoding."""
+    """Like `load_image`, and also return the (H,W) of the upright image before any reduced decoding.
+
+    `name` is what messages call an image given as bytes.
+    """
+    if isinstance(source, bytes):
+        with _opened_content(source, name, max_pixels) as image:
+            return _upright_rgb(image, name, max_pixels, target)
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
     if isinstance(source, Image.Image):
@@ -90,20 +98,20 @@ def read_image(
             return _upright_rgb(source, "image given as an object", max_pixels)
     if not isinstance(source, str | Path):
         raise ImageError(
-            f"cannot use {type(source).__name__} as an image: give a path, a PIL image or a NumPy array"
+            f"cannot use {type(source).__name__} as an image: give a path, bytes, a PIL image or a NumPy array"
         )
     with _opened(Path(source), max_pixels) as image:
         return _upright_rgb(image, str(source), max_pixels, target)
 
 
-def image_size(path: str | Path, *, max_pixels: int = _MAX_PIXELS) -> tuple[int, int]:
+def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Return (H,W) of the upright image from its header alone, without decoding pixels.
 
     Raises:
         ImageError: as `load_image`, except that a truncated body goes unnoticed.
     """
     with _opened(Path(path), max_pixels) as image:
-        return _upright_size(image)
+        return upright_size(image)
 
 
 def load_mask(
@@ -146,9 +154,9 @@ def mask_values(path: str | Path) -> npt.NDArray[Any]:
     Raises:
         ImageError: the file cannot be read.
     """
-    with _opened(Path(path), _MAX_PIXELS) as opened:
+    with _opened(Path(path), MAX_PIXELS) as opened:
         opened.load()
-        image = _oriented(opened)
+        image = oriented(opened)
         if image.mode == "1":
             image = image.convert("L")
         elif image.mode not in ("L", "F") and not image.mode.startswith("I"):
@@ -240,7 +248,7 @@ def _decoding(name: str) -> Iterator[None]:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason = "has more pixels than Pillow's limit: tile it or make it smaller"
-        raise ImageError(f"{name} {reason}") from error
+        raise TooManyPixelsError(f"{name} {reason}") from error
     except MemoryError as error:
         raise ImageError(f"{name} does not fit into memory: tile it or make it smaller") from error
     except PermissionError as error:
@@ -281,10 +289,21 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
             yield image
 
 
+@contextmanager
+def _opened_content(content: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """Open the content of a file with its size checked, pixels not yet decoded."""
+    with _decoding(name):
+        if not content:
+            raise ImageError(f"{name} is empty (0 bytes): copy or export the file again")
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
+            _check_pixels(image.size, name, max_pixels)
+            yield image
+
+
 def _check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
     if size[0] * size[1] > max_pixels:
         pixels = size[0] * size[1]
-        raise ImageError(
+        raise TooManyPixelsError(
             f"{name} has {size[0]}x{size[1]} = {pixels:,} pixels, at most {max_pixels:,} are read: "
             "tile it, make it smaller, or raise max_pixels"
         )
@@ -301,51 +320,12 @@ def _upright_rgb(
     """Return the image as upright RGB, and its full (H,W)."""
     _check_pixels(image.size, name, max_pixels)
     _check_sides(image.size, name)
-    size = _upright_size(image)
+    size = upright_size(image)
     if target is not None:
         height, width = target if size == image.size[::-1] else target[::-1]
         image.draft(None, (2 * width, 2 * height))
     image.load()
-    return _to_rgb(_oriented(image), name), size
-
-
-def _orientation(image: Image.Image) -> int:
-    # An unreadable EXIF block says nothing about the orientation and is no reason to refuse good pixels.
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:
-        return 1
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    return (width, height) if _orientation(image) in _TRANSPOSED else (height, width)
-
-
-def _oriented(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image) if 2 <= _orientation(image) <= 8 else image
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy()
-    if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_to_bytes(_wide_values(image, name), name)).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-
-
-def _wide_values(image: Image.Image, name: str) -> npt.NDArray[Any]:
-    """Return the values of a Pillow image of mode F, I or I;16 as float or uint16 (H,W)."""
-    values = np.asarray(image)
-    if values.dtype.kind == "f":
-        return values
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise ImageError(f"{name} holds values {low} to {high}, expected 0 to 65535: save it with 16 bits")
-    return values.astype(np.uint16)
+    return to_rgb(oriented(image), name), size
 
 
 def _from_array(array: npt.NDArray[Any], max_pixels: int) -> tuple[Image.Image, tuple[int, int]]:
@@ -357,27 +337,5 @@ def _from_array(array: npt.NDArray[Any], max_pixels: int) -> tuple[Image.Image, 
     height, width = int(array.shape[0]), int(array.shape[1])
     _check_pixels((width, height), name, max_pixels)
     _check_sides((width, height), name)
-    values = _to_bytes(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array, name)
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(values)), name), (height, width)
-
-
-def _to_bytes(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
-    """Return uint8, uint16, bool or float-in-[0,1] values as uint8 0..255."""
-    if values.dtype == np.uint8:
-        return np.asarray(values, dtype=np.uint8)
-    if values.dtype == np.bool_:
-        return np.asarray(np.where(values, 255, 0), dtype=np.uint8)
-    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-        top = int(values.max())
-        full = next(2**depth - 1 for depth in _DEPTHS if top < 2**depth)
-        return np.asarray(np.rint(values * (255.0 / full)), dtype=np.uint8)
-    if values.dtype.kind != "f":
-        raise ImageError(
-            f"{name} has unusable values, expected uint8, uint16, bool or float in [0, 1]: convert it"
-        )
-    low, high = float(values.min()), float(values.max())
-    if not (low >= -_FLOAT_SLACK and high <= 1 + _FLOAT_SLACK):  # also true of NaN
-        raise ImageError(
-            f"{name} holds values from {low:g} to {high:g}, float images must lie in [0, 1]: divide first"
-        )
-    return np.asarray(np.rint(np.clip(values.astype(np.float64), 0, 1) * 255), dtype=np.uint8)
+    values = to_bytes(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array, name)
+    return to_rgb(Image.fromarray(np.ascontiguousarray(values)), name), (height, width)
