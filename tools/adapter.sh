@@ -16,5 +16,5 @@ write_data_set(sys.argv[1], count=3000, seed=2, size=(320, 320), defective=0.6)"
 python benchmarks/systems.py features "$data" --work "$work" --also "$work/scenes" --methods "$@"
 python benchmarks/systems.py run "$data" --work "$work" --also "$work/scenes" --methods "$@" --folds AB --seeds 111
 for method in "$@"; do
-    python tools/ship_adapter.py "$work/runs/$method-AB-111" "$method-tiny"
+    python tools/ship_adapter.py "$work/runs/$method-AB-111/fused/model.safetensors" "$method-tiny"
 done

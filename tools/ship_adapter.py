@@ -1,7 +1,7 @@
 """Puts a finished run into the package as a bundled model, in half precision.
 
 python benchmarks/systems.py run DATA --work WORK --also SCENES --methods promptmoe --folds AB --seeds 111
-python tools/ship_adapter.py WORK/runs/promptmoe-AB-111 promptmoe-tiny
+python tools/ship_adapter.py WORK/runs/promptmoe-AB-111/fused/model.safetensors promptmoe-tiny
 """
 
 from __future__ import annotations
