@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CALIBRATION_FILE = "calibration.json"
+_AGAIN = "run zsad calibrate again"
 
 
 class ModelKey(Frozen):
@@ -248,19 +249,29 @@ def read_calibration(path: str | Path) -> Calibration:
     Raises:
         CalibrationError: missing, no JSON, of a newer zsad, or no calibration.
     """
-    again = "run zsad calibrate again"
     try:
-        values: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = Path(path).read_bytes()
     except OSError as error:
         raise CalibrationError(
-            f"calibration {path} cannot be read ({error.strerror or error}); check the path, or {again}"
+            f"calibration {path} cannot be read ({error.strerror or error}); check the path, or {_AGAIN}"
         ) from error
+    return parse_calibration(content, name=f"calibration {path}")
+
+
+def parse_calibration(content: str | bytes, *, name: str = "the calibration") -> Calibration:
+    """A calibration of its JSON; `name` is what messages call it.
+
+    Raises:
+        CalibrationError: no JSON, of a newer zsad, or no calibration.
+    """
+    try:
+        values: Any = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise CalibrationError(f"calibration {path} is not JSON; {again}") from error
+        raise CalibrationError(f"{name} is not JSON; {_AGAIN}") from error
     written = values.get("format") if isinstance(values, dict) else None
     if isinstance(written, int) and written > FORMAT:
         raise CalibrationError(
-            f"calibration {path} has format {written}, this zsad reads up to {FORMAT}; pip install -U zsad"
+            f"{name} has format {written}, this zsad reads up to {FORMAT}; pip install -U zsad"
         )
     try:
         return Calibration.model_validate(values)
@@ -268,5 +279,5 @@ def read_calibration(path: str | Path) -> Calibration:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise CalibrationError(
-            f"{path} is no calibration: {where}: {first['msg'].lower()}; {again}"
+            f"{name} is no calibration: {where}: {first['msg'].lower()}; {_AGAIN}"
         ) from error
