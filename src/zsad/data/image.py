@@ -8,23 +8,20 @@ and never changed.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from zsad.data.address import split_address
+from zsad.data.address import DICOM_SUFFIXES
+from zsad.data.opening import check_pixels, check_sides, decoding, opened, opened_content
 from zsad.data.pixels import MAX_PIXELS, PLAIN, Reading, oriented, to_bytes, to_rgb, upright_size
-from zsad.errors import ConfigError, DataError, ImageError, TooManyPixelsError
+from zsad.errors import ConfigError, DataError, ImageError
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -41,13 +38,10 @@ IMAGE_SUFFIXES = frozenset(
         ".pbm",
         ".jp2",
         ".avif",
+        *DICOM_SUFFIXES,
     }
 )
 """File suffixes (lower case) that count as images when a folder is searched."""
-
-# An allow-list: decoders of documents (EPS starts Ghostscript) have no business with data sets.
-_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
-_MIN_SIDE = 8
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -56,52 +50,61 @@ Source = str | Path | bytes | Image.Image | npt.NDArray[Any]
 
 
 def load_image(
-    source: Source, *, max_pixels: int = MAX_PIXELS, target: tuple[int, int] | None = None
+    source: Source,
+    *,
+    max_pixels: int | None = None,
+    target: tuple[int, int] | None = None,
+    reading: Reading = PLAIN,
 ) -> Image.Image:
     """Return `source` as an upright RGB image.
 
-    EXIF orientation is applied, transparency is laid on white, an animation gives its first frame. Grey
-    values of more than 8 bits are divided by the smallest of 2^8-1, 2^10-1, 2^12-1, 2^14-1, 2^16-1 that
-    holds the image's maximum, so a 12-bit camera stored in 16 bits keeps its contrast.
+    EXIF orientation is applied, an animation gives its first frame, a page or a frame has an address such as
+    `scan.tif#2` (`zsad.data.address`). What files leave open, such as which grey values of more than 8 bits become
+    black and white, says `reading`.
 
     Args:
         source: a path, the content of an image file as bytes, a Pillow image, or an array (H,W), (H,W,1), (H,W,3) or
             (H,W,4) of uint8, uint16, bool, or float in [0,1].
-        max_pixels: refuse larger images, before they are decoded.
+        max_pixels: refuse larger images, before they are decoded; None: what `reading` says.
         target: (H,W) the image will be resized to; JPEGs are then decoded at the smallest of the scales 1,
             1/2, 1/4, 1/8 that keeps both sides at least twice as large. None decodes in full.
+        reading: depth, transparency, DICOM window.
 
     Raises:
         ImageError: missing, empty, truncated, not an image, a side below 8 px, or (TooManyPixelsError) too large.
+        ConfigError: a DICOM file or a video, and the package that reads it is not installed.
     """
-    return read_image(source, max_pixels=max_pixels, target=target)[0]
+    return read_image(source, max_pixels=max_pixels, target=target, reading=reading)[0]
 
 
 def read_image(
     source: Source,
     *,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
     target: tuple[int, int] | None = None,
     name: str = "image given as bytes",
+    reading: Reading = PLAIN,
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Like `load_image`, and also return the (H,W) of the upright image before any reduced decoding.
 
     `name` is what messages call an image given as bytes.
     """
+    if max_pixels is not None:
+        reading = replace(reading, max_pixels=max_pixels)
     if isinstance(source, bytes):
-        with _opened_content(source, name, max_pixels) as image:
-            return _upright_rgb(image, name, max_pixels, target)
+        with opened_content(source, name, reading) as image:
+            return _upright_rgb(image, name, reading, target)
     if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels)
+        return _from_array(source, reading)
     if isinstance(source, Image.Image):
-        with _decoding("image given as an object"):
-            return _upright_rgb(source, "image given as an object", max_pixels)
+        with decoding("image given as an object"):
+            return _upright_rgb(source, "image given as an object", reading)
     if not isinstance(source, str | Path):
         raise ImageError(
             f"cannot use {type(source).__name__} as an image: give a path, bytes, a PIL image or a NumPy array"
         )
-    with _opened(Path(source), max_pixels) as image:
-        return _upright_rgb(image, str(source), max_pixels, target)
+    with opened(Path(source), reading) as image:
+        return _upright_rgb(image, str(source), reading, target)
 
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -110,7 +113,7 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
     Raises:
         ImageError: as `load_image`, except that a truncated body goes unnoticed.
     """
-    with _opened(Path(path), max_pixels) as image:
+    with opened(Path(path), Reading(max_pixels=max_pixels)) as image:
         return upright_size(image)
 
 
@@ -154,9 +157,9 @@ def mask_values(path: str | Path) -> npt.NDArray[Any]:
     Raises:
         ImageError: the file cannot be read.
     """
-    with _opened(Path(path), MAX_PIXELS) as opened:
-        opened.load()
-        image = oriented(opened)
+    with opened(Path(path), PLAIN) as file:
+        file.load()
+        image = oriented(file)
         if image.mode == "1":
             image = image.convert("L")
         elif image.mode not in ("L", "F") and not image.mode.startswith("I"):
@@ -200,7 +203,7 @@ class Preprocess:
         if image.mode != "RGB":
             image = load_image(image)
         height, width = self.image_size
-        with _decoding("image given as an object"):
+        with decoding("image given as an object"):
             resized = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         pixels = np.asarray(resized, dtype=np.float32) / np.float32(255)
         pixels = (pixels - np.asarray(self.mean, dtype=np.float32)) / np.asarray(self.std, dtype=np.float32)
@@ -235,107 +238,28 @@ class Preprocess:
             raise ConfigError(f"preprocessing cannot be read from {dict(values)}: {error}") from error
 
 
-@contextmanager
-def _decoding(name: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into an `ImageError`.
-
-    Decoders fed with broken files raise nearly anything (OSError, SyntaxError, ValueError, struct.error,
-    zlib.error, IndexError, and warnings where these are errors), hence the wide net.
-    """
-    try:
-        yield
-    except (ImageError, DataError):
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        reason = "has more pixels than Pillow's limit: tile it or make it smaller"
-        raise TooManyPixelsError(f"{name} {reason}") from error
-    except MemoryError as error:
-        raise ImageError(f"{name} does not fit into memory: tile it or make it smaller") from error
-    except PermissionError as error:
-        raise ImageError(f"{name} may not be read: check the permissions of the file") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{name} is not an image of a known format: remove it or save it as PNG or JPEG"
-        ) from error
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(
-            f"{name} is damaged or truncated ({reason}): copy or export the file again"
-        ) from error
-
-
-@lru_cache(maxsize=1)
-def _formats() -> tuple[str, ...]:
-    Image.init()  # builds of Pillow differ in the decoders they have
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-@contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """Open a file with its size checked, pixels not yet decoded."""
-    with _decoding(str(path)):
-        if path.is_dir():
-            raise ImageError(f"{path} is a folder, expected an image file")
-        if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises on links in a circle)
-            if path.is_symlink():
-                raise ImageError(f"{path} is a link that leads nowhere: remove it or restore its target")
-            raise ImageError(f"{path} does not exist: check the path")
-        if not path.is_file():
-            raise ImageError(f"{path} is not a regular file, expected an image file")
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path} is empty (0 bytes): copy or export the file again")
-        with Image.open(path, formats=_formats()) as image:
-            _check_pixels(image.size, str(path), max_pixels)
-            yield image
-
-
-@contextmanager
-def _opened_content(content: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """Open the content of a file with its size checked, pixels not yet decoded."""
-    with _decoding(name):
-        if not content:
-            raise ImageError(f"{name} is empty (0 bytes): copy or export the file again")
-        with Image.open(io.BytesIO(content), formats=_formats()) as image:
-            _check_pixels(image.size, name, max_pixels)
-            yield image
-
-
-def _check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
-    if size[0] * size[1] > max_pixels:
-        pixels = size[0] * size[1]
-        raise TooManyPixelsError(
-            f"{name} has {size[0]}x{size[1]} = {pixels:,} pixels, at most {max_pixels:,} are read: "
-            "tile it, make it smaller, or raise max_pixels"
-        )
-
-
-def _check_sides(size: tuple[int, int], name: str) -> None:
-    if min(size) < _MIN_SIDE:
-        raise ImageError(f"{name} is {size[0]}x{size[1]} px, expected at least {_MIN_SIDE} px on each side")
-
-
 def _upright_rgb(
-    image: Image.Image, name: str, max_pixels: int, target: tuple[int, int] | None = None
+    image: Image.Image, name: str, reading: Reading, target: tuple[int, int] | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Return the image as upright RGB, and its full (H,W)."""
-    _check_pixels(image.size, name, max_pixels)
-    _check_sides(image.size, name)
+    check_pixels(image.size, name, reading.max_pixels)
+    check_sides(image.size, name)
     size = upright_size(image)
     if target is not None:
         height, width = target if size == image.size[::-1] else target[::-1]
         image.draft(None, (2 * width, 2 * height))
     image.load()
-    return to_rgb(oriented(image), name), size
+    return to_rgb(oriented(image), name, reading), size
 
 
-def _from_array(array: npt.NDArray[Any], max_pixels: int) -> tuple[Image.Image, tuple[int, int]]:
+def _from_array(array: npt.NDArray[Any], reading: Reading) -> tuple[Image.Image, tuple[int, int]]:
     name = f"array of shape {array.shape} and dtype {array.dtype}"
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(
             f"{name} is no image, expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), channels last"
         )
     height, width = int(array.shape[0]), int(array.shape[1])
-    _check_pixels((width, height), name, max_pixels)
-    _check_sides((width, height), name)
-    values = to_bytes(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array, name)
-    return to_rgb(Image.fromarray(np.ascontiguousarray(values)), name), (height, width)
+    check_pixels((width, height), name, reading.max_pixels)
+    check_sides((width, height), name)
+    values = to_bytes(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array, name, reading)
+    return to_rgb(Image.fromarray(np.ascontiguousarray(values)), name, reading), (height, width)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import glob
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from zsad.data.address import numbered, split_address
 from zsad.data.image import Preprocess, read_image
 from zsad.data.layouts import is_image, walk_images
+from zsad.data.opening import page_count
 from zsad.errors import ConfigError, DataError, ZsadError
 from zsad.types import Sample
 
@@ -24,6 +26,9 @@ _PREFETCHED_BATCHES = 2
 
 Pixels = npt.NDArray[np.float32]
 Size = tuple[int, int]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_Reader = Callable[[Sample], "tuple[Pixels, Size] | ZsadError"]
 
 
 @dataclass(slots=True)
@@ -86,9 +91,9 @@ def iter_batches(
 def expand_inputs(inputs: Sequence[str | Path]) -> list[Sample]:
     """Return one sample an image file for images, folders (searched to the bottom) and glob patterns.
 
-    The result is sorted by path and holds every real file once. Left out are hidden files and, inside
-    folders, folders of masks (masks, ground_truth, ...). A file that exists is taken by its name even if that
-    looks like a pattern.
+    The result is sorted by path and holds every real file once, of TIFF and DICOM files with several pictures an
+    address for each (`scan.tif#2`). Left out are hidden files and, inside folders, folders of masks (masks,
+    ground_truth, ...). A file that exists is taken by its name even if that looks like a pattern.
 
     Raises:
         DataError: an input that does not exist, or holds or matches no image.
@@ -100,7 +105,13 @@ def expand_inputs(inputs: Sequence[str | Path]) -> list[Sample]:
     found: dict[str, Path] = {}
     for path in sorted((p for given in inputs for p in _images_of(given)), key=lambda p: p.as_posix()):
         found.setdefault(os.path.normcase(os.path.realpath(path)), path)
-    return [Sample(path) for path in found.values()]
+    return [Sample(picture) for path in found.values() for picture in _pictures(path)]
+
+
+def _pictures(file: Path) -> list[Path]:
+    """The file, or the addresses of the pictures in it where it holds several."""
+    count = page_count(file)
+    return [file] if count == 1 else [Path(numbered(file, number)) for number in range(1, count + 1)]
 
 
 def _images_of(given: str | Path) -> list[Path]:
@@ -110,7 +121,7 @@ def _images_of(given: str | Path) -> list[Path]:
         if not images:
             raise DataError(f"{path} holds no images: name a folder with images")
         return images
-    if os.path.lexists(path):
+    if os.path.lexists(path) or split_address(path)[1] is not None:
         return [path]  # also of another kind, or a link that leads nowhere: the reader says what it is
     if not glob.has_magic(str(path)):
         raise DataError(f"{path} does not exist: check the path")
@@ -125,14 +136,11 @@ def _images_of(given: str | Path) -> list[Path]:
     return images
 
 
-class _Reader(Protocol):
-    def __call__(self, sample: Sample, /) -> tuple[Pixels, Size] | ZsadError: ...
-
-
 def _batches(
     samples: Iterable[Sample], read: _Reader, batch_size: int, workers: int, size: Size
 ) -> Generator[Batch, None, None]:
-    results = _read_ahead(samples, read, batch_size, workers)
+    ahead = _PREFETCHED_BATCHES * batch_size + workers
+    results = read_ahead(samples, read, ahead=ahead, workers=workers)
     try:
         while group := list(islice(results, batch_size)):
             yield _collate(group, size)
@@ -140,26 +148,32 @@ def _batches(
         results.close()
 
 
-def _read_ahead(
-    samples: Iterable[Sample], read: _Reader, batch_size: int, workers: int
-) -> Generator[tuple[Sample, tuple[Pixels, Size] | ZsadError], None, None]:
-    """Yield (sample, result) in order while at most two batches are read ahead by threads."""
+def read_ahead(
+    items: Iterable[Item], read: Callable[[Item], Result], *, ahead: int, workers: int
+) -> Generator[tuple[Item, Result], None, None]:
+    """Yield (item, result of `read`) in order while threads read at most `ahead` items further.
+
+    Args:
+        items: any iterable, consumed as far as needed.
+        read: called in the threads; what it raises ends the iteration.
+        ahead: results that may wait in memory.
+        workers: threads; 0 reads in the calling one, when asked.
+    """
     if workers == 0:
-        for sample in samples:
-            yield sample, read(sample)
+        for item in items:
+            yield item, read(item)
         return
-    remaining: Iterator[Sample] = iter(samples)
-    pending: deque[tuple[Sample, Future[tuple[Pixels, Size] | ZsadError]]] = deque()
+    remaining: Iterator[Item] = iter(items)
+    pending: deque[tuple[Item, Future[Result]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="zsad-read")
     try:
-        ahead = _PREFETCHED_BATCHES * batch_size + workers
-        for sample in islice(remaining, ahead):
-            pending.append((sample, pool.submit(read, sample)))
+        for item in islice(remaining, max(1, ahead)):
+            pending.append((item, pool.submit(read, item)))
         while pending:
-            sample, future = pending.popleft()
+            item, future = pending.popleft()
             result = future.result()
             del future  # the pixels live in the batch alone
-            yield sample, result
+            yield item, result
             for following in islice(remaining, 1):
                 pending.append((following, pool.submit(read, following)))
     finally:

@@ -1,0 +1,62 @@
+"""Addresses of pictures inside files: `scan.tif#2` is the second page, `clip.mp4#250` the 250th frame."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv"})
+"""File suffixes (lower case) that count as videos."""
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+"""File suffixes (lower case) that count as DICOM."""
+_STREAMS = ("rtsp://", "rtsps://", "rtmp://", "udp://", "tcp://", "srt://", "http://", "https://")
+_NUMBERED = re.compile(r"(?P<file>.+)#(?P<number>[1-9][0-9]{0,8})", re.DOTALL)
+
+
+def split_address(path: str | Path) -> tuple[Path, int | None]:
+    """The file and the number, from 1, of the picture in it; None where the path names the file alone.
+
+    A file that exists under the whole name is that file.
+
+    Example:
+        >>> split_address("no such scan.tif#2")
+        (PosixPath('no such scan.tif#2'), None)
+    """
+    text = str(path)
+    found = _NUMBERED.fullmatch(text)
+    if found is None or os.path.lexists(text):
+        return Path(path), None
+    file = found["file"]
+    return (Path(file), int(found["number"])) if os.path.lexists(file) else (Path(path), None)
+
+
+def numbered(file: str | Path, number: int) -> str:
+    """The address of a picture in a file.
+
+    Example:
+        >>> numbered("scan.tif", 2)
+        'scan.tif#2'
+    """
+    return f"{file}#{number}"
+
+
+def is_stream(source: str | Path) -> bool:
+    """Whether a name means a camera: an address such as rtsp://..., or a device such as /dev/video0.
+
+    Example:
+        >>> is_stream("rtsp://camera/1"), is_stream("/dev/video0"), is_stream("parts/1.png")
+        (True, True, False)
+    """
+    text = str(source)
+    return text.lower().startswith(_STREAMS) or re.fullmatch(r"/dev/video[0-9]+", text) is not None
+
+
+def is_video(source: str | Path) -> bool:
+    """Whether a name means a video file or a camera.
+
+    Example:
+        >>> is_video("clip.MP4"), is_video("clip.png")
+        (True, False)
+    """
+    return is_stream(source) or Path(source).suffix.lower() in VIDEO_SUFFIXES
