@@ -1,107 +1,182 @@
-"""Time and memory of the pixel metrics against scikit-learn and against the loop over 200 thresholds.
+"""Time and memory of the pixel metrics beside scikit-learn, the loop over 200 thresholds, torchmetrics and anomalib.
 
-    python benchmarks/metrics.py --maps 20 --size 518 --json metrics.json
+    python benchmarks/metrics.py --maps 200 --write
+    python benchmarks/metrics.py --peer-maps 40 --peers-python /path/to/other/env/bin/python --write
 
-Every form runs in a process of its own, so that its peak memory is its own; times are CPU seconds of the
-metric alone, without imports and without making the maps.
+Every form runs in a process of its own on one thread. Times are processor seconds of the metric alone, the least of
+some repetitions for ours, one for the others: without imports and without making the maps. Memory is the most that
+the process held, less what it held after its imports; forms that need all maps at once hold them, too.
+What is not installed is said and left out; anomalib and torchmetrics may lie in an environment of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+RESULTS = Path(__file__).parent / "results"
+SIZE = 518
+GRID = (4, 37, 37)
+GRID_BYTES, MASK_BYTES = 2 * 4 * 37 * 37, -(-SIZE * SIZE // 8)
+NAMES = ("auroc", "ap", "f1_max", "aupro")
+Values = dict[str, float]
+
 FORMS = {
     "streaming": "AUROC, AP, F1-max, AUPRO with bounds",
-    "exact": "AUROC, AP, F1-max, AUPRO",
-    "pro-fast": "PRO (200 thresholds), binary searches",
-    "pro-loop": "PRO (200 thresholds), loop over regions",
+    "streaming-smooth": "the same, maps as a model gives them",
+    "streaming-all": "these, PRO twice and AUPIMO, with bounds",
+    "exact": "AUROC, AP, F1-max, AUPRO, PRO twice, AUPIMO",
     "sklearn-auroc": "AUROC",
     "sklearn-ap": "AP",
     "sklearn-f1": "F1-max",
+    "pro-loop": "PRO, loop over 200 thresholds and regions",
+    "torchmetrics-binned": "AUROC, AP of 200 thresholds",
+    "torchmetrics-exact": "AUROC, AP",
+    "anomalib-aupro": "AUPRO",
+    "anomalib-aupimo": "AUPIMO",
 }
+OURS = tuple(form for form in FORMS if form.startswith(("streaming", "exact")))
+REEVALUATIONS = ("after_softmax", "before_softmax")
 
 
-def make_scene(index: int, *, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Map (size, size) float32 in [0, 1] and its mask of up to three discs; every fifth is normal."""
+def make_scene(index: int, *, size: int = SIZE, smooth: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Map (size, size) float32 in [0, 1] and its mask of up to three discs; every fifth is normal.
+
+    The map is noise, which is what costs most; `smooth` makes it of a grid of 37 x 37, as a model's is.
+    """
     rng = np.random.default_rng(index)
     rows, columns = np.ogrid[:size, :size]
     mask = np.zeros((size, size), dtype=bool)
     for _ in range(0 if index % 5 == 0 else rng.integers(1, 4)):
         y, x, radius = *rng.integers(0, size, 2).tolist(), rng.integers(size // 50 + 1, size // 10 + 2)
         mask |= (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
-    scores = rng.random((size, size), dtype=np.float32) * 0.6
+    if smooth:
+        from zsad.nn.maps import MapSpec, render_map_numpy
+
+        grid = (rng.normal(size=(4, 37, 37)) - 2).astype(np.float32)
+        grid += 2 * mask[:: size // 37, :: size // 37][:37, :37]
+        return render_map_numpy(grid, MapSpec(size=(size, size))), mask
+    scores = rng.random((size, size), dtype=np.float32) * np.float32(0.6)
     scores += mask * np.float32(rng.uniform(0.05, 0.35))
     return scores, mask
 
 
-def measure(form: str, *, maps: int, size: int) -> dict[str, object]:
-    """CPU seconds, peak memory and values of one form; runs in the child process."""
-    if form == "streaming":
-        return _streaming(maps=maps, size=size)
-    scenes = [make_scene(index, size=size) for index in range(maps)]
-    stack, masks = np.stack([scene[0] for scene in scenes]), np.stack([scene[1] for scene in scenes])
-    del scenes
-    run = {
-        "exact": _exact,
-        "pro-fast": _pro_fast,
-        "pro-loop": _pro_loop,
-        "sklearn-auroc": _sklearn_auroc,
-        "sklearn-ap": _sklearn_ap,
-        "sklearn-f1": _sklearn_f1,
-    }[form]
-    from scipy import ndimage  # noqa: F401  (its import is not the metric's time)
-
-    if form.startswith("sklearn"):
-        import sklearn.metrics  # noqa: F401
-    start = time.process_time()
-    values = run(stack, masks)
-    return _report(time.process_time() - start, values)
+def held_mb(field: str) -> float:
+    """Megabytes the process holds ("VmRSS") or held at most ("VmHWM"); the latter for both where /proc is missing."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return next(float(line.split()[1]) / 2**10 for line in lines if line.startswith(field))
 
 
-def _streaming(*, maps: int, size: int) -> dict[str, object]:
-    from zsad.metrics.streaming import PixelMetrics
+def child(form: str, *, maps: int, repeat: int) -> dict[str, object]:
+    """CPU seconds, additional memory and values of one form; runs in a process of its own."""
+    if form in REEVALUATIONS:
+        return reevaluate(form, images=maps)
+    try:
+        run = prepare(form)
+    except (ImportError, RuntimeError) as error:
+        return {"missing": str(error).splitlines()[0]}
+    before = held_mb("VmRSS")
+    if form.startswith("streaming"):
+        seconds, values = min(
+            (stream(form, maps=maps) for _ in range(repeat)), key=lambda measured: measured[0]
+        )
+    else:
+        scenes = [make_scene(index) for index in range(maps)]
+        stack, masks = (np.stack(part) for part in zip(*scenes, strict=True))
+        del scenes
+        seconds, values = np.inf, {}
+        for _ in range(repeat):
+            start = time.process_time()
+            values = run(stack, masks)
+            seconds = min(seconds, time.process_time() - start)
+    return {"cpu_seconds": seconds, "memory_mb": held_mb("VmHWM") - before, "maps": maps, "values": values}
 
-    metrics, seconds = PixelMetrics(), 0.0
-    metrics.update(*make_scene(1, size=32))
-    metrics = PixelMetrics()
+
+def stream(form: str, *, maps: int) -> tuple[float, Values]:
+    """CPU seconds and values of one pass; a map is made, measured and forgotten."""
+    from zsad.metrics.streaming import PIXEL_MEASURES, PixelMetrics
+
+    seconds, metrics = 0.0, PixelMetrics()
     for index in range(maps):
-        scores, mask = make_scene(index, size=size)
+        scores, mask = make_scene(index, smooth=form == "streaming-smooth")
         start = time.process_time()
         metrics.update(scores, mask)
         seconds += time.process_time() - start
     start = time.process_time()
     result = metrics.compute()
+    further = {name: metrics.measure(name) for name in PIXEL_MEASURES[1:]} if form == "streaming-all" else {}
     seconds += time.process_time() - start
-    names = ("auroc", "ap", "f1_max", "aupro")
-    values = {name: getattr(result, name) for name in names}
-    return _report(seconds, values | {f"{name}_bound": result.error(name) for name in names})
+    values = {}
+    for name in NAMES:
+        values[name] = getattr(result, name)
+        values[f"{name}_low"], values[f"{name}_high"] = result.bounds[name]
+    for name, found in further.items():
+        values[name], values[f"{name}_low"], values[f"{name}_high"] = found
+    return seconds, values
 
 
-def _exact(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
-    from zsad.metrics.streaming import ExactPixelMetrics
+def prepare(form: str) -> Callable[[np.ndarray, np.ndarray], Values]:
+    """The function of a form that needs all maps at once, its libraries imported; ImportError where missing."""
+    kind = form.partition("-")[0]
+    if kind == "streaming":
+        from zsad.metrics.streaming import PixelMetrics
+
+        PixelMetrics().update(np.zeros((2, 2)), np.eye(2))
+        if form == "streaming-smooth":
+            make_scene(1, smooth=True)
+        return exact  # not called: maps come one by one
+    if kind == "exact":
+        import zsad.metrics.streaming  # noqa: F401
+
+        return exact
+    if kind == "sklearn":
+        import sklearn.metrics  # noqa: F401
+
+        return partial(sklearn_one, form.partition("-")[2])
+    if kind == "pro":
+        import scipy.ndimage  # noqa: F401
+
+        return pro_loop
+    import torch
+
+    torch.set_num_threads(1)
+    if kind == "torchmetrics":
+        import torchmetrics.classification  # noqa: F401
+
+        return partial(torchmetrics_both, thresholds=200 if form.endswith("binned") else None)
+    import anomalib.metrics  # noqa: F401
+
+    return anomalib_aupro if form == "anomalib-aupro" else anomalib_aupimo
+
+
+def exact(maps: np.ndarray, masks: np.ndarray) -> Values:
+    """Our exact form of everything."""
+    from zsad.metrics.streaming import PIXEL_MEASURES, ExactPixelMetrics
 
     metrics = ExactPixelMetrics()
     for scores, mask in zip(maps, masks, strict=True):
         metrics.update(scores, mask)
     result = metrics.compute()
-    return {name: getattr(result, name) for name in ("auroc", "ap", "f1_max", "aupro")}
+    values = {name: getattr(result, name) for name in NAMES}
+    return values | {name: metrics.measure(name).value for name in PIXEL_MEASURES[1:]}
 
 
-def _pro_fast(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
-    from zsad.metrics.functional import pro_anomalyclip
-
-    return {"pro_anomalyclip": pro_anomalyclip(maps, masks)}
-
-
-def _pro_loop(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+def pro_loop(maps: np.ndarray, masks: np.ndarray) -> Values:
     """The shape of the published evaluations: all maps and all regions once for each threshold."""
     from scipy import ndimage
 
@@ -125,61 +200,203 @@ def _pro_loop(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     return {"pro_anomalyclip": float(np.diff(rate) @ (overlap[1:] + overlap[:-1]) / 2)}
 
 
-def _sklearn_auroc(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
-    from sklearn.metrics import roc_auc_score
+def sklearn_one(name: str, maps: np.ndarray, masks: np.ndarray) -> Values:
+    """AUROC, AP or F1-max from scikit-learn."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-    return {"auroc": float(roc_auc_score(masks.ravel(), maps.ravel()))}
-
-
-def _sklearn_ap(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
-    from sklearn.metrics import average_precision_score
-
-    return {"ap": float(average_precision_score(masks.ravel(), maps.ravel()))}
-
-
-def _sklearn_f1(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
-    from sklearn.metrics import precision_recall_curve
-
-    precision, recall, _ = precision_recall_curve(masks.ravel(), maps.ravel())
+    truth, scores = masks.ravel(), maps.ravel()
+    if name != "f1":
+        return {name: float({"auroc": roc_auc_score, "ap": average_precision_score}[name](truth, scores))}
+    precision, recall, _ = precision_recall_curve(truth, scores)
     return {"f1_max": float((2 * precision * recall / np.maximum(precision + recall, 1e-300)).max())}
 
 
-def _report(seconds: float, values: dict[str, float]) -> dict[str, object]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Bytes on macOS, KiB elsewhere.
-    megabytes = peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-    return {"cpu_seconds": seconds, "peak_mb": megabytes, "values": values}
+def torchmetrics_both(maps: np.ndarray, masks: np.ndarray, *, thresholds: int | None) -> Values:
+    """torchmetrics' AUROC and AP, map by map."""
+    import torch
+    from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
+
+    auroc, ap = BinaryAUROC(thresholds=thresholds), BinaryAveragePrecision(thresholds=thresholds)
+    for scores, mask in zip(maps, masks, strict=True):
+        flat, truth = torch.from_numpy(scores).ravel(), torch.from_numpy(mask).ravel().long()
+        auroc.update(flat, truth)
+        ap.update(flat, truth)
+    return {"auroc": float(auroc.compute()), "ap": float(ap.compute())}
+
+
+def anomalib_aupro(maps: np.ndarray, masks: np.ndarray) -> Values:
+    """anomalib's AUPRO, map by map."""
+    import torch
+    from anomalib.metrics.aupro import _AUPRO
+
+    metric = _AUPRO(fpr_limit=0.3)
+    for scores, mask in zip(maps, masks, strict=True):
+        metric.update(torch.from_numpy(scores)[None], torch.from_numpy(mask)[None].int())
+    return {"aupro": float(metric.compute())}
+
+
+def anomalib_aupimo(maps: np.ndarray, masks: np.ndarray) -> Values:
+    """The mean of anomalib's AUPIMO over the anomalous images."""
+    import torch
+    from anomalib.metrics.pimo.functional import aupimo_scores
+
+    *_, classes, scores, _ = aupimo_scores(torch.from_numpy(maps), torch.from_numpy(masks))
+    return {"aupimo": float(scores[classes == 1].mean())}
+
+
+def reevaluate(order: str, *, images: int) -> dict[str, object]:
+    """15 classes measured again from files of grids (4, 37, 37) float16 and of masks, one bit a pixel."""
+    from multiprocessing import get_context
+
+    import zsad.metrics.streaming
+    import zsad.nn.maps  # noqa: F401
+
+    with tempfile.TemporaryDirectory() as name:
+        folder, rng = Path(name), np.random.default_rng(0)
+        with (folder / "grids").open("wb") as grids, (folder / "masks").open("wb") as masks:
+            for index in range(images):
+                grids.write(rng.normal(size=GRID).astype(np.float16).tobytes())
+                masks.write(np.packbits(make_scene(index // 15)[1]).tobytes())
+        jobs = [(order, folder, number, images) for number in range(15)]
+        before = held_mb("VmRSS")
+        cpu, wall = time.process_time(), time.perf_counter()
+        single = [measure_class(job) for job in jobs]
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        memory = held_mb("VmHWM") - before
+        with get_context("spawn").Pool(2) as pool:
+            pool.map(
+                measure_class, [(order, folder, 0, 1)] * 4, chunksize=1
+            )  # imports are not the metric's time
+            wall_two = time.perf_counter()
+            double = pool.map(measure_class, jobs, chunksize=1)
+            wall_two = time.perf_counter() - wall_two
+    seconds = {"cpu_seconds": cpu, "wall_seconds_one_process": wall, "wall_seconds_two_processes": wall_two}
+    same = bool(np.array_equal(single, double, equal_nan=True))
+    return {"images": images, **seconds, "memory_mb": memory, "same_in_two_processes": same}
+
+
+def measure_class(job: tuple[str, Path, int, int]) -> list[float]:
+    """The four metrics of one class of 15, from its grids."""
+    from zsad.metrics.streaming import PixelMetrics
+    from zsad.nn.maps import MapSpec, render_map_numpy
+
+    order, folder, number, images = job
+    spec, metrics = MapSpec(size=(SIZE, SIZE), order=order), PixelMetrics()
+    with (folder / "grids").open("rb") as grids, (folder / "masks").open("rb") as masks:
+        for index in range(number, images, 15):
+            grids.seek(index * GRID_BYTES)
+            masks.seek(index * MASK_BYTES)
+            grid = np.frombuffer(grids.read(GRID_BYTES), np.float16).reshape(GRID).astype(np.float32)
+            bits = np.unpackbits(np.frombuffer(masks.read(MASK_BYTES), np.uint8), count=SIZE * SIZE)
+            metrics.update(render_map_numpy(grid, spec), bits.view(np.bool_).reshape(SIZE, SIZE))
+    result = metrics.compute()
+    return [getattr(result, name) for name in NAMES]
+
+
+def run_child(form: str, *, maps: int, repeat: int, python: str) -> dict[str, object]:
+    """What a form measured in a process of its own, on one thread."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    command = [python, __file__, "--child", form, "--maps", str(maps), "--repeat", str(repeat)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads, check=False)
+    if done.returncode:
+        raise SystemExit(f"{form}: {done.stderr.strip().splitlines()[-1]}")
+    result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def outside(results: dict[str, dict]) -> list[str]:
+    """Bounds of the streaming form that do not hold the exact value; none, or something is wrong."""
+    exact_values = results["exact"]["values"]
+    bounded = results["streaming-all"]["values"]
+    return [
+        f"{name}: {value} is not in [{bounded[f'{name}_low']}, {bounded[f'{name}_high']}]"
+        for name, value in exact_values.items()
+        if not bounded[f"{name}_low"] <= value <= bounded[f"{name}_high"]
+    ]
+
+
+def render(results: dict[str, dict], again: dict[str, dict]) -> str:
+    """All results as Markdown."""
+    base = results["streaming"]["cpu_seconds"] / results["streaming"]["maps"]
+    lines = [
+        "| form | gives | maps | CPU s | ms a map | x streaming | additional MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for form, result in results.items():
+        if "missing" in result:
+            lines.append(f"| {form} | {FORMS[form]} | not installed: {result['missing']} | | | | |")
+            continue
+        each = result["cpu_seconds"] / result["maps"]
+        lines.append(
+            f"| {form} | {FORMS[form]} | {result['maps']} | {result['cpu_seconds']:.2f} | {1000 * each:.2f} "
+            f"| {each / base:.1f} | {result['memory_mb']:.0f} |"
+        )
+    papers = [results.get(form, {}) for form in ("sklearn-auroc", "sklearn-ap", "sklearn-f1", "pro-loop")]
+    if all("cpu_seconds" in result for result in papers):
+        total = sum(result["cpu_seconds"] / result["maps"] for result in papers)
+        lines += [
+            "",
+            f"scikit-learn three times and the loop over 200 thresholds, together: {total / base:.0f} x",
+        ]
+    bounded, exact_values = results["streaming-all"]["values"], results["exact"]["values"]
+    lines += ["", "| metric | exact | streaming | error | bound |", "|---|---|---|---|---|"]
+    for name, value in exact_values.items():
+        found = bounded[name]
+        bound = max(found - bounded[f"{name}_low"], bounded[f"{name}_high"] - found)
+        lines.append(f"| {name} | {value:.7f} | {found:.7f} | {abs(found - value):.1e} | {bound:.1e} |")
+    lines += [
+        "",
+        "| measured again from grids | images | CPU s | wall s | two processes, wall s | additional MB |",
+    ]
+    lines += ["|---|---|---|---|---|---|"]
+    lines += [
+        f"| {order} | {result['images']} | {result['cpu_seconds']:.2f} | {result['wall_seconds_one_process']:.2f} "
+        f"| {result['wall_seconds_two_processes']:.2f} | {result['memory_mb']:.0f} |"
+        for order, result in again.items()
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Run the chosen forms one after the other and print their table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--maps", type=int, default=20)
-    parser.add_argument("--size", type=int, default=518)
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
-    parser.add_argument("--json", type=Path, help="also write the results here")
-    parser.add_argument("--child", choices=FORMS, help=argparse.SUPPRESS)
+    parser.add_argument("--maps", type=int, default=200, help="maps of our forms")
+    parser.add_argument(
+        "--peer-maps", type=int, help="maps of the others where 200 take too long; as many as ours"
+    )
+    parser.add_argument("--images", type=int, default=1725, help="images measured again from their grids")
+    parser.add_argument("--repeat", type=int, default=5, help="passes of ours, of which the fastest counts")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help="ours are always run")
+    parser.add_argument(
+        "--peers-python", default=sys.executable, help="interpreter with torchmetrics and anomalib"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="write results/metrics.json and results/metrics.md"
+    )
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(measure(options.child, maps=options.maps, size=options.size)))
+        print(json.dumps(child(options.child, maps=options.maps, repeat=options.repeat)))
         return
-    results = {}
-    for form in options.forms:
-        command = [sys.executable, __file__, "--child", form]
-        command += ["--maps", str(options.maps), "--size", str(options.size)]
-        results[form] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    base = results[options.forms[0]]["cpu_seconds"]
-    print(f"{options.maps} maps of {options.size} x {options.size}")
-    print(f"{'form':<15}{'gives':<42}{'CPU s':>9}{'x':>8}{'peak MB':>10}")
-    for form, result in results.items():
-        seconds = result["cpu_seconds"]
-        print(f"{form:<15}{FORMS[form]:<42}{seconds:>9.3f}{seconds / base:>8.1f}{result['peak_mb']:>10.0f}")
-    print()
-    for form, result in results.items():
-        print(f"{form:<15}" + "  ".join(f"{name} {value:.7f}" for name, value in result["values"].items()))
-    if options.json:
-        document = {"maps": options.maps, "size": options.size, "results": results}
-        options.json.write_text(json.dumps(document, indent=2))
+    results, again = {}, {}
+    for form in FORMS:
+        if form in OURS:
+            results[form] = run_child(form, maps=options.maps, repeat=options.repeat, python=sys.executable)
+        elif form in options.forms:
+            python = options.peers_python if form.startswith(("torchmetrics", "anomalib")) else sys.executable
+            results[form] = run_child(form, maps=options.peer_maps or options.maps, repeat=1, python=python)
+    for order in REEVALUATIONS:
+        again[order] = run_child(order, maps=options.images, repeat=1, python=sys.executable)
+    text = render(results, again)
+    print(text)
+    if options.write:
+        document = {"size": SIZE, "forms": results, "measured_again": again}
+        (RESULTS / "metrics.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        (RESULTS / "metrics.md").write_text(text + "\n", encoding="utf-8")
+    if wrong := outside(results):
+        raise SystemExit("the truth lies outside the bound of " + "; ".join(wrong))
+    if not all(result["same_in_two_processes"] for result in again.values()):
+        raise SystemExit("two processes gave other numbers than one")
 
 
 if __name__ == "__main__":
