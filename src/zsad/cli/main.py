@@ -25,6 +25,7 @@ VERBS = {
     "demo": "Score a pinned sample of real solar cells that the bundled model has never seen.",
     "evaluate": "Measure a model on a data set: image and pixel metrics per class.",
     "explain": "Show which experts a model asks, where, and how they were trained.",
+    "serve": "Serve a model over HTTP, with a page to drop images on.",
     "export": "Export a model as one graph that runs without PyTorch, proven to be the same model.",
     "train": "Train a method on an auxiliary data set.",
     "benchmark": "Train and measure methods on data sets, resumable, with tables and a report.",

@@ -1,0 +1,44 @@
+"""Pictures that travel with an answer: the heat map as a layer to lay over the picture, and a preview."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+from PIL import Image
+
+from zsad.infer.overlay import colour_table, levels, opacity_table
+from zsad.infer.prediction import Prediction
+
+PREVIEW_SIDE = 1024
+
+
+def heat_layer(prediction: Prediction) -> str:
+    """The heat map as a PNG in a data URI, transparent wherever the map is low.
+
+    Stretched over the picture with some opacity it is what `Prediction.overlay` draws: the same colours on the same
+    scale. Outside the region of interest it is transparent.
+    """
+    values = prediction.canonical_map()
+    places = levels(values, prediction.scale)
+    inside = prediction.inside(values.shape)
+    if inside is not None:
+        places *= inside
+    layer = Image.fromarray(places)
+    layer.putpalette(colour_table().tobytes())
+    content = io.BytesIO()
+    layer.save(content, format="PNG", transparency=bytes(opacity_table(1.0)), compress_level=6)
+    return _uri("image/png", content)
+
+
+def preview(image: Image.Image) -> str:
+    """A small JPEG of the picture in a data URI, for programs that cannot show the file itself."""
+    small = image.copy()
+    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    small.save(content, format="JPEG", quality=86)
+    return _uri("image/jpeg", content)
+
+
+def _uri(media: str, content: io.BytesIO) -> str:
+    return f"data:{media};base64," + base64.b64encode(content.getvalue()).decode("ascii")
