@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import mimetypes
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
@@ -37,6 +36,8 @@ from zsad.serve.service import Service
 from zsad.serve.uploads import Upload, read_uploads
 
 _STATIC = Path(__file__).parent / "static"
+_BASE = Path(zsad.__file__).parent / "report" / "templates" / "style.css"
+_MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _CALIBRATION_BYTES = 16 * MEGA
 _NO_MODEL_TO_RELY_ON = (
     "The small model that ships with the package makes everything run anywhere in seconds. It is no detector to rely "
@@ -293,16 +294,13 @@ def describe(service: Service) -> dict[str, Any]:
 
 def _static_files() -> dict[str, tuple[bytes, str, str]]:
     """Content, media type and tag of each file of the page by its address: nothing else can be asked for."""
+    paths = {path.name: path for path in sorted(_STATIC.iterdir()) if path.suffix in _MEDIA}
+    paths["base.css"] = _BASE  # the style that reports and this page share
     files = {}
-    for path in sorted(_STATIC.iterdir()):
-        if path.is_file():
-            content = path.read_bytes()
-            media = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-            media = {".js": "text/javascript", ".svg": "image/svg+xml", ".css": "text/css"}.get(
-                path.suffix, media
-            )
-            tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
-            files[f"/static/{path.name}"] = (content, media, tag)
+    for name, path in paths.items():
+        content = path.read_bytes()
+        tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+        files[f"/static/{name}"] = (content, _MEDIA[path.suffix], tag)
     return files | {"/": files["/static/index.html"], "/api": files["/static/api.html"]}
 
 
