@@ -52,6 +52,7 @@ class Entrant:
         training: how it is trained; None: it is not.
         checkpoint: of a trained model.
         card: of a trained model.
+        weights: hash of a trained model's file.
     """
 
     label: str
@@ -62,6 +63,7 @@ class Entrant:
     training: TrainConfig | None = None
     checkpoint: Path | None = None
     card: Card | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,6 +131,7 @@ class Plan:
         self.device = select_device(request.device)
         self._targets: dict[str, Target] = {}
         self._benches: dict[str, Bench] = {}
+        self._overlaps: dict[tuple[str, ...], str] = {}
         self.entrants = [self._entrant(spec) for spec in dict.fromkeys(request.methods)]
         labels = [entrant.label for entrant in self.entrants]
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
@@ -202,7 +205,10 @@ class Plan:
             )
         config = bench.build(card.method, card.config).config
         label = label if sign else spec
-        return Entrant(label, card.method, config, bench, card.backbone.name, checkpoint=path, card=card)
+        weights = content_hash(path)
+        return Entrant(
+            label, card.method, config, bench, card.backbone.name, checkpoint=path, card=card, weights=weights
+        )
 
     def _cells(self) -> Iterator[Cell]:
         targets = dict.fromkeys(path for pair in self.request.pairs for path in pair.test)
@@ -239,20 +245,27 @@ class Plan:
         key = {
             **_of_the_method(entrant),
             "label": entrant.label,
-            "weights": None if entrant.checkpoint is None else content_hash(entrant.checkpoint),
+            "weights": entrant.weights,
             "run": None if run is None else run.key,
             "target": target.fingerprint,
             "name": target.name,
         }
         seed = "" if run is None else f"-{run.seed}"
         name = f"{entrant.method}{seed}-{_digest(key)}"
-        overlap = "" if run is None else _overlap(run.auxiliary, target)
+        overlap = "" if run is None else self._overlap(run.auxiliary, target)
         if overlap and not self.request.allow_seen:
             raise ConfigError(
                 f"{overlap}, so it is not unseen: leave it out of the sets to train on or to measure on, or mark "
                 "the results with --allow-seen"
             )
         return Cell(entrant, target, run, name, self.request.protocol, overlap)
+
+    def _overlap(self, auxiliary: tuple[Target, ...], target: Target) -> str:
+        """What `_overlap` says of these sets, found out once."""
+        key = (target.path, *(part.path for part in auxiliary))
+        if key not in self._overlaps:
+            self._overlaps[key] = _overlap(auxiliary, target)
+        return self._overlaps[key]
 
 
 def _look(path: str) -> Target:

@@ -106,8 +106,9 @@ class Workshop:
         for part in () if cell.run is None else cell.run.auxiliary:
             if part.data is None:
                 raise DataError(f"not trained: {part.reason}")
-        self._fill(target)
+        # First what other targets need, too: while one process reads this target's images, others train.
         method, card, told = self._weights(cell)
+        self._fill(target)
         overlap = overlap_of(card, target.data)
         if overlap and not self.plan.request.allow_seen:
             raise DataError(
