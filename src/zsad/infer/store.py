@@ -22,10 +22,11 @@ _HEADER_BYTES = 128
 _MAGIC = b"\x93NUMPY\x01\x00"
 
 
-def as_stored(grid: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+def as_stored(grid: npt.NDArray[np.floating]) -> npt.NDArray[np.float16]:
     """A grid (L, h, w) as a run keeps it: in half precision, what exceeds its range at the range's end."""
     limit = float(np.finfo(np.float16).max)
-    return np.clip(grid, -limit, limit).astype("<f2")
+    stored: npt.NDArray[np.float16] = np.clip(grid, -limit, limit).astype("<f2")
+    return stored
 
 
 class GridFile:
@@ -51,7 +52,7 @@ class GridFile:
     def _offset(self, count: int) -> int:
         return _HEADER_BYTES + count * 2 * int(np.prod(self._shape or (0,)))
 
-    def append(self, grid: npt.NDArray[np.float32]) -> int:
+    def append(self, grid: npt.NDArray[np.floating]) -> int:
         """Writes a grid (L, h, w) and returns its index."""
         if self._shape is None:
             self._shape = grid.shape

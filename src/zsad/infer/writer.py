@@ -23,6 +23,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
+
 from zsad.errors import DataError, StorageError
 from zsad.files import make_folder, sole_writer, storage_errors, write_bytes, write_json
 from zsad.infer.prediction import Prediction
@@ -140,10 +143,15 @@ class RunWriter:
             )
         return True
 
-    def is_finished(self, source: Path) -> bool:
-        """Whether the run has a row for this path and the file has not changed since."""
+    def is_finished(self, source: str | Path) -> bool:
+        """Whether the run has a row for this path or address and the file has not changed since."""
         state = self._finished.get(str(source))
-        return state is not None and state == file_state(source)
+        return state is not None and state == file_state(Path(source))
+
+    @property
+    def finished_sources(self) -> frozenset[str]:
+        """Paths and addresses of the rows that were there already, without errors."""
+        return frozenset(self._finished)
 
     @property
     def finished(self) -> int:
@@ -167,17 +175,24 @@ class RunWriter:
         Raises:
             StorageError: the disk is full.
         """
-        self._start()
-        assert self._grids is not None  # opened by _start
         row = prediction.to_dict()
-        row["file"] = state
-        with storage_errors(self.folder / GRIDS_FILE):
-            row["grid"] = self._grids.append(prediction.grid)
         if overlay is not None:
             row["overlay"] = f"{OVERLAYS}/{overlay.name}"
-        self._append(row)
+        self.write_row(row, grid=prediction.grid, state=state)
 
-    def write_error(self, source: Path, message: str) -> None:
+    def write_row(self, row: dict[str, Any], *, grid: npt.NDArray[np.floating], state: list[int]) -> None:
+        """Appends the row of a prediction (its `to_dict`) and its grid (L, h, w).
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        self._start()
+        assert self._grids is not None  # opened by _start
+        with storage_errors(self.folder / GRIDS_FILE):
+            index = self._grids.append(grid)
+        self._append({**row, "file": state, "grid": index})
+
+    def write_error(self, source: str | Path, message: str) -> None:
         """Appends a row that says why an image was skipped; kept back until there is a prediction."""
         row = {"source": str(source), "error": message}
         if self._started:
