@@ -14,12 +14,16 @@ _EXTRAS = {
     "demo": (("elpv_dataset", "elpv-dataset"), ("jinja2", "jinja2")),
     "report": (("jinja2", "jinja2"),),
     "hub": (("huggingface_hub", "huggingface-hub"),),
+    "onnx": (("onnx", "onnx"), ("onnxruntime", "onnxruntime")),
+    "openvino": (("openvino", "openvino"), ("onnxruntime", "onnxruntime")),
 }
 _CORE = ("torch", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "cyclopts", "rich")
 _PURPOSE = {
     "demo": "zsad demo on real solar cells",
     "report": "report.html",
     "hub": "backbones by hub id",
+    "onnx": "zsad export, and graphs without PyTorch",
+    "openvino": "the fastest graphs on processors",
 }
 
 

@@ -90,7 +90,8 @@ def write_onnx(method: Method, path: Path, *, shows: str | None = None) -> Recor
         raise ConfigError(
             f"cannot export a model on {weight.device} in {weight.dtype}; load it with device='cpu'"
         )
-    graph, size = _Graph(method.eval(), shows), method.config.image_size
+    # The recorder leaves all parts in the mode that the whole had before.
+    graph, size = _Graph(method, shows).eval(), method.config.image_size
     # One image: nothing in the graph may depend on their number, which is what the proof looks for.
     pixels = torch.zeros(1, 3, size, size)
     with torch.no_grad():

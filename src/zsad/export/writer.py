@@ -73,7 +73,7 @@ def export_model(
         say("recording the graph")
         recorded = write_onnx(model.method, place / "graph.onnx", shows=shows)
         graph = _convert(place, target, int8, proof_images, say)
-        card = _card(loaded, graph, recorded, name=name, target=target, int8=int8, shows=shows)
+        card = unproven_card(loaded, graph, recorded, name=name, target=target, int8=int8, shows=shows)
         say(f"comparing it with the model on {proof_images.source}")
         proof = compare(model, _open(graph, card), proof_images, shows=shows, quality=int8)
         (require_alike if int8 else require)(proof)
@@ -107,7 +107,7 @@ def _convert(
     return graph
 
 
-def _card(
+def unproven_card(
     loaded: Loaded,
     graph: Path,
     recorded: Recorded,
