@@ -32,7 +32,6 @@ VERBS = {
     "reproduce": "Print a paper's numbers on a data set beside ours, and what keeps them from being comparable.",
     "ablate": "Repeat a paper's ablation table: train its variants, measure them, print both side by side.",
     "bench": "Measure what share of this machine's matrix products each backend reaches with a model.",
-    "bench": "Measure what share of this machine's matrix products each backend reaches with a model.",
     "data": "Data sets: what there is, whether a copy is whole, how to get one.",
     "list": "List methods, backbones or bundled models.",
     "doctor": "Show versions, devices, caches, and what is missing and how to get it.",
