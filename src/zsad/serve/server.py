@@ -7,6 +7,7 @@ import contextlib
 import json
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -90,6 +91,18 @@ def run(service: Service, bound: socket.socket, *, token: str | None, started: C
     Raises:
         StorageError: the socket cannot listen.
     """
+    try:
+        make_server(service, token=token, started=started).run(sockets=[bound])
+    except OSError as error:
+        raise StorageError(f"cannot serve at {address_of(bound)}: {error.strerror or error}") from error
+    finally:
+        service.close()
+
+
+def make_server(
+    service: Service, *, token: str | None = None, started: Callable[[], None] = lambda: None
+) -> uvicorn.Server:
+    """A server to be run in any thread, which ends when its `should_exit` is set; arguments as `run`."""
     limits = service.limits
     config = uvicorn.Config(
         create_app(service, token=token),
@@ -104,12 +117,7 @@ def run(service: Service, bound: socket.socket, *, token: str | None, started: C
         # An image may still be arriving, then be answered, then be sent.
         timeout_graceful_shutdown=int(3 * limits.timeout) + 1,
     )
-    try:
-        _Server(config, service, started).run(sockets=[bound])
-    except OSError as error:
-        raise StorageError(f"cannot serve at {address_of(bound)}: {error.strerror or error}") from error
-    finally:
-        service.close()
+    return _Server(config, service, started)
 
 
 class _Server(uvicorn.Server):
@@ -127,6 +135,9 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
+            if threading.current_thread() is not threading.main_thread():
+                yield  # signals are none of its business
+                return
             for name in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, name, signal.signal(name, self.handle_exit))
             yield

@@ -58,12 +58,13 @@ export function routingBars(routing, layers) {
   return Object.entries(routing).map(([pool, weights], number) => {
     const experts = weights[0].length;
     const [cell, tall, left] = [Math.max(8, Math.min(22, 230 / experts)), 24, 24];
+    const most = Math.max(...weights.flat());
     const rows = layers.length === weights.length ? layers : weights.map((_, index) => index + 1);
     const parts = weights.flatMap((row, index) => {
       const base = (index + 1) * (tall + 5);
       const bars = row.flatMap((weight, expert) => {
         if (weight <= 0) return [];
-        const height = Math.max(1.5, Math.min(1, weight) * tall);
+        const height = Math.max(1.5, (weight / most) * tall);
         return [svg("rect", { class: "bar", x: left + expert * cell + 1.5, y: base - height, width: cell - 3, height, rx: 1.5 },
           svg("title", {}, `layer ${rows[index]}, expert ${expert + 1}: ${percent(weight)}`))];
       });
@@ -77,7 +78,7 @@ export function routingBars(routing, layers) {
       return `layer ${rows[index]} expert ${best + 1} with ${percent(row[best])}`;
     });
     const [width, height] = [left + experts * cell + 4, base + 18];
-    return el("figure", { class: `pool pool-${number % 2}` }, el("figcaption", {}, `${pool} pool`),
+    return el("figure", { class: `pool pool-${number % 2}` }, el("figcaption", {}, `${pool} pool, up to ${percent(most)}`),
       svg("svg", { class: "routing", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `${pool} pool, strongest in each layer: ${strongest.join(", ")}` }, parts, marks));
   });
 }
@@ -91,10 +92,11 @@ export function outlines(answer) {
     const x = Math.min(Math.max(region.box[0] + region.box[2] / 2, 2 * unit), width - 2 * unit);
     const above = region.box[1] > 4.5 * unit;
     const y = above ? region.box[1] - 1.2 * unit : Math.min(height - unit, region.box[1] + region.box[3] + 3.4 * unit);
+    const number = svg("text", { x, y, "text-anchor": "middle" }, String(index + 1));
+    number.style.fontSize = `${2.6 * unit}px`; // an attribute would yield to the style sheet
     return svg("g", { class: "region", "data-region": index },
       svg("polygon", { class: "under", points, "vector-effect": "non-scaling-stroke" }),
-      svg("polygon", { class: "over", points, "vector-effect": "non-scaling-stroke" }),
-      svg("text", { x, y, "font-size": 2.8 * unit, "text-anchor": "middle" }, String(index + 1)));
+      svg("polygon", { class: "over", points, "vector-effect": "non-scaling-stroke" }), number);
   });
   const said = shapes.length ? `${shapes.length} region${shapes.length === 1 ? "" : "s"} outlined` : "no region";
   return svg("svg", { class: "outlines", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": said }, shapes);

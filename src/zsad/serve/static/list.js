@@ -31,14 +31,14 @@ function entry(item, chosen, choose) {
   return el("li", {}, button);
 }
 
-/** "12 images, 3 anomalous, 1 cannot be used, 2 to go". */
+/** "12 images, 3 anomalous, 1 unusable, 2 to go". */
 export function tally(items) {
   const count = (test) => items.filter(test).length;
   const parts = [plural(items.length, "image")];
   const judged = count((item) => item.answer?.verdict);
   if (judged) parts.push(`${count((item) => item.answer?.verdict === "anomalous")} anomalous`);
   const failed = count((item) => item.state === "failed");
-  if (failed) parts.push(`${failed} cannot be used`);
+  if (failed) parts.push(`${failed} unusable`);
   const open = count((item) => item.state === "waiting" || item.state === "scoring");
   if (open) parts.push(`${open} to go`);
   return parts.join(" · ");

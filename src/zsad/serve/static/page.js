@@ -13,11 +13,12 @@ const THUMBNAIL = 112;
 
 let items = [];
 let chosen = null;
+let byHand = false; // whether the visitor chose what is looked at
 let model = null;
 let running = 0;
 let round = new AbortController();
 
-const drawList = () => list.draw(items, chosen, choose);
+const drawList = () => list.draw(items, chosen, pick);
 const drawView = () => viewer.show(chosen, { model, normals: calibration.normals() });
 
 function choose(item) {
@@ -26,6 +27,11 @@ function choose(item) {
   item.button?.setAttribute("aria-current", "true");
   item.button?.scrollIntoView({ block: "nearest", inline: "nearest" });
   drawView();
+}
+
+function pick(item) {
+  byHand = true;
+  choose(item);
 }
 
 function add(files) {
@@ -59,9 +65,15 @@ async function score(item, signal) {
     }
     item.thumbnail ??= await smallPicture(item.file, THUMBNAIL);
     const include = item.thumbnail ? ["heatmap"] : ["heatmap", "picture"];
+    if (item.thumbnail && !item.shown) {
+      item.shown = URL.createObjectURL(item.file);
+      drawList();
+      if (item === chosen) drawView();
+    }
     const answer = await predict(item.file, { include, signal });
+    if (signal.aborted) return;
     if (answer.picture) item.thumbnail = await smallPicture(await fileOf(answer.picture), THUMBNAIL);
-    item.shown ??= answer.picture ?? URL.createObjectURL(item.file);
+    item.shown ??= answer.picture;
     Object.assign(item, { answer, error: null, state: "done" });
     if (items.length === 1) announce(`${item.name}: ${answer.verdict ? `${answer.verdict}, ` : ""}score ${answer.score.toFixed(3)}.`);
   } catch (error) {
@@ -71,6 +83,7 @@ async function score(item, signal) {
   }
   drawList();
   if (item === chosen) drawView();
+  else if (!byHand && item.answer && !chosen?.answer && chosen?.state === "failed") choose(item);
 }
 
 /** Scores everything anew, after verdicts may have changed. */
@@ -88,6 +101,7 @@ function clear() {
   for (const item of items) if (item.shown?.startsWith("blob:")) URL.revokeObjectURL(item.shown);
   items = [];
   chosen = null;
+  byHand = false;
   drawList();
   drawView();
   announce("Cleared.");
@@ -141,7 +155,7 @@ function connectDrops(takeNormals) {
 
 function connect() {
   viewer.connect();
-  list.connect(() => items, choose);
+  list.connect(() => items, pick);
   connectDrops(calibration.connect(again));
   const files = byId("files");
   files.addEventListener("change", () => { add([...files.files]); files.value = ""; });

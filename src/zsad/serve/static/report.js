@@ -7,6 +7,7 @@ import { tally } from "./list.js";
 import { layers } from "./viewer.js";
 
 const SIDE = 800;
+const STYLE = "style";
 const stamp = () => new Date().toISOString().slice(0, 16).replace("T", " ");
 const fileName = (ending) => `zsad-${stamp().replace(/[ :]/g, "-")}.${ending}`;
 
@@ -28,8 +29,8 @@ async function card(item, { model, normals, opacity }) {
     return el("article", { class: "panel" }, el("h2", { class: "name" }, item.name), el("p", { class: "failed" }, item.error));
   }
   const { answer } = item;
-  const picture = (await smallPicture(item.file, SIDE)) ?? answer.picture;
-  const frame = el("div", { class: "frame" }, ...layers(answer, picture, { opacity, regions: true, name: item.name }));
+  const picture = (await smallPicture(item.file, SIDE)) ?? item.shown;
+  const frame = el("div", { class: "frame" }, ...layers(answer, picture, { opacity, name: item.name }));
   frame.style.setProperty("--ratio", answer.size[1] / answer.size[0]);
   const count = answer.regions ? ` · ${plural(answer.regions.length, "region")}` : "";
   return el("article", { class: "panel" },
@@ -55,7 +56,7 @@ export async function saveReport(items, { model, calibration, normals, opacity }
     el("meta", { name: "viewport", content: "width=device-width, initial-scale=1" }),
     el("meta", { name: "color-scheme", content: "light dark" }),
     el("meta", { "http-equiv": "Content-Security-Policy", content: "default-src 'none'; img-src data:; style-src 'unsafe-inline'" }),
-    el("style", {}, sheets.join("\n")));
+    page.createComment(STYLE));
   page.body.className = "report";
   page.body.append(
     el("header", {},
@@ -66,5 +67,7 @@ export async function saveReport(items, { model, calibration, normals, opacity }
       scale ? el("div", { class: "legend" }, el("span", {}, scale[0].toFixed(2)), el("div", { class: "ramp" }), el("span", {}, scale[1].toFixed(2)), el("span", {}, "map value, the same colours for all images")) : null,
       model.note ? el("p", { class: "warn" }, model.note) : null),
     el("main", { class: "cards" }, cards));
-  download(fileName("html"), `<!DOCTYPE html>\n${page.documentElement.outerHTML}\n`, "text/html");
+  // As text: the policy of this page would forbid a style within a document, even one that is not shown.
+  const text = page.documentElement.outerHTML.replace(`<!--${STYLE}-->`, () => `<style>${sheets.join("\n")}</style>`);
+  download(fileName("html"), `<!DOCTYPE html>\n${text}\n`, "text/html");
 }

@@ -6,42 +6,44 @@ import { byId, el, plural } from "./dom.js";
 const state = { opacity: 0.7, regions: true };
 
 /** The picture with the layers over it. */
-export function layers(answer, picture, { opacity, regions, name }) {
+export function layers(answer, picture, { opacity, name }) {
   const heat = el("img", { class: "heat", src: answer.heatmap.png, alt: `Heat map, highest value ${answer.heatmap.peak.toFixed(2)}` });
   heat.style.opacity = opacity;
-  return [el("img", { class: "picture", src: picture, alt: name }), heat, regions ? outlines(answer) : null];
+  return [el("img", { class: "picture", src: picture, alt: name }), heat, outlines(answer)];
 }
 
 /** Shows an item; one without an answer yet shows its picture alone. */
 export function show(item, { model, normals }) {
   byId("hero").hidden = Boolean(item);
-  byId("view").hidden = !item;
-  byId("facts").hidden = !item?.answer && !item?.error;
+  byId("view").hidden = byId("facts").hidden = !item;
   if (!item) return;
-  const frame = byId("frame");
   const { answer } = item;
+  const frame = byId("frame");
   if (answer) {
-    const [height, width] = answer.size;
-    frame.style.setProperty("--ratio", width / height);
-    frame.replaceChildren(...layers(answer, item.shown, { opacity: state.opacity, regions: true, name: item.name }).filter(Boolean));
+    frame.style.setProperty("--ratio", answer.size[1] / answer.size[0]);
+    frame.replaceChildren(...layers(answer, item.shown, { opacity: state.opacity, name: item.name }));
     frame.querySelector(".outlines").toggleAttribute("hidden", !state.regions);
     byId("scale-low").textContent = answer.heatmap.scale[0].toFixed(2);
     byId("scale-high").textContent = answer.heatmap.scale[1].toFixed(2);
+  } else if (item.shown) {
+    const picture = el("img", { class: "picture", src: item.shown, alt: item.name });
+    picture.addEventListener("load", () => { if (picture.isConnected) frame.style.setProperty("--ratio", picture.naturalWidth / picture.naturalHeight); });
+    frame.replaceChildren(picture);
   } else {
-    frame.style.removeProperty("--ratio");
-    frame.replaceChildren(el("div", { class: `waiting ${item.state}` }, item.error ?? (item.state === "scoring" ? "scoring …" : "waiting …")));
+    frame.replaceChildren(el("div", { class: `waiting ${item.state}` }, item.state === "failed" ? "no picture" : ""));
   }
   facts(item, { model, normals });
 }
 
-function facts(item, { model, normals }) {
-  const { answer } = item;
-  byId("h-name").textContent = item.name;
-  byId("experts-panel").hidden = !answer?.routing;
+const STATES = { waiting: "Waiting …", scoring: "Scoring …" };
+
+function facts({ answer, name, error, state: now }, { model, normals }) {
+  byId("h-name").textContent = name;
   byId("h-regions").parentElement.hidden = !answer;
+  byId("experts-panel").hidden = !answer?.routing;
   if (!answer) {
     byId("about").textContent = "";
-    byId("judgement").replaceChildren(el("p", { class: "failed" }, item.error ?? ""));
+    byId("judgement").replaceChildren(el("p", { class: error ? "failed" : "meta" }, error ?? STATES[now] ?? ""));
     return;
   }
   const [height, width] = answer.size;
@@ -49,7 +51,7 @@ function facts(item, { model, normals }) {
   byId("judgement").replaceChildren(...judgement(answer, normals));
   byId("regions").replaceChildren(...regionTable(answer));
   byId("experts").replaceChildren(...(answer.routing ? routingBars(answer.routing, model.layers) : []));
-  if (answer.routing) byId("experts").append(el("p", { class: "meta" }, "Rows are layers of the backbone; a bar is as high as the expert's weight."));
+  if (answer.routing) byId("experts").append(el("p", { class: "meta" }, "A row for each layer of the backbone, a bar for each expert, as high as its weight."));
 }
 
 function judgement(answer, normals) {
@@ -75,7 +77,7 @@ function regionTable(answer) {
       el("td", { class: "number" }, `${share < 0.1 ? "< 0.1" : share.toFixed(1)} %`),
       el("td", { class: "number" }, `${x}, ${y} · ${across} × ${down}`));
   });
-  const head = ["", "Peak", "Area", "At, size in px"].map((text, index) => el("th", { scope: "col", class: index ? "number" : null }, text || el("span", { class: "unseen" }, "Number")));
+  const head = ["", "Peak", "Area", "Place and size, px"].map((text, index) => el("th", { scope: "col", class: index ? "number" : null }, text || el("span", { class: "unseen" }, "Number")));
   return [el("table", { class: "regions" }, el("caption", { class: "unseen" }, plural(rows.length, "region")), el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows))];
 }
 
