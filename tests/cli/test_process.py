@@ -186,7 +186,7 @@ def test_torchrun_trains_with_two_processes(toy, tmp_path: Path) -> None:
     words = [*launch.split(), "--threads", "1", "--data", str(tmp_path / "disc"), "--out", str(out)]
     words += ["--backbone", str(toy.backbone), "--epochs", "1", "--batch-size", "2"]
     words += ["--set", "heads=4", "--set", "experts=2", "--set", "top_k=1"]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote ") == 1 and done.stderr.count("2 normal and 2 anomalous") == 1
     assert "Traceback" not in done.stderr

@@ -106,13 +106,13 @@ def _pairs(
     from zsad.benchmark.protocols import Pair, find_protocol, parse_pair, resolve
     from zsad.errors import ConfigError
 
-    if (train_on is None) != (test_on is None):
+    if train_on and not test_on:
         raise ConfigError(
-            "--train-on and --test-on belong together, got one of them; give both, or --pair 'A>B'"
+            "--train-on is given without --test-on: say what to measure on, too, or use --pair 'A>B'"
         )
     given = [parse_pair(text) for text in pairs or ()]
-    if train_on and test_on:
-        given.append(Pair(train=tuple(train_on), test=tuple(test_on)))
+    if test_on:
+        given.append(Pair(train=tuple(train_on or ()), test=tuple(test_on)))
     found, missing = resolve(given, data, partial=False) if given else ([], [])
     if protocol is not None:
         if data is None:
