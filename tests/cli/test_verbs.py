@@ -106,7 +106,17 @@ def test_evaluate_prints_further_metrics_and_the_pooled_row(call, toy, mvtec: Pa
     words = ["evaluate", toy.model, "--data", mvtec, "--device", "cpu", "--out", tmp_path / "out"]
     code, plain, _ = call(*words)
     assert code == 0 and "pooled" not in plain
-    more = ["--also", "aupimo", "--also", "aupro@0.05", "--pro", "anomalyclip", "--pro-limit", "0.2", "--micro"]
+    more = [
+        "--also",
+        "aupimo",
+        "--also",
+        "aupro@0.05",
+        "--pro",
+        "anomalyclip",
+        "--pro-limit",
+        "0.2",
+        "--micro",
+    ]
     code, printed, _ = call(*words, *more)
     assert code == 0
     for heading in ("PRO to 0.2 (anomalyclip)", "AUPIMO", "AUPRO to 0.05", "pooled", "note: pooled: micro"):
