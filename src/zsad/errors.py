@@ -55,3 +55,7 @@ class MetricError(ZsadError):
 
 class CalibrationError(ZsadError):
     """A calibration that cannot be made, cannot be read, or belongs to another model."""
+
+
+class EngineError(ZsadError):
+    """A cluster that cannot be reached or broke down."""

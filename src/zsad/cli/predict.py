@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _Format = Literal["jsonl", "csv", "coco", "labelstudio"]
 _Backend = Literal["auto", "torch", "onnx", "openvino"]
 _Precision = Literal["auto", "fp32", "bf16", "fp16"]
+_Engine = Literal["local", "ray"]
 
 
 def predict_command(
@@ -40,6 +41,10 @@ def predict_command(
     regions: Annotated[list[_Format] | None, Parameter(consume_multiple=True)] = None,
     pixel_threshold: float | None = None,
     min_area: float = 0.0,
+    engine: _Engine = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    column: str | None = None,
 ) -> int:
     """Score images and outline what is wrong with them.
 
@@ -69,6 +74,11 @@ def predict_command(
         regions: Write the connected parts above the pixel threshold to files; several may be named.
         pixel_threshold: Map value above which regions lie; by default the calibration's.
         min_area: Leave out regions of fewer pixels of the image.
+        engine: ray deals the images out to several workers, on this machine or a cluster; inputs may then be Parquet or
+            addresses such as s3://bucket/folder, too. Writes predictions.parquet, and neither overlays nor a report.
+        address: Of a running Ray cluster, such as ray://head:10001 or auto; by default one is started here.
+        workers: Copies of the model; by default one a GPU, or without GPUs one a machine.
+        column: Of Parquet, with images or paths; by default bytes, content, image or path.
     """
     from zsad.cli.scoring import Options, conclude, look_at, score_images
     from zsad.data.loader import expand_inputs
@@ -89,13 +99,17 @@ def predict_command(
     )
     options.check()
     check_place(out)
-    samples = _outside(expand_inputs(list(inputs)), out)
+    samples = _outside(expand_inputs(list(inputs)), out) if engine == "local" else []
     region = read_region(roi, ignore)
+    if engine == "local" and (address or workers or column):
+        raise ConfigError("--address, --workers and --column are for --engine ray; add it, or leave them out")
+    if engine == "ray" and backend == "auto":
+        raise ConfigError("--backend auto may differ between machines; with --engine ray, name one")
     detector = load(
         model,
         backbone=backbone,
         weights=weights,
-        device=device,
+        device=device if engine == "local" else "cpu",  # here it only says what the model is
         calibration=calibration,
         backend=backend,
         precision=precision,
@@ -106,6 +120,11 @@ def predict_command(
     look_at(detector, region=region, shows=object_, pixel_threshold=pixel_threshold, min_area=min_area)
     if regions and detector.pixel_threshold is None:
         raise ConfigError("--regions needs a pixel threshold: run zsad calibrate, or give --pixel-threshold")
+    if engine == "ray":
+        from zsad.cli.cluster import Asked, score_on_ray
+
+        asked = Asked(model, backbone, weights, device, calibration, threads, address, workers, column)
+        return score_on_ray(detector, list(inputs), asked=asked, options=options)
     if detector.shows is not None:
         samples = [replace(sample, class_name=detector.shows) for sample in samples]
     outcome = score_images(

@@ -64,6 +64,20 @@ class Outcome:
         """0 where every image was scored, 3 where some failed."""
         return EXIT_SOME_FAILED if self.errors else EXIT_OK
 
+    def check(self, count: int) -> None:
+        """Raises what is wrong with the one image, or a DataError, where none of `count` images could be used."""
+        if not self.errors or self.scored or self.skipped:
+            return
+        if count == 1:
+            raise self.errors[0]
+        raise DataError(f"none of the {count} images could be used; nothing was written")
+
+    def count(self, prediction: Prediction) -> None:
+        """One more image has its result."""
+        self.scored += 1
+        if prediction.is_anomalous is not None:
+            self.anomalous = (self.anomalous or 0) + prediction.is_anomalous
+
 
 def score_images(
     detector: Detector,
@@ -89,25 +103,8 @@ def score_images(
         DataError: none of several can, or the folder holds another run.
         StorageError: the disk is full or the folder cannot be written.
     """
-    settings = {
-        "inputs": inputs,
-        "model": model_identity(detector),
-        "overlay": options.overlay,
-        "max_overlay_side": options.max_overlay_side,
-    }
-    settings |= detector.backend.settings()
-    if shown is not None:
-        settings["object"] = shown
-    settings |= judging_settings(detector)
-    details = {
-        "title": title,
-        "model_name": detector.name,
-        "card": detector.card.model_dump(mode="json"),
-        "map_spec": detector.map_spec.model_dump(mode="json"),
-        "environment": detector.backend.environment(),
-        **judging_details(detector),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+    settings = run_settings(detector, inputs=inputs, options=options, shown=shown)
+    details = run_details(detector, title=title)
     with RunWriter(options.out, settings=settings, details=details, overwrite=options.overwrite) as writer:
         todo = [sample for sample in samples if not writer.is_finished(sample.image)]
         outcome = Outcome(skipped=len(samples) - len(todo))
@@ -118,11 +115,37 @@ def score_images(
         start = time.perf_counter()
         _score(detector, todo, writer=writer, options=options, outcome=outcome)
         outcome.seconds = time.perf_counter() - start
-    if outcome.errors and not outcome.scored and not outcome.skipped:
-        if len(samples) == 1:
-            raise outcome.errors[0]
-        raise DataError(f"none of the {len(samples)} images could be used; nothing was written")
+    outcome.check(len(samples))
     return outcome
+
+
+def run_settings(
+    detector: Detector, *, inputs: list[str], options: Options, shown: str | None
+) -> dict[str, Any]:
+    """All that changes the results of a run; arguments as `score_images`."""
+    settings: dict[str, Any] = {
+        "inputs": inputs,
+        "model": model_identity(detector),
+        "overlay": options.overlay,
+        "max_overlay_side": options.max_overlay_side,
+    }
+    settings |= detector.backend.settings()
+    if shown is not None:
+        settings["object"] = shown
+    return settings | judging_settings(detector)
+
+
+def run_details(detector: Detector, *, title: str) -> dict[str, Any]:
+    """What run.json holds beside the settings."""
+    return {
+        "title": title,
+        "model_name": detector.name,
+        "card": detector.card.model_dump(mode="json"),
+        "map_spec": detector.map_spec.model_dump(mode="json"),
+        "environment": detector.backend.environment(),
+        **judging_details(detector),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 def _score(
@@ -147,9 +170,7 @@ def _score(
             writer.write(prediction, overlay=overlay, state=file_state(source))
             if outcome.scored == 0:
                 say(header_line(prediction))
-            outcome.scored += 1
-            if prediction.is_anomalous is not None:
-                outcome.anomalous = (outcome.anomalous or 0) + prediction.is_anomalous
+            outcome.count(prediction)
             say(result_line(prediction, base=base))
             advance(1)
 

@@ -136,6 +136,13 @@ class BatchPredictor:
         self.images_a_pass = images_a_pass
         self.keep = tuple(keep)
 
+    @classmethod
+    def of(cls, loading: Loading, *, images_a_pass: int | None = None) -> BatchPredictor:
+        """A predictor for a model as it is to be loaded."""
+        made = cls(images_a_pass=images_a_pass)
+        made.loading = loading
+        return made
+
     @property
     def detector(self) -> Detector:
         """The detector of this process."""

@@ -23,9 +23,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-import numpy as np
-import numpy.typing as npt
-
 from zsad.errors import DataError, StorageError
 from zsad.files import make_folder, sole_writer, storage_errors, write_bytes, write_json
 from zsad.infer.prediction import Prediction
@@ -175,22 +172,15 @@ class RunWriter:
         Raises:
             StorageError: the disk is full.
         """
-        row = prediction.to_dict()
-        if overlay is not None:
-            row["overlay"] = f"{OVERLAYS}/{overlay.name}"
-        self.write_row(row, grid=prediction.grid, state=state)
-
-    def write_row(self, row: dict[str, Any], *, grid: npt.NDArray[np.floating], state: list[int]) -> None:
-        """Appends the row of a prediction (its `to_dict`) and its grid (L, h, w).
-
-        Raises:
-            StorageError: the disk is full.
-        """
         self._start()
         assert self._grids is not None  # opened by _start
+        row = prediction.to_dict()
+        row["file"] = state
         with storage_errors(self.folder / GRIDS_FILE):
-            index = self._grids.append(grid)
-        self._append({**row, "file": state, "grid": index})
+            row["grid"] = self._grids.append(prediction.grid)
+        if overlay is not None:
+            row["overlay"] = f"{OVERLAYS}/{overlay.name}"
+        self._append(row)
 
     def write_error(self, source: str | Path, message: str) -> None:
         """Appends a row that says why an image was skipped; kept back until there is a prediction."""

@@ -1,0 +1,142 @@
+"""What `predict --engine ray` does: images through workers into the folder of a run, and its table as Parquet."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from zsad.cli.console import note, plural, printable, progress, say
+from zsad.cli.scoring import (
+    Options,
+    Outcome,
+    conclude,
+    header_line,
+    result_line,
+    run_details,
+    run_settings,
+)
+from zsad.detector import Detector
+from zsad.device import available_cores
+from zsad.errors import ConfigError, ZsadError
+from zsad.infer.batches import Loading
+from zsad.infer.distributed import Cluster, need_ray, predict_with_ray
+from zsad.infer.sources import ImageFiles, ParquetFiles, find_images
+from zsad.infer.table import write_table
+from zsad.infer.writer import RunWriter, file_state
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the command line says of model and cluster."""
+
+    model: str
+    backbone: str | None
+    weights: Path | None
+    device: str
+    calibration: str
+    threads: int | None
+    address: str | None
+    workers: int | None
+    column: str | None
+
+    def cluster(self) -> Cluster:
+        """Where to run; by default this machine's cores are shared out to its workers.
+
+        Raises:
+            ConfigError: fewer than one worker.
+        """
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"--workers is {self.workers}, expected 1 or more")
+        cores = self.threads or max(1, available_cores() // (self.workers or 1))
+        return Cluster(self.address, self.workers, cores)
+
+    def loading(self, detector: Detector, *, threads: int) -> Loading:
+        """The model and how it judges, for workers that may start in another folder."""
+        return Loading(
+            model=_everywhere(self.model),
+            backbone=None if self.backbone is None else _everywhere(self.backbone),
+            weights=None if self.weights is None else _everywhere(str(self.weights)),
+            device=self.device,
+            calibration=_everywhere(self.calibration),
+            backend=detector.backend.name,
+            precision=detector.backend.precision,
+            threads=threads,
+            shows=detector.shows,
+            pixel_threshold=detector.pixel_threshold,
+            min_area=detector.min_area,
+            region=detector.region,
+        )
+
+
+def _everywhere(name: str) -> str:
+    """A path from the root, where a name is a path."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
+
+
+def score_on_ray(detector: Detector, inputs: list[str], *, asked: Asked, options: Options) -> int:
+    """Scores images into the run's folder; finished ones of the same run are left out. Returns the exit code.
+
+    Args:
+        detector: the model as it is loaded here, to know it by; workers load their own.
+        inputs: images, folders, patterns, addresses or Parquet.
+        asked: model and cluster.
+        options: where and how results are written; overlays and report are not.
+
+    Raises:
+        ConfigError: Ray is not installed, or impossible numbers.
+        DataError: no images, none that can be used, or the folder holds another run.
+        EngineError: the cluster cannot be reached or broke down; finished rows are kept.
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    need_ray()
+    cluster, plain = asked.cluster(), replace(options, overlay=False, report=False)
+    images = find_images(inputs, column=asked.column)
+    named = [name if "://" in name else os.path.abspath(name) for name in inputs]  # noqa: PTH100 - patterns
+    settings = run_settings(detector, inputs=named, options=plain, shown=detector.shows)
+    details = run_details(detector, title=", ".join(inputs[:3]))
+    loading = asked.loading(detector, threads=cluster.cores)
+    with RunWriter(plain.out, settings=settings, details=details, overwrite=plain.overwrite) as writer:
+        outcome = _score(images, writer, loading=loading, detector=detector, cluster=cluster, options=plain)
+    outcome.check(len(images))
+    conclude(outcome, options=plain)
+    say(f"wrote {printable(write_table(plain.out))}")
+    return outcome.exit_code
+
+
+def _score(
+    images: ImageFiles | ParquetFiles,
+    writer: RunWriter,
+    *,
+    loading: Loading,
+    detector: Detector,
+    cluster: Cluster,
+    options: Options,
+) -> Outcome:
+    finished = frozenset(source for source in writer.finished_sources if writer.is_finished(source))
+    todo = images.without(finished)
+    outcome = Outcome(skipped=len(images) - len(todo))
+    if outcome.skipped:
+        note(f"zsad: {plural(outcome.skipped, 'image')} of this run finished before, --overwrite starts anew")
+    if not len(todo):
+        return outcome
+    start, base = time.perf_counter(), Path.cwd()
+    results = predict_with_ray(
+        todo, loading, detector.preprocess, cluster=cluster, images_a_pass=options.batch_size
+    )
+    with progress("scoring", len(todo)) as advance:
+        for name, result in results:
+            if isinstance(result, ZsadError):
+                outcome.errors.append(result)
+                writer.write_error(name, str(result))
+                note(f"zsad: skipped: {printable(result)}")
+            else:
+                writer.write(result, overlay=None, state=file_state(Path(name)))
+                if outcome.scored == 0:
+                    say(header_line(result))
+                outcome.count(result)
+                say(result_line(result, base=base))
+            advance(1)
+    outcome.seconds = time.perf_counter() - start
+    return outcome
