@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -23,16 +25,19 @@ from zsad.infer.calibrate import (
     write_calibration,
 )
 from zsad.infer.engine import OnError, predict_pixels, predict_samples
+from zsad.infer.looking import SQUARE, Looking
 from zsad.infer.models import BackendName, Request, load_model, untrained_methods
 from zsad.infer.prediction import Prediction
 from zsad.infer.roi import RegionOfInterest
 from zsad.infer.thresholds import Normals, Wish
+from zsad.infer.tiling import Tiling, predict_large
 from zsad.nn.maps import MapSpec
 from zsad.types import Sample
 
 if TYPE_CHECKING:
     import torch
 
+    from zsad.infer.comparing import Comparison
     from zsad.methods.base import Method
 
 __all__ = ["DEFAULT_MODEL", "Detector", "load", "untrained_methods"]
@@ -55,6 +60,7 @@ class Detector:
         shows: what the images show, for methods whose prompts name it, where an image does not say so itself.
         pixel_threshold: map value above which regions lie; None: no regions. A calibration brings its own.
         min_area: regions smaller than so many pixels of the image are left out.
+        looking: whether pictures are cut into tiles or keep their proportions, and how files are read.
     """
 
     def __init__(self, model: Method | Backend, card: Card, *, name: str = "model") -> None:
@@ -67,6 +73,7 @@ class Detector:
         self.shows: str | None = None
         self.pixel_threshold: float | None = None
         self.min_area = 0.0
+        self.looking = SQUARE
 
     @property
     def method(self) -> Method:
@@ -88,6 +95,11 @@ class Detector:
         return next(self.method.parameters()).device
 
     @property
+    def comparison(self) -> Comparison | None:
+        """What images are compared with; None: they are looked at alone."""
+        return getattr(self.backend, "comparison", None)
+
+    @property
     def map_spec(self) -> MapSpec:
         """How grids become maps."""
         return self.backend.spec
@@ -95,28 +107,46 @@ class Detector:
     def __repr__(self) -> str:
         return f"Detector({self.name!r}, method={self.card.method!r}, backbone={self.card.backbone.name!r})"
 
-    def predict(self, source: Source, *, shows: str | None = None) -> Prediction:
+    def predict(
+        self, source: Source, *, shows: str | None = None, tile: Tiling | str | int | None = None
+    ) -> Prediction:
         """The prediction for one image.
 
         Args:
             source: a path, the content of an image file as bytes, a Pillow image, or an array (H, W), (H, W, 1),
                 (H, W, 3) or (H, W, 4) of uint8, uint16, bool, or float in [0, 1].
             shows: what it shows, such as "metal nut", for methods whose prompts name the object.
+            tile: how a large picture is cut: "auto", "off", a side in pixels, or a `zsad.infer.tiling.Tiling`; None:
+                as `looking` says. Thresholds only hold for pictures that are cut as in the calibration.
 
         Raises:
             ImageError: it cannot be read or used.
+            ConfigError: a tile that makes no sense.
         """
-        image, size = read_image(source)
-        shows = shows or self.shows
-        words = None if shows is None else (shows,)
-        prediction = predict_pixels(self.backend, self.preprocess(image)[None], sizes=[size], words=words)[0]
-        if isinstance(source, str | Path):
-            prediction.source = str(source)
-        else:
-            prediction.picture = image
+        looking = self.looking if tile is None else replace(self.looking, tiling=Tiling.of(tile))
+        prediction = self._look_at(source, looking, shows or self.shows)
         if not np.isfinite(prediction.score):
             raise ImageError(f"{prediction.source or 'image'} has no finite score: use device='cpu'")
         return self.judge(prediction)
+
+    def _look_at(self, source: Source, looking: Looking, shows: str | None) -> Prediction:
+        """The prediction for one image, without a verdict."""
+        named = isinstance(source, str | Path)
+        if looking.tiling is not None:
+            prediction = predict_large(
+                self.backend, source, self.preprocess, looking, config=self._score_config, words=shows
+            )
+        else:
+            image, size = read_image(source, reading=looking.reading)
+            preprocess = self.preprocess
+            if looking.keep_aspect:
+                preprocess = preprocess.fitted(size, self.backend.patch)
+            words = None if shows is None else (shows,)
+            prediction = predict_pixels(self.backend, preprocess(image)[None], sizes=[size], words=words)[0]
+            prediction.picture = None if named else image
+        prediction.source = str(source) if named else None
+        prediction.reading = looking.reading
+        return prediction
 
     def judge(self, prediction: Prediction) -> Prediction:
         """A prediction of this model with region of interest and calibration applied: the same object.
@@ -164,6 +194,8 @@ class Detector:
             self.preprocess,
             on_error=report,
             batch_size=self.backend.batch_size if batch_size is None else batch_size,
+            looking=self.looking,
+            config=self._score_config,
         )
         for prediction in predictions:
             try:
@@ -171,6 +203,11 @@ class Detector:
             except ImageError as error:
                 source = str(prediction.source)
                 report(Sample(Path(source), label=prediction.label), ImageError(f"{source}: {error}"))
+
+    @property
+    def _score_config(self) -> dict[str, Any]:
+        """Settings that say how an image score is made; where comparisons have a part in it, none of them does."""
+        return {} if self.comparison is not None else dict(self.card.config)
 
     def _named(self, samples: Iterable[Sample]) -> list[Sample]:
         """Samples that show what this detector's images show."""
@@ -184,8 +221,18 @@ class Detector:
         )
 
     def identity(self) -> str:
-        """A short hash of all that decides a score: configuration, backbone, preprocessing, the adapter's tensors."""
-        return self.backend.identity(self.card)
+        """A short hash of all that decides a score.
+
+        That is configuration, backbone, preprocessing, the adapter's tensors, how pictures are looked at, and what they
+        are compared with.
+        """
+        own = self.backend.identity(self.card)
+        looking = self.looking.to_dict()
+        if self.comparison is not None:
+            looking["compared"] = self.comparison.digest()
+        if not looking:
+            return own
+        return hashlib.sha256(json.dumps([own, looking], sort_keys=True).encode()).hexdigest()[:16]
 
     def use(self, calibration: Calibration | str | Path) -> Detector:
         """Takes a calibration, with its region of interest and its word for what images show; returns itself.
@@ -233,7 +280,7 @@ class Detector:
         held = list(labelled)
         # Verdicts of a former calibration are not wanted.
         bare = Detector(self.backend, self.card, name=self.name)
-        bare.region, bare.shows = self.region, self.shows
+        bare.region, bare.shows, bare.looking = self.region, self.shows, self.looking
         seen, scores = Normals(), ([], [])  # type: tuple[Normals, tuple[list[float], list[float]]]
         for group in (samples, held):
             named = self._named(group)
@@ -254,6 +301,75 @@ class Detector:
         )
         self.pixel_threshold = self.calibration.pixel.value
         return self.calibration
+
+    def with_references(
+        self,
+        references: str | Path | Iterable[Sample],
+        *,
+        limit: int = 10_000,
+        pick: Literal["random", "coreset"] = "random",
+        scale: Literal["standard", "distance"] = "standard",
+        on_error: OnError | None = None,
+    ) -> Detector:
+        """A detector that compares images with normal ones, too, and shares the model with this one.
+
+        It has no calibration: scores are others. What is compared and how it is fused stands in `zsad.infer.comparing`.
+
+        Args:
+            references: normal images (a folder, a pattern, samples), or a file that `References.save` wrote.
+            limit: patches that are remembered.
+            pick: which: random ones, or those that cover the others best.
+            scale: "standard" judges distances by those between normal images, "distance" takes them as they are.
+            on_error: as in `predict_folder`.
+
+        Raises:
+            ConfigError: the model is an exported graph, or a number makes no sense.
+            DataError: no image is found or can be used.
+            CheckpointError: a file that is broken or of another model.
+        """
+        from zsad.infer.compared import load_or_collect
+
+        found = load_or_collect(
+            self, references, limit=limit, pick=pick, scale=scale, on_error=on_error or _warn
+        )
+        return self._comparing(found)
+
+    def with_mutual(
+        self,
+        samples: str | Path | Iterable[Sample],
+        *,
+        others: int = 64,
+        scale: Literal["standard", "distance"] = "standard",
+        on_error: OnError | None = None,
+    ) -> Detector:
+        """A detector that compares images with those of a batch, which need not be normal; see `zsad.infer.mutual`.
+
+        Args:
+            samples: the batch (a folder, a pattern, samples); those to be scored, as a rule.
+            others: images of it that are kept for comparison.
+            scale: as in `with_references`.
+            on_error: as in `predict_folder`.
+
+        Raises:
+            ConfigError: the model is an exported graph, or a number makes no sense.
+            DataError: fewer than two different images can be used.
+        """
+        from zsad.infer.compared import collect_batch
+
+        return self._comparing(
+            collect_batch(self, samples, others=others, scale=scale, on_error=on_error or _warn)
+        )
+
+    def _comparing(self, comparison: Comparison) -> Detector:
+        from zsad.infer.backends.torch import TorchBackend
+
+        backend = TorchBackend(
+            self.method, precision=cast("Precision", self.backend.precision), comparison=comparison
+        )
+        made = Detector(backend, self.card, name=self.name)
+        made.region, made.shows, made.looking = self.region, self.shows, self.looking
+        made.pixel_threshold, made.min_area = self.pixel_threshold, self.min_area
+        return made
 
     def save(self, path: str | Path) -> Path:
         """Writes adapter and card as a checkpoint file or into a folder, a calibration beside it; returns the file.

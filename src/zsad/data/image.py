@@ -209,6 +209,21 @@ class Preprocess:
         pixels = (pixels - np.asarray(self.mean, dtype=np.float32)) / np.asarray(self.std, dtype=np.float32)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
+    def fitted(self, size: tuple[int, int], patch: int) -> Preprocess:
+        """For an image of `size` (H,W): about as many pixels, in the image's own proportions, sides whole patches.
+
+        Neither side gets fewer than a quarter of its patches, so a very thin image is squeezed somewhat.
+
+        Example:
+            >>> Preprocess((320, 320)).fitted((1080, 1920), 16).image_size
+            (240, 432)
+        """
+        rows, columns = (max(1, side // patch) for side in self.image_size)
+        total, ratio = rows * columns, (size[0] / size[1])
+        high = min(max(round((total * ratio) ** 0.5), -(-rows // 4)), 4 * rows)
+        wide = min(max(round((total / ratio) ** 0.5), -(-columns // 4)), 4 * columns)
+        return replace(self, image_size=(high * patch, wide * patch))
+
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that are the same for equal settings on every machine."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]

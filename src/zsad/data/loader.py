@@ -19,6 +19,7 @@ from zsad.data.address import numbered, split_address
 from zsad.data.image import Preprocess, read_image
 from zsad.data.layouts import is_image, walk_images
 from zsad.data.opening import page_count
+from zsad.data.pixels import PLAIN, Reading
 from zsad.errors import ConfigError, DataError, ZsadError
 from zsad.types import Sample
 
@@ -52,7 +53,9 @@ def iter_batches(
     batch_size: int,
     workers: int = 2,
     decode: Literal["full", "fast"] = "full",
-    max_pixels: int = 120_000_000,
+    max_pixels: int | None = None,
+    reading: Reading = PLAIN,
+    patch: int | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield the samples as batches, in order; a file that cannot be read is reported, never raised.
 
@@ -65,7 +68,10 @@ def iter_batches(
         batch_size: samples per batch, at least 1; the last batch can be smaller.
         workers: decoding threads; 0 decodes in the calling thread.
         decode: "fast" lets large JPEGs be decoded at reduced scale, at least twice the model's size.
-        max_pixels: larger images are reported as errors.
+        max_pixels: larger images are reported as errors; None: what `reading` says.
+        reading: depth, transparency, DICOM window.
+        patch: side of the patches in whole numbers of which images are resized to their own proportions (see
+            `Preprocess.fitted`); None: all to one size. Neighbours of different shapes then come in separate batches.
 
     Raises:
         ConfigError: at the call, for an impossible batch_size, workers or decode.
@@ -80,8 +86,9 @@ def iter_batches(
 
     def read(sample: Sample) -> tuple[Pixels, Size] | ZsadError:
         try:
-            image, size = read_image(sample.image, max_pixels=max_pixels, target=target)
-            return preprocess(image), size
+            image, size = read_image(sample.image, max_pixels=max_pixels, target=target, reading=reading)
+            fitted = preprocess if patch is None else preprocess.fitted(size, patch)
+            return fitted(image), size
         except ZsadError as error:
             return error
 
@@ -143,7 +150,8 @@ def _batches(
     results = read_ahead(samples, read, ahead=ahead, workers=workers)
     try:
         while group := list(islice(results, batch_size)):
-            yield _collate(group, size)
+            for part in _alike(group):
+                yield _collate(part, size)
     finally:
         results.close()
 
@@ -178,6 +186,23 @@ def read_ahead(
                 pending.append((following, pool.submit(read, following)))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+_Read = tuple[Sample, "tuple[Pixels, Size] | ZsadError"]
+
+
+def _alike(group: list[_Read]) -> Iterator[list[_Read]]:
+    """Yields runs of pixels of one shape; an error goes with the run before it."""
+    run: list[_Read] = []
+    shape: tuple[int, ...] | None = None
+    for item in group:
+        own = None if isinstance(item[1], ZsadError) else item[1][0].shape
+        if own is not None and shape not in (None, own):
+            yield run
+            run = []
+        shape = own or shape
+        run.append(item)
+    yield run
 
 
 def _collate(group: list[tuple[Sample, tuple[Pixels, Size] | ZsadError]], size: Size) -> Batch:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from zsad.data.image import Preprocess
 from zsad.data.loader import iter_batches
 from zsad.errors import ImageError, ZsadError
 from zsad.infer.backends.base import Backend, as_backend
+from zsad.infer.looking import SQUARE, Looking
 from zsad.infer.prediction import Prediction
 from zsad.types import Sample
 
@@ -35,6 +36,8 @@ def predict_samples(
     on_error: OnError,
     batch_size: int,
     workers: int = 2,
+    looking: Looking = SQUARE,
+    config: Mapping[str, Any] | None = None,
 ) -> Iterator[Prediction]:
     """Yields the prediction of each sample, in order.
 
@@ -45,9 +48,23 @@ def predict_samples(
         on_error: called with each sample that cannot be read or scored, which is then skipped.
         batch_size: images a pass.
         workers: threads that read files.
+        looking: whether pictures are cut into tiles (then one after the other) or keep their proportions, and how
+            files are read.
+        config: the method's settings, as its card has them; needed for tiles.
     """
     backend = as_backend(model)
-    batches = iter_batches(list(samples), preprocess, batch_size=batch_size, workers=workers)
+    if looking.tiling is not None:
+        for sample in samples:
+            yield from _one_large(backend, sample, preprocess, looking, config or {}, on_error, batch_size)
+        return
+    batches = iter_batches(
+        list(samples),
+        preprocess,
+        batch_size=batch_size,
+        workers=workers,
+        reading=looking.reading,
+        patch=backend.patch if looking.keep_aspect else None,
+    )
     with closing(batches):
         for batch in batches:
             for sample, error in batch.errors:
@@ -61,7 +78,39 @@ def predict_samples(
                     on_error(sample, _not_finite(sample))
                     continue
                 prediction.source, prediction.label = str(sample.image), sample.label
+                prediction.reading = looking.reading
                 yield prediction
+
+
+def _one_large(
+    backend: Backend,
+    sample: Sample,
+    preprocess: Preprocess,
+    looking: Looking,
+    config: Mapping[str, Any],
+    on_error: OnError,
+    batch_size: int,
+) -> Iterator[Prediction]:
+    """The prediction of a picture in tiles, or nothing."""
+    from zsad.infer.tiling import predict_large
+
+    try:
+        prediction = predict_large(
+            backend,
+            sample.image,
+            preprocess,
+            looking,
+            config=config,
+            words=sample.word,
+            batch_size=batch_size,
+        )
+        if not math.isfinite(prediction.score):
+            raise _not_finite(sample)
+    except ZsadError as error:
+        on_error(sample, error)
+        return
+    prediction.source, prediction.label = str(sample.image), sample.label
+    yield prediction
 
 
 def _not_finite(sample: Sample) -> ZsadError:
@@ -87,6 +136,7 @@ def predict_pixels(
     start = time.perf_counter()
     answer = backend.run(pixels, words)
     seconds = (time.perf_counter() - start) / len(sizes)
+    spec = backend.spec_of((pixels.shape[-2], pixels.shape[-1]))
     return [
         Prediction(
             source=None,
@@ -95,7 +145,7 @@ def predict_pixels(
             verdict=None,
             seconds=seconds,
             grid=np.ascontiguousarray(answer.logits[index]),
-            spec=backend.spec,
+            spec=spec,
             routing={name: weights[index] for name, weights in answer.routing.items()} or None,
             terms={name: float(values[index]) for name, values in answer.terms.items()} or None,
         )

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from zsad.data.image import load_image
+from zsad.data.pixels import PLAIN, Reading
 from zsad.errors import ConfigError, ImageError
 from zsad.infer.overlay import anchored_scale, blend, outline
 from zsad.infer.regions import Region, find_regions
@@ -37,12 +38,14 @@ class Prediction:
         routing: for each pool of experts their weights (L, E); None for a method without experts.
         terms: the parts of the score by name, for a method that has them apart.
         label: 0 normal, 1 anomalous, None where not known.
-        picture: the image itself where it was given in memory.
+        picture: the image itself where it was given in memory; of a large one that was cut into tiles, shrunk.
         p_value: how often a normal image scores as high, once a detector is calibrated.
         threshold: the image score above which the verdict is "anomalous".
         pixel_threshold: the map value above which regions lie.
         min_area: regions smaller than so many pixels of the image are left out.
         region: where anomalies count; None: everywhere.
+        reading: how the file is read again for drawing.
+        time: seconds since the beginning, for a frame of a video.
     """
 
     source: str | None
@@ -62,6 +65,8 @@ class Prediction:
     min_area: float = 0.0
     region: RegionOfInterest | None = field(default=None, repr=False)
     found: tuple[Region, ...] | None = field(default=None, repr=False, compare=False)
+    reading: Reading = field(default=PLAIN, repr=False, compare=False)
+    time: float | None = None
 
     @property
     def is_anomalous(self) -> bool | None:
@@ -156,7 +161,9 @@ class Prediction:
             raise ImageError("the picture is not known any more: give it, as in prediction.overlay(image)")
         # Half the side: the decoder keeps at least twice the target, so the shrinking below stays sharp.
         target = None if max_side is None else (max(1, max_side // 2),) * 2
-        picture = load_image(given if given is not None else str(self.source), target=target)
+        picture = load_image(
+            given if given is not None else str(self.source), target=target, reading=self.reading
+        )
         if max_side is not None and max(picture.size) > max_side:
             picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
         return picture
@@ -177,6 +184,8 @@ class Prediction:
         if self.pixel_threshold is not None:
             values["pixel_threshold"] = self.pixel_threshold
             values["regions"] = [region.to_dict() for region in self.regions or ()]
+        if self.time is not None:
+            values["time"] = self.time
         if self.label is not None:
             values["label"] = self.label
         if self.terms is not None:

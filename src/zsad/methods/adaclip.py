@@ -228,7 +228,7 @@ class AdaCLIP(Method):
     def forward(self, features: ImageFeatures) -> Output:
         """Grids (B, L, h, w) and scores of features."""
         logits, probability = self._compare(features)
-        return Output(logits, self._score(logits, probability, size=self.map_spec.size))
+        return Output(logits, self._score(logits, probability, size=self.spec_of(features.grid).size))
 
     def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The terms of the loss."""

@@ -96,7 +96,7 @@ class AnomalyCLIP(Method):
     def forward(self, features: ImageFeatures) -> Output:
         """Grids (B, L, h, w) and scores."""
         logits, image = self._compare(features)
-        score = image_score(image, logits, kind=self.config.score, spec=self.map_spec)
+        score = image_score(image, logits, kind=self.config.score, spec=self.spec_of(features.grid))
         return Output(logits, score, terms={"global": image.sigmoid()})
 
     def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -141,7 +141,7 @@ class AprilGAN(Method):
         logits, whole = self._compare(features)
         if self.config.score == "global":
             return Output(logits, whole)
-        peak = self._peak(layer_maps(logits, self.map_spec, size=self.map_spec.size))
+        peak = self._peak(layer_maps(logits, self.map_spec, size=self.spec_of(features.grid).size))
         return Output(logits, self._score(peak, whole), terms={"map": peak, "global": whole})
 
     def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:

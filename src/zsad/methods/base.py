@@ -166,6 +166,13 @@ class Method(nn.Module, ABC):
             scale=self.map_scale,
         )
 
+    def spec_of(self, grid: tuple[int, int]) -> MapSpec:
+        """How grids of (h, w) patches become maps: `map_spec`, but for images of other proportions in the size."""
+        spec, patch = self.map_spec, self.clip.config.vision.patch_size
+        if grid == self.grid:
+            return spec
+        return spec.model_copy(update={"size": (grid[0] * patch, grid[1] * patch)})
+
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns (h, w) of the patches of an image of `image_size`."""

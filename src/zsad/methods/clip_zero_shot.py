@@ -77,7 +77,7 @@ class ClipZeroShot(Method):
         )
         score = image_probability(cls, self.text[0], temperature=config.tau_prime)
         if config.score == "map_and_global":
-            maps = layer_maps(logits, self.map_spec, size=self.map_spec.size)
+            maps = layer_maps(logits, self.map_spec, size=self.spec_of(features.grid).size)
             score = (maps.mean(dim=1).amax(dim=(-2, -1)) + score) / 2
         return Output(logits, score)
 

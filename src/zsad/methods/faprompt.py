@@ -158,7 +158,8 @@ class FAPrompt(Method):
         """Both versions' grids, without and with the prior (B, 2 L, h, w), and the scores."""
         logits, probability, _, _ = self._compare(features)
         both = torch.cat(logits, dim=1)
-        maps = [layer_maps(version, self.map_spec, size=self.map_spec.size) for version in logits]
+        size = self.spec_of(features.grid).size
+        maps = [layer_maps(version, self.map_spec, size=size) for version in logits]
         without, with_prior = (_highest(version) for version in logits)
         parts = {"global": probability, "map": without, "map_with_prior": with_prior}
         return Output(both, self._score(logits, maps, probability), terms=parts)

@@ -140,7 +140,7 @@ class MoECLIP(Method):
         """Grids of all layers and windows, layer by layer, scores with their parts, and the experts' weights."""
         seen = self._look(features)
         logits = seen.difference / self.config.map_temperature
-        maps = render_map(logits, self.map_spec)
+        maps = render_map(logits, self.spec_of(features.grid))
         highest, cosine = maps.amax(dim=(-2, -1)), (seen.cosines[:, 1] + 1) / 2
         terms = {"map": highest, "global": cosine, "map_low": maps.amin(dim=(-2, -1))}
         weights = torch.stack([self._patch_weights(routed, features) for routed in seen.routed], dim=1)

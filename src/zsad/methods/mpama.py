@@ -130,7 +130,8 @@ class MPA(Method):
         return self._losses(grids, image, masks, labels)
 
     def _output(self, grids: Tensor, image: Tensor) -> Output:
-        score = image_score(image, grids, kind=self.config.score, spec=self.map_spec)
+        spec = self.spec_of((grids.shape[-2], grids.shape[-1]))
+        score = image_score(image, grids, kind=self.config.score, spec=spec)
         return Output(grids, score, terms={"global": image.sigmoid()})
 
     def _losses(self, grids: Tensor, image: Tensor, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:

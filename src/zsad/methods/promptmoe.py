@@ -226,7 +226,9 @@ class PromptMoE(Method):
     def forward(self, features: ImageFeatures) -> Output:
         """Grids (Eq. 6 before Up), scores (Eq. 7) and the weights w of the experts (Eq. 3)."""
         logits, probability, routing = self._compare(features)
-        score = self._score(layer_maps(logits, self.map_spec, size=self.map_spec.size), probability)
+        score = self._score(
+            layer_maps(logits, self.map_spec, size=self.spec_of(features.grid).size), probability
+        )
         if routing is None:
             return Output(logits, score)
         weights = topk_gates(routing, self.config.top_k)
@@ -261,7 +263,8 @@ class PromptMoE(Method):
         """Eq. 7 of maps (B, L, H, W), which may be smaller in training, and the global feature's part (B,)."""
         mean = maps.mean(dim=1)
         if self.config.score_map == "smoothed" and self.config.sigma:
-            mean = gaussian(mean, self.config.sigma * mean.shape[-1] / self.config.image_size)
+            side = (mean.shape[-2] * mean.shape[-1]) ** 0.5
+            mean = gaussian(mean, self.config.sigma * side / self.config.image_size)
         highest = mean.amax(dim=(-2, -1))
         return highest if self.config.score == "map" else (highest + probability) / 2
 

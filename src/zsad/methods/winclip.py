@@ -158,7 +158,8 @@ class WinCLIP(Method):
         """Grids (B, 1, h, w) and image probabilities (B,) as the score asks for them."""
         if self.config.score == "global":
             return Output(logits, whole)
-        peak = layer_maps(logits, self.map_spec, size=self.map_spec.size).amax(dim=(1, 2, 3))
+        size = self.spec_of((logits.shape[-2], logits.shape[-1])).size
+        peak = layer_maps(logits, self.map_spec, size=size).amax(dim=(1, 2, 3))
         terms = {"map": peak, "global": whole}
         return Output(logits, peak if self.config.score == "map" else (peak + whole) / 2, terms=terms)
 

@@ -274,7 +274,7 @@ class WMoECLIP(Method):
     def forward(self, features: ImageFeatures) -> Output:
         """Grids (Eq. 9 before Up), scores and the image's weights w (Eq. 8), with text as `ctds_test` says."""
         read = self._read(features, sampled=False)
-        parts = self._parts(read, size=self.map_spec.size)
+        parts = self._parts(read, size=self.spec_of(features.grid).size)
         routing = None if read.gates is None else {POOL: read.gates}
         return Output(read.logits, _mean(parts), routing, terms=parts)
 
@@ -305,7 +305,9 @@ class WMoECLIP(Method):
         if kind != "map":
             parts["global"] = read.image.sigmoid()
         if kind != "global":
-            scale = size[0] / spec.size[0] if spec.smooth == "map" else 1.0
+            scale = (
+                (size[0] * size[1] / (spec.size[0] * spec.size[1])) ** 0.5 if spec.smooth == "map" else 1.0
+            )
             spec = spec.model_copy(update={"size": size, "sigma": spec.sigma * scale})
             pixels = render_map(read.logits, spec, smooth=self.config.score_map == "smoothed").flatten(1)
             share = self.config.top_share if kind == "top_and_global" else 0.0

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from zsad.errors import ConfigError
+
 if TYPE_CHECKING:
     from zsad.card import Card
     from zsad.methods.base import Method
@@ -54,6 +56,22 @@ class Backend(ABC):
     @abstractmethod
     def batch_size(self) -> int:
         """Images a pass that suit the device."""
+
+    def spec_of(self, image: tuple[int, int]) -> MapSpec:
+        """How grids of an input of that size (H, W) become maps: `spec`, but for the size."""
+        spec = self.spec
+        return spec if spec.size == image else spec.model_copy(update={"size": image})
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch in pixels of the input, where inputs may be rectangles.
+
+        Raises:
+            ConfigError: an exported graph, whose input has one size.
+        """
+        raise ConfigError(
+            "an exported graph takes pictures of one size; leave out --keep-aspect, or give the model it was made from"
+        )
 
     @abstractmethod
     def run(self, pixels: Float32, words: tuple[str, ...] | None = None) -> Answer:

@@ -12,6 +12,7 @@ import torch
 from zsad.device import default_batch_size, describe_environment
 from zsad.errors import ConfigError
 from zsad.infer.backends.base import Answer, Backend, Float32, Precision, identity_of
+from zsad.infer.comparing import Comparison, fuse, look_closely, picture_key
 from zsad.methods.base import Method, Output
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class TorchBackend(Backend):
         method: with its weights; put into evaluation mode.
         precision: "fp32" leaves types as they are; "bf16" and "fp16" are mixed precision; "auto" takes the best of
             them on a GPU.
+        comparison: other images, with which those to be scored are compared; what that says is fused in.
 
     Raises:
         ConfigError: fp16 on a processor, which has no arithmetic for it.
@@ -35,8 +37,11 @@ class TorchBackend(Backend):
 
     name = "torch"
 
-    def __init__(self, method: Method, *, precision: Precision = "fp32") -> None:
+    def __init__(
+        self, method: Method, *, precision: Precision = "fp32", comparison: Comparison | None = None
+    ) -> None:
         self.method = method.eval()
+        self.comparison = comparison
         device = self.device.type
         if precision == "auto":
             precision = "fp32" if device != "cuda" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
@@ -57,6 +62,11 @@ class TorchBackend(Backend):
         return self.method.map_spec
 
     @property
+    def patch(self) -> int:
+        """Of the image tower."""
+        return self.method.clip.config.vision.patch_size
+
+    @property
     def batch_size(self) -> int:
         """One on a processor, more on a GPU."""
         return default_batch_size(self.device)
@@ -70,13 +80,20 @@ class TorchBackend(Backend):
             torch.autocast(weight.device.type, _TYPES[self.precision]) if self.precision in _TYPES else None
         )
         with mixed or nullcontext():
-            output: Output = self.method.detect(replace(self.method.look(batch), words=words))
+            output = self._output(batch, pixels, words)
         return Answer(
             _array(output.logits),
             _array(output.score),
             {name: _array(weights) for name, weights in (output.routing or {}).items()},
             {name: _array(values) for name, values in (output.terms or {}).items()},
         )
+
+    def _output(self, batch: torch.Tensor, pixels: Float32, words: tuple[str, ...] | None) -> Output:
+        if self.comparison is None:
+            return self.method.detect(replace(self.method.look(batch), words=words))
+        features, kinds = look_closely(self.method, batch)
+        output = self.method.detect(replace(features, words=words))
+        return fuse(self.method, output, self.comparison, kinds, [picture_key(one) for one in pixels])
 
     def identity(self, card: Card) -> str:
         """A hash of the card and the adapter's tensors."""
