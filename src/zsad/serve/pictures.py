@@ -7,6 +7,7 @@ import io
 
 from PIL import Image
 
+from zsad.data.image import load_image
 from zsad.infer.overlay import colour_table, levels, opacity_table
 from zsad.infer.prediction import Prediction
 
@@ -31,9 +32,16 @@ def heat_layer(prediction: Prediction) -> str:
     return _uri("image/png", content)
 
 
-def preview(image: Image.Image) -> str:
-    """A small JPEG of the picture in a data URI, for programs that cannot show the file itself."""
-    small = image.copy()
+def preview(content: bytes, image: Image.Image, size: tuple[int, int]) -> str:
+    """A small JPEG of the picture in a data URI, for programs that cannot show the file itself.
+
+    Args:
+        content: of the file.
+        image: decoded, perhaps at reduced scale.
+        size: (H, W) of the whole picture.
+    """
+    reduced = image.size != (size[1], size[0]) and max(image.size) < PREVIEW_SIDE
+    small = load_image(content, target=(PREVIEW_SIDE // 2,) * 2) if reduced else image.copy()
     small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
     content = io.BytesIO()
     small.save(content, format="JPEG", quality=86)

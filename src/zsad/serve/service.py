@@ -265,7 +265,9 @@ class Service:
         except ImageError as error:
             raise Refusal(422, "broken_image", str(error)) from None
         digest = hashlib.sha256(content).hexdigest()
-        return Prepared(name, digest, size, pixels, preview(image) if picture else None, detector)
+        return Prepared(
+            name, digest, size, pixels, preview(content, image, size) if picture else None, detector
+        )
 
     def _infer(self, images: list[Prepared]) -> list[Prediction]:
         """The model's pass; in its own thread."""
