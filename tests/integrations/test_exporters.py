@@ -72,7 +72,9 @@ def test_regions_as_detections(prediction, supervision) -> None:
     np.testing.assert_allclose(found.confidence, [region.score for region in regions])
     assert found.mask.shape == (2, 64, 128)
     for mask, region in zip(found.mask, regions, strict=True):
-        assert mask.sum() == pytest.approx(region.area, rel=0.12)
+        assert mask.sum() == pytest.approx(
+            region.area, rel=0.2
+        )  # outlines are simplified: small regions lose corners
         rows, columns = np.nonzero(mask)
         x, y, width, height = region.box
         assert x - 1 <= columns.min() and columns.max() <= x + width and y - 1 <= rows.min()
