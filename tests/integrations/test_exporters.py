@@ -77,7 +77,7 @@ def test_regions_as_detections(prediction, supervision) -> None:
         )  # outlines are simplified: small regions lose corners
         rows, columns = np.nonzero(mask)
         x, y, width, height = region.box
-        assert x - 1 <= columns.min() and columns.max() <= x + width and y - 1 <= rows.min()
+        assert x - 2 <= columns.min() and columns.max() <= x + width + 1 and y - 2 <= rows.min()
     assert found.data["class_name"].tolist() == ["anomaly"] * 2 and found.metadata["verdict"] == "anomalous"
     assert to_detections(prediction, masks="none").mask is None
 
