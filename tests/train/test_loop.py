@@ -203,7 +203,8 @@ def test_killed_at_random_moments_equals_uninterrupted(fake, tmp_path):
         os.waitpid(child, 0)
         if (out / "log.jsonl").exists():
             left_at.append((out / "log.jsonl").read_bytes().count(b"\n"))
-    assert sum(0 < steps < 160 for steps in left_at) >= 1, left_at  # a busy machine may let most attempts finish
+    # A busy machine may let most attempts finish.
+    assert sum(0 < steps < 160 for steps in left_at) >= 1, left_at
     _, model = fake.run(out, data, config)
     same_bits(whole, model)
     assert without_time(lines(out)) == without_time(lines(whole.parent))
