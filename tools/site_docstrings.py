@@ -1,4 +1,4 @@
-"""What the site's reading of docstrings (griffe) does not know of ours: the section `Example:` holds code, one or many."""
+"""What the reading of docstrings for the site does not know of ours: `Example:` holds code, one or many."""
 
 from __future__ import annotations
 

@@ -43,9 +43,9 @@ def preview(content: bytes, image: Image.Image, size: tuple[int, int]) -> str:
     reduced = image.size != (size[1], size[0]) and max(image.size) < PREVIEW_SIDE
     small = load_image(content, target=(PREVIEW_SIDE // 2,) * 2) if reduced else image.copy()
     small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
-    content = io.BytesIO()
-    small.save(content, format="JPEG", quality=86)
-    return _uri("image/jpeg", content)
+    stream = io.BytesIO()
+    small.save(stream, format="JPEG", quality=86)
+    return _uri("image/jpeg", stream)
 
 
 def _uri(media: str, content: io.BytesIO) -> str:
