@@ -182,12 +182,13 @@ def _differs(config: type[BaseModel], key: str, base: type[BaseModel]) -> bool:
 
 
 def on_config(config: Any) -> Any:
-    """Puts all result pages into the navigation."""
+    """Puts all result pages into the navigation, behind those that are written."""
     for section in config["nav"]:
         for part in section.values() if isinstance(section, dict) else ():
             for entry in part:
                 if isinstance(entry, dict) and "Results" in entry:
-                    entry["Results"] = [f"results/{name}" for name in result_pages()]
+                    written = [page for page in entry["Results"] if not page.startswith("results/")]
+                    entry["Results"] = [*written, *(f"results/{name}" for name in result_pages())]
     return config
 
 
