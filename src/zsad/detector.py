@@ -61,6 +61,7 @@ class Detector:
         pixel_threshold: map value above which regions lie; None: no regions. A calibration brings its own.
         min_area: regions smaller than so many pixels of the image are left out.
         looking: whether pictures are cut into tiles or keep their proportions, and how files are read.
+        file: the model's weights or graph, beside which a calibration may lie; None where there is none.
     """
 
     def __init__(self, model: Method | Backend, card: Card, *, name: str = "model") -> None:
@@ -74,6 +75,7 @@ class Detector:
         self.pixel_threshold: float | None = None
         self.min_area = 0.0
         self.looking = SQUARE
+        self.file: Path | None = None
 
     @property
     def method(self) -> Method:
@@ -179,6 +181,36 @@ class Detector:
         samples = self._named(expand_inputs([folder]))
         yield from self.predict_samples(samples, batch_size=batch_size, on_error=on_error)
 
+    def predict_video(
+        self,
+        source: str | Path,
+        *,
+        every: int = 1,
+        skip: Callable[[str], bool] | None = None,
+        shows: str | None = None,
+    ) -> Iterator[Prediction]:
+        """Yields the predictions of frames, with their `time`, in constant memory; sources are `clip.mp4#250`.
+
+        Args:
+            source: a video file, an address of a camera such as rtsp://..., or a device such as /dev/video0.
+            every: 1 takes every frame, 5 the 1st, the 6th, ...
+            skip: called with a frame's address, says whether to leave it out.
+            shows: as in `predict`.
+
+        Raises:
+            ImageError: it cannot be opened, or is damaged: frames before that are yielded.
+            ConfigError: `every` below 1, or PyAV is not installed.
+        """
+        from zsad.data.address import numbered
+        from zsad.data.video import iter_frames
+
+        for frame in iter_frames(source, every=every):
+            address = numbered(source, frame.number)
+            if skip is None or not skip(address):
+                prediction = self.predict(frame.image, shows=shows)
+                prediction.source, prediction.time = address, frame.seconds
+                yield prediction
+
     def predict_samples(
         self,
         samples: Iterable[Sample],
@@ -246,6 +278,13 @@ class Detector:
         self.calibration, self.pixel_threshold = found, found.pixel.value
         self.region, self.shows = found.region, found.shows
         return self
+
+    def use_found(self, calibration: Calibration | str | Path | None = "auto") -> Detector:
+        """As `use`; "auto" takes the calibration beside the model, if any, and None or "none" takes none."""
+        if calibration == "auto":
+            own = None if self.file is None else beside(self.file)
+            calibration = own if own is not None and own.is_file() else None
+        return self if calibration in (None, "none") else self.use(calibration)
 
     def calibrate(
         self,
@@ -368,7 +407,7 @@ class Detector:
         )
         made = Detector(backend, self.card, name=self.name)
         made.region, made.shows, made.looking = self.region, self.shows, self.looking
-        made.pixel_threshold, made.min_area = self.pixel_threshold, self.min_area
+        made.pixel_threshold, made.min_area, made.file = self.pixel_threshold, self.min_area, self.file
         return made
 
     def save(self, path: str | Path) -> Path:
@@ -433,8 +472,5 @@ def load(
     path = Path(weights) if weights is not None else None
     found = load_model(Request(model, backbone, path, device, backend, precision, threads))
     detector = Detector(found.backend, found.card, name=str(model))
-    detector.shows = found.shows
-    if calibration == "auto":
-        own = None if found.file is None else beside(found.file)
-        calibration = own if own is not None and own.is_file() else None
-    return detector if calibration in (None, "none") else detector.use(calibration)
+    detector.shows, detector.file = found.shows, found.file
+    return detector.use_found(calibration)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from zsad.cli.looking import Look, apply_look
+
 if TYPE_CHECKING:
     from zsad.errors import ZsadError
     from zsad.types import Sample
@@ -32,6 +34,7 @@ def calibrate_command(
     device: str = "auto",
     batch_size: int | None = None,
     threads: int | None = None,
+    look: Look | None = None,
 ) -> int:
     """Find the thresholds above which an image is anomalous, from normal images of your own.
 
@@ -81,6 +84,8 @@ def calibrate_command(
     region = read_region(roi, ignore)
     use_threads(threads)
     detector = load(model, backbone=backbone, weights=weights, device=device, calibration=None)
+    if look is not None and not look.plain:
+        detector = apply_look(detector, look)
     look_at(detector, region=region, shows=object_)
     failed = 0
     with progress("calibrating", len(samples) + len(held)) as advance:

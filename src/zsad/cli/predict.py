@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from zsad.cli.looking import Look, apply_look, keep_references
+
 if TYPE_CHECKING:
     from zsad.types import Sample
 
@@ -45,6 +47,9 @@ def predict_command(
     address: str | None = None,
     workers: int | None = None,
     column: str | None = None,
+    look: Look | None = None,
+    mutual: Annotated[bool, Parameter(negative="")] = False,
+    every: int = 1,
 ) -> int:
     """Score images and outline what is wrong with them.
 
@@ -52,7 +57,8 @@ def predict_command(
     command goes on where it was interrupted. A file that cannot be read is reported and skipped (exit code 3).
 
     Args:
-        inputs: Images, folders (searched recursively) or patterns such as 'parts/*.png'.
+        inputs: Images, folders (searched recursively), patterns such as 'parts/*.png', videos, or cameras (rtsp://...,
+            /dev/video0). Each page of a TIFF is an image, called scan.tif#2, each frame of a video, too.
         model: Bundled model, run folder, checkpoint, exported graph, or a method without training (clip, clip-tiny).
         object_: What the images show, such as 'metal nut', for methods whose prompts name it (winclip, moeclip, ...).
         out: Folder for the results.
@@ -79,8 +85,11 @@ def predict_command(
         address: Of a running Ray cluster, such as ray://head:10001 or auto; by default one is started here.
         workers: Copies of the model; by default one a GPU, or without GPUs one a machine.
         column: Of Parquet, with images or paths; by default bytes, content, image or path.
+        mutual: Compare the images with each other, too: what most others do not have is odd.
+        every: Of videos and cameras take the 1st frame, and then each one so many frames later.
     """
-    from zsad.cli.scoring import Options, conclude, look_at, score_images
+    from zsad.cli.scoring import Options, Videos, conclude, look_at, score_images
+    from zsad.data.address import is_stream, is_video
     from zsad.data.loader import expand_inputs
     from zsad.detector import load
     from zsad.device import thread_count, use_threads
@@ -99,7 +108,13 @@ def predict_command(
     )
     options.check()
     check_place(out)
-    samples = _outside(expand_inputs(list(inputs)), out) if engine == "local" else []
+    look = look or Look()
+    videos = [name for name in inputs if is_video(name)] if engine == "local" else []
+    pictures = [name for name in inputs if name not in videos]
+    local = engine == "local" and (pictures or not videos)
+    samples = _outside(expand_inputs(pictures), out) if local else []
+    if engine == "ray" and not (look.plain and not mutual):
+        raise ConfigError("tiles, proportions, depth and comparisons are for --engine local; leave them out")
     region = read_region(roi, ignore)
     if engine == "local" and (address or workers or column):
         raise ConfigError("--address, --workers and --column are for --engine ray; add it, or leave them out")
@@ -110,13 +125,17 @@ def predict_command(
         backbone=backbone,
         weights=weights,
         device=device if engine == "local" else "cpu",  # here it only says what the model is
-        calibration=calibration,
+        calibration=calibration if look.plain and not mutual else None,
         backend=backend,
         precision=precision,
         threads=thread_count(threads),
     )
     if detector.backend.name == "torch":
         use_threads(threads)
+    if not look.plain or mutual:
+        detector = apply_look(detector, look, mutual=samples if mutual else None)
+        # No calibration can be of the very images that a batch compares: none is looked for.
+        detector.use_found(None if mutual and calibration == "auto" else calibration)
     look_at(detector, region=region, shows=object_, pixel_threshold=pixel_threshold, min_area=min_area)
     if regions and detector.pixel_threshold is None:
         raise ConfigError("--regions needs a pixel threshold: run zsad calibrate, or give --pixel-threshold")
@@ -130,12 +149,14 @@ def predict_command(
     outcome = score_images(
         detector,
         samples,
-        inputs=[os.path.abspath(name) for name in inputs],  # noqa: PTH100 - patterns are no paths to resolve
+        inputs=[name if is_stream(name) else os.path.abspath(name) for name in inputs],  # noqa: PTH100 - patterns
         title=_title(list(inputs)),
         options=options,
         shown=detector.shows,
+        videos=Videos(tuple(videos), every),
     )
     conclude(outcome, options=options)
+    keep_references(detector, out, look)
     return outcome.exit_code
 
 

@@ -7,16 +7,18 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from zsad.cli.console import clock, note, plural, printable, progress, say
+from zsad.data.address import is_stream
 from zsad.detector import Detector
 from zsad.errors import CalibrationError, ConfigError, DataError, ImageError, ZsadError
 from zsad.files import storage_errors
@@ -47,6 +49,19 @@ class Options:
             raise ConfigError(f"--max-overlay-side is {self.max_overlay_side}, expected 16 or more")
         if self.batch_size is not None and self.batch_size < 1:
             raise ConfigError(f"--batch-size is {self.batch_size}, expected 1 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Videos:
+    """Videos and cameras, and which of their frames are taken."""
+
+    sources: tuple[str, ...] = ()
+    every: int = 1
+
+    def check(self) -> None:
+        """ConfigError where a number makes no sense."""
+        if self.every < 1:
+            raise ConfigError(f"--every is {self.every}, expected 1 (all frames) or more")
 
 
 @dataclass(slots=True)
@@ -87,6 +102,7 @@ def score_images(
     title: str,
     options: Options,
     shown: str | None = None,
+    videos: Videos | None = None,
 ) -> Outcome:
     """Scores samples into the run's folder; finished ones of the same run are left as they are.
 
@@ -97,12 +113,15 @@ def score_images(
         title: headline of the report.
         options: where and how results are written.
         shown: what the user said that the images show.
+        videos: whose frames are scored behind the images.
 
     Raises:
         ImageError: the one image given cannot be used.
         DataError: none of several can, or the folder holds another run.
         StorageError: the disk is full or the folder cannot be written.
     """
+    videos = videos or Videos()
+    videos.check()
     settings = run_settings(detector, inputs=inputs, options=options, shown=shown)
     details = run_details(detector, title=title)
     with RunWriter(options.out, settings=settings, details=details, overwrite=options.overwrite) as writer:
@@ -113,9 +132,9 @@ def score_images(
                 f"zsad: {plural(outcome.skipped, 'image')} of this run finished before, --overwrite starts anew"
             )
         start = time.perf_counter()
-        _score(detector, todo, writer=writer, options=options, outcome=outcome)
+        _score(detector, todo, writer=writer, options=options, outcome=outcome, videos=videos)
         outcome.seconds = time.perf_counter() - start
-    outcome.check(len(samples))
+    outcome.check(len(samples) + len(videos.sources))
     return outcome
 
 
@@ -149,9 +168,15 @@ def run_details(detector: Detector, *, title: str) -> dict[str, Any]:
 
 
 def _score(
-    detector: Detector, samples: list[Sample], *, writer: RunWriter, options: Options, outcome: Outcome
+    detector: Detector,
+    samples: list[Sample],
+    *,
+    writer: RunWriter,
+    options: Options,
+    outcome: Outcome,
+    videos: Videos,
 ) -> None:
-    alone = len(samples) == 1
+    alone = len(samples) + len(videos.sources) == 1
     base = _base([sample.image for sample in samples])
     waiting: deque[tuple[Prediction, Future[Path | None]]] = deque()
     with progress("scoring", len(samples)) as advance, ThreadPoolExecutor(2, "zsad-overlay") as pool:
@@ -168,6 +193,7 @@ def _score(
             overlay = future.result()
             source = Path(str(prediction.source))
             writer.write(prediction, overlay=overlay, state=file_state(source))
+            prediction.picture = None
             if outcome.scored == 0:
                 say(header_line(prediction))
             outcome.count(prediction)
@@ -176,7 +202,7 @@ def _score(
 
         try:
             predictions = detector.predict_samples(samples, batch_size=options.batch_size, on_error=on_error)
-            for prediction in predictions:
+            for prediction in chain(predictions, _frames(detector, videos, writer, outcome, on_error)):
                 waiting.append((prediction, pool.submit(_overlay_job(prediction, writer, options))))
                 while len(waiting) >= _WAITING or (waiting and waiting[0][1].done()):
                     finish_first()
@@ -184,6 +210,29 @@ def _score(
                 finish_first()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _frames(
+    detector: Detector,
+    videos: Videos,
+    writer: RunWriter,
+    outcome: Outcome,
+    on_error: Callable[[Sample, ZsadError], None],
+) -> Iterator[Prediction]:
+    """Yields the predictions of frames that are not finished yet."""
+    for name in videos.sources:
+        live = is_stream(name)
+        source = name if live else os.path.abspath(name)  # noqa: PTH100 - links stay as they are
+
+        def finished(address: str, *, live: bool = live) -> bool:
+            done = not live and writer.is_finished(address)
+            outcome.skipped += done
+            return done
+
+        try:
+            yield from detector.predict_video(source, every=videos.every, skip=finished)
+        except ImageError as error:
+            on_error(Sample(Path(source)), error)
 
 
 def _overlay_job(prediction: Prediction, writer: RunWriter, options: Options) -> Callable[[], Path | None]:

@@ -113,7 +113,8 @@ class Calibration(Frozen):
             raise CalibrationError(
                 f"{where} was made for {self.model.name} ({self.model.method} on {self.model.backbone}, "
                 f"{self.model.identity[:8]}), not for {key.name} ({key.method} on {key.backbone}, {key.identity[:8]}) "
-                f"{how}in use; run zsad calibrate for it, or go without by --calibration none"
+                f"{how}in use; run zsad calibrate for it (with the same --tile, --keep-aspect and --references), "
+                f"or go without by --calibration none"
             )
 
     def summary(self) -> list[str]:

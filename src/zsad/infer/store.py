@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsad.errors import DataError
+from zsad.files import atomic_write
 from zsad.infer.prediction import Prediction
 from zsad.infer.regions import Region
 from zsad.infer.roi import RegionOfInterest
@@ -18,6 +19,7 @@ from zsad.nn.maps import MapSpec
 
 RUN_FILE, ROWS_FILE, GRIDS_FILE = "run.json", "predictions.jsonl", "grids.npy"
 SCORES_FILE, REPORT_FILE, OVERLAYS = "scores.csv", "report.html", "overlays"
+GRIDS = "grids"  # of pictures whose grid has another shape than the others'
 _HEADER_BYTES = 128
 _MAGIC = b"\x93NUMPY\x01\x00"
 
@@ -84,6 +86,23 @@ def held_grids(path: Path) -> tuple[int, tuple[int, ...]]:
         return 0, ()
 
 
+def write_grid(folder: Path, name: str, grid: npt.NDArray[np.floating]) -> str:
+    """Writes a grid (L, h, w) of a shape of its own into a run's folder; returns its path below that.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    path = Path(GRIDS) / f"{name}.npy"
+    atomic_write(folder / path, lambda stream: np.save(stream, as_stored(grid), allow_pickle=False))
+    return path.as_posix()
+
+
+def has_grid(folder: Path, row: dict[str, Any], held: int) -> bool:
+    """Whether the grid of a row is there; `held` are in the file that all share."""
+    place = row["grid"]
+    return (folder / place).is_file() if isinstance(place, str) else place < held
+
+
 def _npy_header(shape: tuple[int, ...]) -> bytes:
     text = repr({"descr": "<f2", "fortran_order": False, "shape": shape}).encode("ascii")
     room = _HEADER_BYTES - len(_MAGIC) - 2
@@ -138,9 +157,10 @@ def _is_row(row: Any) -> bool:
     """Whether a line says what the others do: the source, and either an error or a result."""
     if not isinstance(row, dict) or not isinstance(row.get("source"), str):
         return False
-    numbers = (row.get("score"), row.get("grid"), row.get("ms"))
+    numbers = (row.get("score"), row.get("ms"))
     return "error" in row or (
         all(isinstance(number, int | float) for number in numbers)
+        and isinstance(row.get("grid"), int | str)
         and isinstance(row.get("file"), list)
         and isinstance(row.get("size"), list)
     )
@@ -153,6 +173,8 @@ def read_grids(path: Path) -> npt.NDArray[np.float16]:
         DataError: the file is missing or broken.
     """
     try:
+        if path.stat().st_size == 0:  # all of them have files of their own
+            return np.zeros((0, 1, 1, 1), np.float16)
         grids: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no array or is cut off"
@@ -166,17 +188,31 @@ def restore(
     spec: MapSpec,
     *,
     region: RegionOfInterest | None = None,
+    folder: Path | None = None,
 ) -> Prediction:
-    """The prediction of a row without error, of a run that looked at `region`."""
+    """The prediction of a row without error.
+
+    Args:
+        row: of predictions.jsonl.
+        grids: of the run.
+        spec: how they become maps.
+        region: at which the run looked.
+        folder: of the run, where grids of other shapes may lie.
+
+    Raises:
+        DataError: such a grid is missing or broken.
+    """
     routing, regions = row.get("routing"), row.get("regions")
+    place, own = row["grid"], row.get("map_spec")
+    grid = read_grids((folder or Path()) / place) if isinstance(place, str) else grids[place]
     return Prediction(
         source=row["source"],
         size=(row["size"][0], row["size"][1]),
         score=row["score"],
         verdict=row["verdict"],
         seconds=row["ms"] / 1000,
-        grid=np.asarray(grids[row["grid"]], dtype=np.float32),
-        spec=spec,
+        grid=np.asarray(grid, dtype=np.float32),
+        spec=spec if own is None else MapSpec.model_validate(own),
         routing=None if routing is None else {k: np.asarray(v, np.float32) for k, v in routing.items()},
         terms=row.get("terms"),
         label=row.get("label"),
@@ -185,6 +221,7 @@ def restore(
         pixel_threshold=row.get("pixel_threshold"),
         region=region,
         found=None if regions is None else tuple(Region.from_dict(values) for values in regions),
+        time=row.get("time"),
     )
 
 
@@ -215,4 +252,4 @@ def read_run(folder: str | Path) -> Iterator[Prediction]:
     grids = read_grids(folder / GRIDS_FILE)
     for row in read_rows(folder):
         if "error" not in row:
-            yield restore(row, grids, spec, region=region)
+            yield restore(row, grids, spec, region=region, folder=folder)

@@ -5,6 +5,7 @@
 | run.json | settings, model card, environment; two runs with other settings never mix |
 | predictions.jsonl | a line for each image, flushed as soon as its overlay is on the disk |
 | grids.npy | score grids (images, L, h, w) in half precision; a line's `grid` is its index |
+| grids/ | those of tiles and rectangles, a file each: then a line's `grid` is its path, and its `map_spec` its own |
 | overlays/ | the heat maps |
 | scores.csv, report.html | made from the lines at the end |
 """
@@ -23,10 +24,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from zsad.data.address import split_address
 from zsad.errors import DataError, StorageError
 from zsad.files import make_folder, sole_writer, storage_errors, write_bytes, write_json
 from zsad.infer.prediction import Prediction
 from zsad.infer.store import (
+    GRIDS,
     GRIDS_FILE,
     OVERLAYS,
     REPORT_FILE,
@@ -34,17 +37,19 @@ from zsad.infer.store import (
     RUN_FILE,
     SCORES_FILE,
     GridFile,
+    has_grid,
     held_grids,
     read_rows,
     read_run_file,
     row_line,
+    write_grid,
 )
 
 
 def file_state(path: Path) -> list[int]:
-    """Size and time of change of a file: whether a finished row is still about the same picture."""
+    """Size and time of change of a file or an address in it: whether a finished row is still about this picture."""
     try:
-        status = path.stat()
+        status = split_address(path)[0].stat()
     except OSError:
         return [-1, -1]
     return [status.st_size, status.st_mtime_ns]
@@ -118,7 +123,8 @@ class RunWriter:
     def _whole_rows(self) -> Iterator[dict[str, Any]]:
         """Rows of results whose grid is there, too: a power cut may lose what was written last."""
         held, _ = held_grids(self.folder / GRIDS_FILE)
-        return (row for row in read_rows(self.folder) if "error" not in row and row["grid"] < held)
+        rows = (row for row in read_rows(self.folder) if "error" not in row)
+        return (row for row in rows if has_grid(self.folder, row, held))
 
     def _check_settings(self) -> bool:
         """Whether a run with these settings lies here."""
@@ -176,8 +182,13 @@ class RunWriter:
         assert self._grids is not None  # opened by _start
         row = prediction.to_dict()
         row["file"] = state
-        with storage_errors(self.folder / GRIDS_FILE):
-            row["grid"] = self._grids.append(prediction.grid)
+        own = prediction.spec.model_dump(mode="json")
+        if self._details.get("map_spec", own) == own:
+            with storage_errors(self.folder / GRIDS_FILE):
+                row["grid"] = self._grids.append(prediction.grid)
+        else:  # tiles, or another proportion
+            name = Path(overlay_name(str(prediction.source))).stem
+            row["grid"], row["map_spec"] = write_grid(self.folder, name, prediction.grid), own
         if overlay is not None:
             row["overlay"] = f"{OVERLAYS}/{overlay.name}"
         self._append(row)
@@ -216,13 +227,15 @@ class RunWriter:
         if self._overwrite:
             for name in (ROWS_FILE, GRIDS_FILE, SCORES_FILE, REPORT_FILE):
                 (self.folder / name).unlink(missing_ok=True)
+            for grid in (self.folder / GRIDS).glob("*.npy"):
+                grid.unlink(missing_ok=True)
             for old in (self.folder / OVERLAYS).glob("*.jpg"):
                 if old.name not in self._fresh:  # the first ones are drawn before the first row is written
                     old.unlink(missing_ok=True)
         rows = [row for row in self._whole_rows() if self._is_current(Path(row["source"]), row["file"])]
         if (self.folder / ROWS_FILE).exists():
             write_bytes(self.folder / ROWS_FILE, b"".join(row_line(row) for row in rows))
-        return max((row["grid"] + 1 for row in rows), default=0)
+        return max((row["grid"] + 1 for row in rows if isinstance(row["grid"], int)), default=0)
 
     @staticmethod
     def _is_current(source: Path, state: list[int]) -> bool:

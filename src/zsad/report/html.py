@@ -116,7 +116,7 @@ def _content(
     spec = MapSpec.model_validate(run["map_spec"])
     chosen = _chosen(len(rows), limits)
     grids, region = read_grids(folder / GRIDS_FILE), region_of_run(run)
-    found = {index: restore(rows[index], grids, spec, region=region) for index in chosen}
+    found = {index: restore(rows[index], grids, spec, region=region, folder=folder) for index in chosen}
     names = _short_names([row["source"] for row in rows])
     layers = list(run["card"]["config"].get("layers", ()))
     cards = [_card(rows[index], index, names[index], found[index], layers) for index in chosen]
