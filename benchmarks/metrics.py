@@ -74,11 +74,12 @@ def make_scene(index: int, *, size: int = SIZE, smooth: bool = False) -> tuple[n
 
 def held_mb(field: str) -> float:
     """Megabytes the process holds ("VmRSS") or held at most ("VmHWM"); the latter for both where /proc is missing."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+            2**20 if sys.platform == "darwin" else 2**10
+        )
+    lines = status.read_text(encoding="utf-8").splitlines()
     return next(float(line.split()[1]) / 2**10 for line in lines if line.startswith(field))
 
 
@@ -299,7 +300,10 @@ def run_child(form: str, *, maps: int, repeat: int, python: str) -> dict[str, ob
     command = [python, __file__, "--child", form, "--maps", str(maps), "--repeat", str(repeat)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads, check=False)
     if done.returncode:
-        raise SystemExit(f"{form}: {done.stderr.strip().splitlines()[-1]}")
+        reason = done.stderr.strip().splitlines()[-1]
+        if form in OURS + REEVALUATIONS:
+            raise SystemExit(f"{form}: {reason}")
+        return {"missing": reason}
     result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -324,7 +328,7 @@ def render(results: dict[str, dict], again: dict[str, dict]) -> str:
     ]
     for form, result in results.items():
         if "missing" in result:
-            lines.append(f"| {form} | {FORMS[form]} | not installed: {result['missing']} | | | | |")
+            lines.append(f"| {form} | {FORMS[form]} | none: {result['missing']} | | | | |")
             continue
         each = result["cpu_seconds"] / result["maps"]
         lines.append(
@@ -357,6 +361,14 @@ def render(results: dict[str, dict], again: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def write(results: dict[str, dict], again: dict[str, dict]) -> None:
+    """results/metrics.json, and the table once there is one."""
+    document = {"size": SIZE, "forms": results, "measured_again": again}
+    (RESULTS / "metrics.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    if set(OURS) <= results.keys():
+        (RESULTS / "metrics.md").write_text(render(results, again) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Run the chosen forms one after the other and print their table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -379,20 +391,19 @@ def main() -> None:
         print(json.dumps(child(options.child, maps=options.maps, repeat=options.repeat)))
         return
     results, again = {}, {}
-    for form in FORMS:
+    for form in [*OURS, *REEVALUATIONS, *(form for form in options.forms if form not in OURS)]:
+        maps, repeat, python = options.peer_maps or options.maps, 1, sys.executable
         if form in OURS:
-            results[form] = run_child(form, maps=options.maps, repeat=options.repeat, python=sys.executable)
-        elif form in options.forms:
-            python = options.peers_python if form.startswith(("torchmetrics", "anomalib")) else sys.executable
-            results[form] = run_child(form, maps=options.peer_maps or options.maps, repeat=1, python=python)
-    for order in REEVALUATIONS:
-        again[order] = run_child(order, maps=options.images, repeat=1, python=sys.executable)
-    text = render(results, again)
-    print(text)
-    if options.write:
-        document = {"size": SIZE, "forms": results, "measured_again": again}
-        (RESULTS / "metrics.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        (RESULTS / "metrics.md").write_text(text + "\n", encoding="utf-8")
+            maps, repeat = options.maps, options.repeat
+        elif form in REEVALUATIONS:
+            maps = options.images
+        elif form.startswith(("torchmetrics", "anomalib")):
+            python = options.peers_python
+        place = again if form in REEVALUATIONS else results
+        place[form] = run_child(form, maps=maps, repeat=repeat, python=python)
+        if options.write:  # after each form: what takes long is not lost to an interruption
+            write(results, again)
+    print(render(results, again))
     if wrong := outside(results):
         raise SystemExit("the truth lies outside the bound of " + "; ".join(wrong))
     if not all(result["same_in_two_processes"] for result in again.values()):
