@@ -76,21 +76,30 @@ def test_interrupted_process_goes_on(toy, make_images, tmp_path: Path) -> None:
     assert sources(out)[: len(done)] == done and len(set(sources(out))) == len(sources(out)) == MANY + 5
 
 
-def test_killed_process_leaves_whole_rows(toy, make_images, tmp_path: Path) -> None:
+def test_killed_process_leaves_whole_rows_and_goes_on(toy, make_images, tmp_path: Path) -> None:
     images = make_images(tmp_path / "in", MANY)
     out = tmp_path / "out"
     words = [*command(toy, out, "--batch-size", 1, "--no-report"), str(images)]
     process = subprocess.Popen([sys.executable, "-m", "zsad.cli.main", *words], stdout=subprocess.PIPE)
     assert process.stdout is not None
-    for _ in range(6):
-        process.stdout.readline()
+    lines = [process.stdout.readline().decode() for _ in range(6)]
+    shown = {Path(line.split()[-1]).name for line in lines[1:]}
     process.kill()
     process.wait()
     process.stdout.close()
-    done = sources(out)
-    assert len(done) >= 5
-    for line in (out / "predictions.jsonl").read_text().splitlines():
-        assert (out / json.loads(line)["overlay"]).stat().st_size > 500
+    before = (out / "predictions.jsonl").read_bytes()
+    whole = before[: before.rindex(b"\n") + 1]
+    rows = [json.loads(line) for line in whole.splitlines()]
+    assert {Path(row["source"]).name for row in rows} >= shown
+    for row in rows:
+        assert (out / row["overlay"]).stat().st_size > 500
+    grids = np.load(out / "grids.npy")[: len(rows)].copy()
+    again = subprocess.run([sys.executable, "-m", "zsad.cli.main", *words], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert f"{len(rows)} images of this run finished before" in again.stderr
+    assert (out / "predictions.jsonl").read_bytes().startswith(whole)
+    assert len(set(sources(out))) == len(sources(out)) == MANY + 5
+    assert np.array_equal(np.load(out / "grids.npy")[: len(rows)], grids)
 
 
 def test_reader_that_goes_away_does_not_stop_the_work(toy, tmp_path: Path) -> None:

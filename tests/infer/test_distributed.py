@@ -42,7 +42,10 @@ def cluster():
     """One cluster for all tests here: commands use the one that their process has joined."""
     ray = pytest.importorskip("ray")
     pytest.importorskip("pyarrow")
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="error")
+    quiet = {"log_to_driver": False, "logging_level": "error"}
+    address = os.environ.get("RAY_ADDRESS", "local")
+    own = {"num_cpus": 3, "include_dashboard": False} if address == "local" else {}
+    ray.init(address=address, **own, **quiet)
     yield ray
     ray.shutdown()
 
@@ -177,6 +180,7 @@ def test_killed_run_keeps_every_printed_row(cluster, toy, make_images, tmp_path:
         "cpu",
     ]
     words += ["--threads", "1", "--engine", "ray", "--workers", "2", "--out", str(out)]
+    words += ["--address", os.environ["RAY_ADDRESS"]] if "RAY_ADDRESS" in os.environ else []
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     printed = [process.stdout.readline() for _ in range(21)][1:]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -167,6 +168,62 @@ def test_rows_without_their_grid_are_done_again(tmp_path: Path, damage: str) -> 
         for index in range(left, 3):
             writer.write(prediction(paths[index], index / 10), overlay=None, state=file_state(paths[index]))
     assert [row["grid"] for row in read_rows(run)] == [0, 1, 2] and grids.read_bytes() == whole
+
+
+class Killed(BaseException):
+    """The process ends here: nothing after it is run, not even what ends a block."""
+
+
+@pytest.mark.parametrize("moment", range(12))
+def test_kill_between_any_two_writes_loses_no_finished_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """Every write of the third image's row and grid may be the last: whole, half, or not at all."""
+    paths, run = files(tmp_path / "in", 4), tmp_path / "run"
+    write(run, paths)
+    whole = [(run / name).read_bytes() for name in ("grids.npy", "predictions.jsonl")]
+    shutil.rmtree(run)
+    writer = open_run(run)
+    for index, path in enumerate(paths[:2]):
+        writer.write(prediction(path, index / 10), overlay=None, state=file_state(path))
+    finished = (run / "predictions.jsonl").read_bytes()
+    calls = 0
+
+    class Dying:
+        """A file whose write at the moment is cut: 0 nothing of it, 1 half of it, 2 all of it is written."""
+
+        def __init__(self, file) -> None:
+            self.file = file
+
+        def write(self, content: bytes) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == moment // 3 + 1:
+                self.file.write(content[: len(content) * (moment % 3) // 2])
+                self.file.flush()
+                raise Killed
+            self.file.write(content)
+
+        def __getattr__(self, name: str):
+            return getattr(self.file, name)
+
+    writer._grids._file, writer._rows = Dying(writer._grids._file), Dying(writer._rows)
+    try:
+        writer.write(prediction(paths[2], 0.2), overlay=None, state=file_state(paths[2]))
+    except Killed:
+        pass
+    else:
+        assert moment // 3 == 3, "there are three writes: the grid, its file's header, the row"
+    writer._stack.close()  # the system takes the lock away
+    assert (run / "predictions.jsonl").read_bytes().startswith(finished)
+    with open_run(run) as again:
+        assert [again.is_finished(path) for path in paths[:2]] == [True, True] and not again.is_finished(
+            paths[3]
+        )
+        for index, path in enumerate(paths):
+            if not again.is_finished(path):
+                again.write(prediction(path, index / 10), overlay=None, state=file_state(path))
+    assert [(run / name).read_bytes() for name in ("grids.npy", "predictions.jsonl")] == whole
 
 
 @pytest.mark.parametrize("line", ["[]", "{}", "text", '{"source": "a"}', '{"source": 3, "error": "x"}'])

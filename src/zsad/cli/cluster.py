@@ -67,6 +67,7 @@ class Asked:
             pixel_threshold=detector.pixel_threshold,
             min_area=detector.min_area,
             region=detector.region,
+            looking=detector.looking,
         )
 
 
@@ -91,6 +92,8 @@ def score_on_ray(detector: Detector, inputs: list[str], *, asked: Asked, options
         StorageError: the disk is full or the folder cannot be written.
     """
     need_ray()
+    if detector.comparison is not None:
+        raise ConfigError("--engine ray scores each image alone; leave out what images are compared with")
     cluster, plain = asked.cluster(), replace(options, overlay=False, report=False)
     images = find_images(inputs, column=asked.column)
     named = [name if "://" in name else os.path.abspath(name) for name in inputs]  # noqa: PTH100 - patterns

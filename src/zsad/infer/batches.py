@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from zsad.data.image import Preprocess, read_image
+from zsad.data.image import Preprocess, Source, read_image
 from zsad.data.loader import read_ahead
 from zsad.errors import DataError, ImageError, ZsadError
 from zsad.infer.engine import predict_pixels
+from zsad.infer.looking import SQUARE, Looking
 from zsad.infer.prediction import Prediction
 from zsad.infer.roi import RegionOfInterest
 from zsad.infer.rows import COLUMNS, arrow_schema, error_row, need_pyarrow, result_row
@@ -50,11 +51,12 @@ class Loading:
     pixel_threshold: float | None = None
     min_area: float = 0.0
     region: RegionOfInterest | None = None
+    looking: Looking = SQUARE
 
     def key(self) -> str:
         """Equal for equal detectors."""
-        own = {name: value for name, value in asdict(self).items() if name != "region"}
-        return f"{own} {None if self.region is None else self.region.digest()}"
+        own = {name: getattr(self, name) for name in self.__slots__ if name not in ("region", "looking")}
+        return f"{own} {self.looking.to_dict()} {None if self.region is None else self.region.digest()}"
 
     def detector(self) -> Detector:
         """Loads it; errors as `zsad.load`."""
@@ -69,11 +71,13 @@ class Loading:
             backbone=self.backbone,
             weights=weights,
             device=self.device,
-            calibration=self.calibration,
+            calibration=None,
             backend=self.backend,  # type: ignore[arg-type]  # checked by load
             precision=self.precision,  # type: ignore[arg-type]
             threads=self.threads,
         )
+        found.looking = self.looking
+        found.use_found(self.calibration)
         found.region, found.shows = self.region or found.region, self.shows or found.shows
         found.min_area = self.min_area
         if self.pixel_threshold is not None:
@@ -109,7 +113,7 @@ class BatchPredictor:
         keep: columns of a batch that are handed on.
         region: where anomalies count.
         loading: further fields of `Loading`: backbone, weights, device, calibration, backend, precision, threads
-            (PyTorch's, for the whole process), shows, pixel_threshold, min_area.
+            (PyTorch's, for the whole process), shows, pixel_threshold, min_area, looking.
 
     Example:
         >>> images = np.zeros((3, 64, 64, 3), np.uint8)
@@ -172,6 +176,9 @@ class BatchPredictor:
     ) -> Iterator[tuple[str | None, Prediction | ZsadError]]:
         """Yields name and prediction, or what is wrong, of each (name, image), in order."""
         detector = self.detector
+        if not is_plain(detector.looking):
+            yield from self._alone(images)
+            return
         wanted = self.images_a_pass or detector.backend.batch_size
 
         def read(named: tuple[str | None, Any]) -> Picture | ZsadError:
@@ -185,6 +192,20 @@ class BatchPredictor:
                 yield from self._passed(group, wanted)
                 group = []
         yield from self._passed(group, wanted)
+
+    def _alone(
+        self, images: Iterable[tuple[str | None, Any]]
+    ) -> Iterator[tuple[str | None, Prediction | ZsadError]]:
+        """One picture after the other, as it is: it may be cut into tiles, or keep its proportions."""
+        for name, image in images:
+            try:
+                prediction = self.detector.predict(source_of(name, image))
+            except ZsadError as error:
+                known = name is None or name in str(error)
+                yield name, error if known else ImageError(f"{name}: {error}")
+                continue
+            prediction.source = name
+            yield name, prediction
 
     def _passed(
         self, group: list[tuple[str | None, Picture | ZsadError]], wanted: int
@@ -235,24 +256,40 @@ def read_picture(name: str | None, image: Any, *, preprocess: Preprocess) -> Pic
         preprocess: of the model; its resizing is done here, which leaves it nothing more to resize.
     """
     try:
-        if isinstance(image, Picture | ZsadError):
+        if isinstance(image, Picture):
             return image
-        if isinstance(image, Mapping):
-            image = image.get("bytes") or image.get("path")
-        if image is None:
-            raise ImageError(f"{name or 'an image'} is missing: the row holds nothing")
-        if isinstance(image, str) and "://" in image:
-            image, name = read_address(image), image
-        if isinstance(image, bytes | bytearray | memoryview):
-            found, size = read_image(bytes(image), name=name or "image given as bytes")
-        else:
-            found, size = read_image(np.asarray(image, np.uint8) if isinstance(image, list) else image)
+        source = source_of(name, image)
+        found, size = read_image(source, name=name or "image given as bytes")
         height, width = preprocess.image_size
         return Picture(
             found.resize((width, height), Image.Resampling[preprocess.interpolation.upper()]), size
         )
     except ZsadError as error:
         return error
+
+
+def source_of(name: str | None, image: Any) -> Source:
+    """An image as `zsad.data.image.read_image` takes it.
+
+    Raises:
+        ImageError: there is none, or what was wrong with it before.
+    """
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
+    if image is None:
+        raise ImageError(f"{name or 'an image'} is missing: the row holds nothing")
+    if isinstance(image, ZsadError):
+        raise image
+    if isinstance(image, str) and "://" in image:
+        return read_address(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    return np.asarray(image, np.uint8) if isinstance(image, list) else image
+
+
+def is_plain(looking: Looking) -> bool:
+    """Whether pictures are only resized, so that they can be decoded without the model."""
+    return not looking.to_dict()
 
 
 def read_address(address: str) -> bytes:

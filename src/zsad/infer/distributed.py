@@ -11,7 +11,8 @@ store, and the model's. zsad has to be installed on all of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from PIL import Image
 
 from zsad.data.image import Preprocess
 from zsad.errors import ConfigError, EngineError, ImageError, ZsadError
-from zsad.infer.batches import BatchPredictor, Loading, Picture, read_picture
+from zsad.infer.batches import BatchPredictor, Loading, Picture, is_plain, read_picture, source_of
 from zsad.infer.prediction import Prediction
 from zsad.infer.roi import RegionOfInterest
 from zsad.infer.rows import need_pyarrow
@@ -79,7 +80,8 @@ def predict_with_ray(
         workers = cluster.workers or int(gpus) or machines
         items = images.items(_ROWS)
         table = need_pyarrow().table({"item": [json.dumps(item) for item in items]})
-        decode = partial(_decoded, images=images, preprocess=preprocess.to_dict())
+        resize = preprocess.to_dict() if is_plain(loading.looking) else None
+        decode = partial(_decoded, images=images, preprocess=resize)
         rows = ray.data.from_arrow([table.slice(index, 1) for index in range(len(items))])
         # Fractions, so that decoding always finds room beside the workers.
         pictures = rows.map_batches(decode, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
@@ -110,33 +112,50 @@ def need_ray() -> Any:
     return ray
 
 
-def _decoded(batch: Any, *, images: ImageFiles | ParquetFiles, preprocess: dict[str, Any]) -> Iterator[Any]:
-    """Tables of decoded pictures for a table of items, on whatever processor is free."""
-    ready = Preprocess.from_dict(preprocess)
+def _decoded(
+    batch: Any, *, images: ImageFiles | ParquetFiles, preprocess: dict[str, Any] | None
+) -> Iterator[Any]:
+    """Tables of pictures for a table of items, on whatever processor is free: decoded, or without preprocessing raw."""
+    ready = None if preprocess is None else Preprocess.from_dict(preprocess)
     for item in batch.column("item").to_pylist():
         for named in images.read(json.loads(item), _ROWS):
-            yield _picture_table(
-                [(name, read_picture(name, image, preprocess=ready)) for name, image in named]
-            )
+            rows = [
+                _raw_row(name, image)
+                if ready is None
+                else _picture_row(name, read_picture(name, image, preprocess=ready))
+                for name, image in named
+            ]
+            yield need_pyarrow().Table.from_pylist(rows, schema=_picture_schema())
 
 
-def _picture_table(pictures: Sequence[tuple[str, Picture | ZsadError]]) -> Any:
+def _picture_schema() -> Any:
     arrow = need_pyarrow()
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("source", "pixels", "side", "height", "width", "error")
+    numbers = [(name, arrow.int32()) for name in ("side", "height", "width")]
+    contents = [(name, arrow.large_binary()) for name in ("pixels", "content")]
+    return arrow.schema([("source", arrow.string()), ("error", arrow.string()), *contents, *numbers])
+
+
+def _picture_row(name: str, picture: Picture | ZsadError) -> dict[str, Any]:
+    source = json.dumps(name)  # a file's name may be no valid UTF-8, which Arrow refuses
+    if isinstance(picture, ZsadError):
+        return {"source": source, "error": json.dumps(str(picture))}
+    image, (height, width) = picture.image, picture.size
+    return {
+        "source": source,
+        "pixels": image.tobytes(),
+        "side": image.width,
+        "height": height,
+        "width": width,
     }
-    for name, picture in pictures:
-        good = picture if isinstance(picture, Picture) else None
-        columns["source"].append(json.dumps(name))  # a file's name may be no valid UTF-8, which Arrow refuses
-        columns["pixels"].append(good and good.image.tobytes())
-        columns["side"].append(good and good.image.width)
-        columns["height"].append(good and good.size[0])
-        columns["width"].append(good and good.size[1])
-        columns["error"].append(None if good else json.dumps(str(picture)))
-    kinds = (arrow.string(), arrow.large_binary(), *(arrow.int32(),) * 3, arrow.string())
-    return arrow.table(
-        {name: arrow.array(columns[name], kind) for name, kind in zip(columns, kinds, strict=True)}
-    )
+
+
+def _raw_row(name: str, image: Any) -> dict[str, Any]:
+    """What the worker decodes itself: a path is read there."""
+    try:
+        source = source_of(name, image)
+    except ImageError as error:
+        return _picture_row(name, error)
+    return {"source": json.dumps(name), "content": source if isinstance(source, bytes) else None}
 
 
 class _Worker:
@@ -163,11 +182,14 @@ class _Worker:
         )
 
 
-def _pictures(rows: list[dict[str, Any]]) -> Iterator[tuple[str, Picture | ZsadError]]:
+def _pictures(rows: list[dict[str, Any]]) -> Iterator[tuple[str, Picture | ZsadError | bytes | str]]:
     for row in rows:
         name = json.loads(row["source"])
         if row["error"] is not None:
             yield name, ImageError(json.loads(row["error"]))
+            continue
+        if row["pixels"] is None:
+            yield name, name if row["content"] is None else row["content"]
             continue
         content, width = row["pixels"], row["side"]
         image = Image.frombytes("RGB", (width, len(content) // (3 * width)), content)
@@ -213,7 +235,9 @@ def _joined(ray: Any, cluster: Cluster) -> Iterator[None]:
 
 @contextmanager
 def _quiet(ray: Any) -> Iterator[None]:
-    """Ray Data's settings for this run: no bars of its own, small blocks; the process gets its own back."""
+    """Ray Data's settings for this run: no bars or remarks, small blocks; the process gets its own back."""
+    log = logging.getLogger("ray.data")
+    level = log.level
     context = ray.data.DataContext.get_current()
     own = {
         "enable_progress_bars": False,
@@ -223,9 +247,11 @@ def _quiet(ray: Any) -> Iterator[None]:
     before = {name: getattr(context, name) for name in own if hasattr(context, name)}
     for name in before:
         setattr(context, name, own[name])
+    log.setLevel(max(level, logging.WARNING))
     try:
         yield
     finally:
+        log.setLevel(level)
         for name, value in before.items():
             setattr(context, name, value)
 

@@ -69,7 +69,7 @@ def _sorted_rows(folder: Path) -> Iterator[dict[str, Any]]:
             if "error" in row:
                 yield error_row(_text(source), _text(row["error"]))
                 continue
-            made = result_row(restore(row, grids, spec))
+            made = result_row(restore(row, grids, spec, folder=folder))
             yield made | {"path": _text(source)}
 
 
