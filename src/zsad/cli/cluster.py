@@ -93,7 +93,7 @@ def score_on_ray(detector: Detector, inputs: list[str], *, asked: Asked, options
     """
     need_ray()
     if detector.comparison is not None:
-        raise ConfigError("--engine ray scores each image alone; leave out what images are compared with")
+        raise ConfigError("--engine ray scores each image alone; leave out --references, or --engine")
     cluster, plain = asked.cluster(), replace(options, overlay=False, report=False)
     images = find_images(inputs, column=asked.column)
     named = [name if "://" in name else os.path.abspath(name) for name in inputs]  # noqa: PTH100 - patterns

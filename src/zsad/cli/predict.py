@@ -113,8 +113,8 @@ def predict_command(
     pictures = [name for name in inputs if name not in videos]
     local = engine == "local" and (pictures or not videos)
     samples = _outside(expand_inputs(pictures), out) if local else []
-    if engine == "ray" and not (look.plain and not mutual):
-        raise ConfigError("tiles, proportions, depth and comparisons are for --engine local; leave them out")
+    if engine == "ray" and mutual:
+        raise ConfigError("--engine ray scores each image alone; leave out --mutual, or --engine")
     region = read_region(roi, ignore)
     if engine == "local" and (address or workers or column):
         raise ConfigError("--address, --workers and --column are for --engine ray; add it, or leave them out")
