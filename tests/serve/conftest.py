@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
-from zsad.detector import load
+from zsad.detector import Detector, load
 from zsad.serve.limits import Limits
 from zsad.serve.service import Service
 
@@ -29,13 +29,19 @@ for _name in ("tools", "browser"):
     _spec.loader.exec_module(sys.modules[_spec.name])
 
 
+@pytest.fixture(scope="session")
+def detector(toy: Any) -> Detector:
+    """The tiny model; not to be changed."""
+    return load(toy.model, device="cpu")
+
+
 @pytest.fixture
-def make_service(toy: Any) -> Iterator[Callable[..., Service]]:
+def make_service(detector: Detector) -> Iterator[Callable[..., Service]]:
     """`make_service(**limits)`; every service is closed at the end."""
     made: list[Service] = []
 
-    def make(*, model: str | None = None, **limits: Any) -> Service:
-        service = Service(load(model or str(toy.model), device="cpu"), Limits.of(**limits))
+    def make(**limits: Any) -> Service:
+        service = Service(detector, Limits.of(**{"timeout": 120, **limits}))
         made.append(service)
         return service
 

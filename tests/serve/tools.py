@@ -121,7 +121,19 @@ class Process(Address):
 
     def __init__(self, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "zsad", "serve", *arguments, "--port", "0", "--threads", "1"],
+            [
+                sys.executable,
+                "-m",
+                "zsad",
+                "serve",
+                *arguments,
+                "--port",
+                "0",
+                "--threads",
+                "1",
+                "--timeout",
+                "120",
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
