@@ -108,7 +108,7 @@ def test_mutual_and_what_excludes_it(toy: Any, tmp_path: Path, capsys: pytest.Ca
     for more, message in (
         (["--references", str(toy.images)], "--references and --mutual exclude each other"),
         (["--tile", "64"], "leave out --tile or --mutual"),
-        (["--engine", "ray"], "are for --engine local"),
+        (["--engine", "ray"], "leave out --mutual, or --engine"),
     ):
         assert main([*command, "--out", str(tmp_path / "x"), *more]) == 2
         assert message in capsys.readouterr().err
