@@ -25,6 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
+import metrics_peers
+
 RESULTS = Path(__file__).parent / "results"
 SIZE = 518
 GRID = (4, 37, 37)
@@ -148,21 +150,21 @@ def prepare(form: str) -> Callable[[np.ndarray, np.ndarray], Values]:
     if kind == "sklearn":
         import sklearn.metrics  # noqa: F401
 
-        return partial(sklearn_one, form.partition("-")[2])
+        return partial(metrics_peers.sklearn_one, form.partition("-")[2])
     if kind == "pro":
         import scipy.ndimage  # noqa: F401
 
-        return pro_loop
+        return metrics_peers.pro_loop
     import torch
 
     torch.set_num_threads(1)
     if kind == "torchmetrics":
         import torchmetrics.classification  # noqa: F401
 
-        return partial(torchmetrics_both, thresholds=200 if form.endswith("binned") else None)
+        return partial(metrics_peers.torchmetrics_both, thresholds=200 if form.endswith("binned") else None)
     import anomalib.metrics  # noqa: F401
 
-    return anomalib_aupro if form == "anomalib-aupro" else anomalib_aupimo
+    return metrics_peers.anomalib_aupro if form == "anomalib-aupro" else metrics_peers.anomalib_aupimo
 
 
 def exact(maps: np.ndarray, masks: np.ndarray) -> Values:
@@ -175,74 +177,6 @@ def exact(maps: np.ndarray, masks: np.ndarray) -> Values:
     result = metrics.compute()
     values = {name: getattr(result, name) for name in NAMES}
     return values | {name: metrics.measure(name).value for name in PIXEL_MEASURES[1:]}
-
-
-def pro_loop(maps: np.ndarray, masks: np.ndarray) -> Values:
-    """The shape of the published evaluations: all maps and all regions once for each threshold."""
-    from scipy import ndimage
-
-    low, high = maps.min(), maps.max()
-    normal = ~masks
-    rates, overlaps = [], []
-    for threshold in np.arange(low, high, (high - low) / 200):
-        binary = maps > threshold
-        covered = []
-        for found, mask in zip(binary, masks, strict=True):
-            labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-            for number, box in enumerate(ndimage.find_objects(labels), start=1):
-                region = labels[box] == number
-                covered.append(found[box][region].sum() / region.sum())
-        rates.append(np.logical_and(normal, binary).sum() / normal.sum())
-        overlaps.append(np.mean(covered))
-    rate, overlap = np.array(rates), np.array(overlaps)
-    kept = rate < 0.3
-    rate, overlap = rate[kept][::-1], overlap[kept][::-1]
-    rate = (rate - rate.min()) / (rate.max() - rate.min())
-    return {"pro_anomalyclip": float(np.diff(rate) @ (overlap[1:] + overlap[:-1]) / 2)}
-
-
-def sklearn_one(name: str, maps: np.ndarray, masks: np.ndarray) -> Values:
-    """AUROC, AP or F1-max from scikit-learn."""
-    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
-
-    truth, scores = masks.ravel(), maps.ravel()
-    if name != "f1":
-        return {name: float({"auroc": roc_auc_score, "ap": average_precision_score}[name](truth, scores))}
-    precision, recall, _ = precision_recall_curve(truth, scores)
-    return {"f1_max": float((2 * precision * recall / np.maximum(precision + recall, 1e-300)).max())}
-
-
-def torchmetrics_both(maps: np.ndarray, masks: np.ndarray, *, thresholds: int | None) -> Values:
-    """torchmetrics' AUROC and AP, map by map."""
-    import torch
-    from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
-
-    auroc, ap = BinaryAUROC(thresholds=thresholds), BinaryAveragePrecision(thresholds=thresholds)
-    for scores, mask in zip(maps, masks, strict=True):
-        flat, truth = torch.from_numpy(scores).ravel(), torch.from_numpy(mask).ravel().long()
-        auroc.update(flat, truth)
-        ap.update(flat, truth)
-    return {"auroc": float(auroc.compute()), "ap": float(ap.compute())}
-
-
-def anomalib_aupro(maps: np.ndarray, masks: np.ndarray) -> Values:
-    """anomalib's AUPRO, map by map."""
-    import torch
-    from anomalib.metrics.aupro import _AUPRO
-
-    metric = _AUPRO(fpr_limit=0.3)
-    for scores, mask in zip(maps, masks, strict=True):
-        metric.update(torch.from_numpy(scores)[None], torch.from_numpy(mask)[None].int())
-    return {"aupro": float(metric.compute())}
-
-
-def anomalib_aupimo(maps: np.ndarray, masks: np.ndarray) -> Values:
-    """The mean of anomalib's AUPIMO over the anomalous images."""
-    import torch
-    from anomalib.metrics.pimo.functional import aupimo_scores
-
-    *_, classes, scores, _ = aupimo_scores(torch.from_numpy(maps), torch.from_numpy(masks))
-    return {"aupimo": float(scores[classes == 1].mean())}
 
 
 def reevaluate(order: str, *, images: int) -> dict[str, object]:
