@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,29 +24,29 @@ from zsad.methods.registry import build
 from zsad.train.checkpoint import BackboneReference, Card, save_checkpoint
 
 
-def write_backbone(folder: Path, *, seed: int = 0) -> Path:
+def write_backbone(folder: Path, *, seed: int = 0, name: str = "toy", embed_dim: int = 24) -> Path:
     """A random CLIP of four narrow blocks in zsad's own layout."""
     vision = VisionConfig(image_size=32, patch_size=8, width=32, layers=4, heads=4, mlp_width=64)
     text = TextConfig(context_length=77, vocab_size=49408, width=16, layers=2, heads=2, mlp_width=32)
-    config = CLIPConfig(embed_dim=24, vision=vision, text=text)
+    config = CLIPConfig(embed_dim=embed_dim, vision=vision, text=text)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         state = {name: tensor.contiguous() for name, tensor in CLIP(config).state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / "model.safetensors")
     preset = Preset(
-        name="toy", clip=config, detection_size=64, taps=(2, 3, 4), value_value=True, value_value_from=2
+        name=name, clip=config, detection_size=64, taps=(2, 3, 4), value_value=True, value_value_from=2
     )
     (folder / "config.json").write_text(json.dumps(preset.model_dump(mode="json", by_alias=True)))
     return folder
 
 
-def write_model(folder: Path, backbone: Path, *, seed: int = 1) -> Path:
-    """A run folder with an untrained PromptMoE on that backbone."""
+def write_model(folder: Path, backbone: Path | str, *, seed: int = 1, **settings: Any) -> Path:
+    """A run folder with an untrained PromptMoE on that backbone; `settings` over a few small ones."""
     tower = load_backbone(backbone)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        method = build("promptmoe", {"experts": 4, "top_k": 2, "heads": 4}, tower)
+        method = build("promptmoe", {"experts": 4, "top_k": 2, "heads": 4, **settings}, tower)
     size = (method.config.image_size,) * 2
     card = Card(
         method="promptmoe",
@@ -126,6 +127,30 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("aux", "one", "two")):
         write_set(root / name, seed=seed)
     return root
+
+
+@pytest.fixture(scope="session", name="write_backbone")
+def _write_backbone() -> Callable[..., Path]:
+    """`write_backbone(folder, ...)`."""
+    return write_backbone
+
+
+@pytest.fixture(scope="session", name="write_model")
+def _write_model() -> Callable[..., Path]:
+    """`write_model(folder, backbone, ...)`."""
+    return write_model
+
+
+@pytest.fixture(scope="session", name="write_images")
+def _write_images() -> Callable[..., Path]:
+    """`write_images(folder, count)`, for what lives as long as the session."""
+    return write_images
+
+
+@pytest.fixture(scope="session", name="write_set")
+def _write_set() -> Callable[..., Path]:
+    """`write_set(folder, seed=...)`, for what lives as long as the session."""
+    return write_set
 
 
 @pytest.fixture
