@@ -168,7 +168,7 @@ class Browser:
     def _middle(self, query: str) -> tuple[float, float]:
         place = self.run(
             f"(() => {{ const one = document.querySelector({json.dumps(query)});"
-            " one.scrollIntoView({block: 'nearest'}); const box = one.getBoundingClientRect();"
+            " one.scrollIntoView({block: 'nearest', behavior: 'instant'}); const box = one.getBoundingClientRect();"
             " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
         return place[0], place[1]
