@@ -1,0 +1,84 @@
+"""The pages that are made from the package, and what the pages written by hand say of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from zsad.cli.main import VERBS
+from zsad.methods.registry import METHODS
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+# Words of other programs.
+FOREIGN = {"--data-binary", "--help", "--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}
+
+
+@pytest.fixture(scope="module")
+def site() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("zsad_site_pages", ROOT / "tools" / "site_pages.py")
+    sys.modules["zsad_site_pages"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def commands(site: ModuleType) -> str:
+    return site.commands_page()
+
+
+def test_every_verb_has_its_help_and_every_option_on_a_page_exists(commands: str) -> None:
+    for verb in VERBS:
+        assert f"\n## zsad {verb}\n" in commands
+    known = set(re.findall(r"--[a-z][a-z0-9-]*", commands)) | FOREIGN
+    for page in sorted(DOCS.glob("*.md")):
+        text = re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"))
+        used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text))
+        assert used <= known, f"{page.name} speaks of {sorted(used - known)}"
+
+
+def test_every_method_and_setting_is_listed(site: ModuleType) -> None:
+    page = site.methods_page()
+    for name, entry in METHODS.items():
+        own = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        assert entry.title in own and ("Re-designed" in own) == bool(entry.provenance)
+    settings = page.split("## Settings of all methods")[1].split("\n## ")[0]
+    assert "| `oddness` | `'off'` |" in settings
+    assert "| `local_weight` | `4.0` |" in page.split("\n## anomalyclip\n")[1].split("\n## ")[0]
+
+
+def test_every_table_that_is_asked_for_can_be_made(site: ModuleType) -> None:
+    asked = set()
+    for page in DOCS.rglob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        asked |= set(re.findall(r"<!-- table: ([a-z-]+) -->", text))
+        filled = site.on_page_markdown(text)
+        assert "<!-- table:" not in filled
+    assert asked == set(site.TABLES)
+    assert "| `VisA` | industrial | 12 | 962 | 1,200 | image + pixel | CC BY 4.0 |" in site.catalogue_table()
+    assert "| `epochs` | `15` |" in site.training_table()
+
+
+def test_result_pages_link_only_to_what_the_site_holds(site: ModuleType, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "README.md").write_text(
+        "[`s`](s.md), [r](../../tools/recipes.toml), [x](http://x), [j](s.json), [g](g.md)"
+    )
+    (tmp_path / "s.md").write_text("<details><summary>All</summary>\n")
+    (tmp_path / "s.json").write_text("{}")
+    monkeypatch.setattr(site, "RESULTS", tmp_path)
+    pages = site.result_pages()
+    assert list(pages) == ["index.md", "s.md"]
+    assert pages["index.md"].endswith("[`s`](s.md), r, [x](http://x), [j](s.json), g")
+    assert pages["s.md"] == '# S\n\n<details markdown="1"><summary>All</summary>\n'
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    told = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in DOCS.rglob("*.md"):
+        own = page.relative_to(DOCS)
+        assert f"- {own.as_posix()}\n" in told or f"{own.parent.as_posix()}/*.md" in told
