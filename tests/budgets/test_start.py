@@ -58,7 +58,20 @@ def test_help_is_light(verb: str | None) -> None:
 
 @pytest.mark.parametrize(
     "verb",
-    ["calibrate", "data", "demo", "evaluate", "explain", "train", "list", "monitor", "doctor", "version"],
+    [
+        "calibrate",
+        "data",
+        "demo",
+        "evaluate",
+        "explain",
+        "train",
+        "export",
+        "bench",
+        "list",
+        "monitor",
+        "doctor",
+        "version",
+    ],
 )
 def test_no_help_needs_torch(verb: str) -> None:
     assert "torch" not in start(HELP.format(arguments=[verb, "--help"]), times=1)[0]

@@ -213,6 +213,8 @@ def _difference(right: Float32, found: Float32) -> float:
 
 
 def _cosine(right: Float32, found: Float32) -> float:
+    if right.shape != found.shape:
+        return -1.0
     one, other = (grid.astype(np.float64).ravel() for grid in (right, found))
     length = float(np.linalg.norm(one) * np.linalg.norm(other))
     cosine = float(one @ other) / length if length else float(np.array_equal(one, other))

@@ -61,7 +61,9 @@ def load_model(request: Request) -> Loaded:
     """
     if request.backend not in (None, *BACKENDS):
         raise ConfigError(f"no backend is called {request.backend!r}; known are {', '.join(BACKENDS)}")
-    graph = find_graph(request.model, target=request.backend)
+    graph = find_graph(
+        request.model, target=request.backend if request.backend in ("onnx", "openvino") else None
+    )
     if graph is not None and not (request.backend in (None, "torch", "auto") and _is_run(request.model)):
         return _load_graph(graph, request)
     if request.backend in ("onnx", "openvino"):

@@ -81,11 +81,11 @@ def harmonic_cover(logits: Tensor, size: int, *, stride: int = 1) -> Tensor:
     corners = window_table(grid, size, stride=stride)[:, 0].to(logits.device)
     absent = torch.ones(math.prod(grid), dtype=logits.dtype, device=logits.device)
     absent = absent.scatter(0, corners, 0.0).view(grid)
-    # Of no weight in a sum of exponentials, yet finite: not every runtime's log-sum-exp takes infinities.
+    # Of no weight in a sum of exponentials, yet finite.
     nothing = torch.finfo(logits.dtype).min / 2
     against = _cover((-logits).masked_fill(absent > 0, nothing), size, outside=nothing)
     count = size**2 - _cover(absent, size, outside=1.0).sum(dim=-1)
-    return count.log() - against.logsumexp(dim=-1)
+    return count.log() - _log_sum_exp(against, dim=-1)
 
 
 def harmonic_mean(logits: Tensor, *, dim: int) -> Tensor:
@@ -96,7 +96,13 @@ def harmonic_mean(logits: Tensor, *, dim: int) -> Tensor:
         >>> round(float(harmonic_mean(probabilities.logit(), dim=0).sigmoid()), 4)  # 2 / (1 / 0.2 + 1 / 0.5)
         0.2857
     """
-    return math.log(int(logits.shape[dim])) - (-logits).logsumexp(dim=dim)
+    return math.log(int(logits.shape[dim])) - _log_sum_exp(-logits, dim=dim)
+
+
+def _log_sum_exp(values: Tensor, *, dim: int) -> Tensor:
+    """`logsumexp` of finite values in steps of its own: as one operator, OpenVINO reads it without its axis."""
+    peak = values.detach().amax(dim=dim, keepdim=True)
+    return (values - peak).exp().sum(dim=dim).log() + peak.squeeze(dim)
 
 
 def _cover(values: Tensor, size: int, *, outside: float) -> Tensor:
