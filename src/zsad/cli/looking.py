@@ -115,9 +115,10 @@ def apply_look(detector: Detector, look: Look, *, mutual: list[Sample] | None = 
 def keep_references(detector: Detector, out: Path, look: Look) -> None:
     """Writes the references of a run into its folder, for others to take."""
     from zsad.cli.console import printable, say
-    from zsad.infer.compared import save_references
 
     if look.references is not None and look.references.suffix != ".safetensors" and out.is_dir():
+        from zsad.infer.compared import save_references  # with PyTorch, which exported graphs do without
+
         save_references(detector, out / _FILE)
         say(f"wrote the references into {printable(out / _FILE)}, to be given to --references again")
 
