@@ -177,7 +177,7 @@ def _separable(values: Float32, size: tuple[int, int], final: tuple[int, int], p
         np.matmul(block, values[..., source, :], out=tall[..., target, :])
     wide = np.empty((*values.shape[:-2], *final), dtype=np.float32)
     for target, source, block in _bands(width, size[1], final[1], path):
-        wide[..., target] = tall[..., source] @ block.T
+        np.matmul(tall[..., source], block.T, out=wide[..., target])
     return wide
 
 
