@@ -20,6 +20,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 
 def plate(path: Path, size: tuple[int, int]) -> Path:
+    path.parent.mkdir(exist_ok=True)
     values = np.random.default_rng(0).normal(170, 6, (*size, 3))
     values[size[0] // 2 : size[0] // 2 + 9, size[1] // 3 : size[1] // 3 + 9] = 20
     Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).save(path)
@@ -61,6 +62,21 @@ def test_tiles_and_pages_are_written_and_gone_on_with(toy: Any, mixed: Path, tmp
     assert main(command) == 0
     assert {row["score"] for row in rows_of(out)} == {row["score"] for row in rows}
     assert len(list(read_run(out))) == 4
+
+
+def test_a_picture_that_is_shrunk_much_is_worth_one_word(
+    toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        plate(tmp_path / "parts" / f"{number}.png", (260, 520))
+    plate(tmp_path / "parts" / "small.png", (250, 250))
+    command = ["predict", str(tmp_path / "parts"), "--model", str(toy.model), "--no-report", "--no-overlay"]
+    assert main([*command, "--out", str(tmp_path / "a")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("--tile auto") == 1 and "a picture of 520x260 is shrunk 8 times" in said
+    assert "a patch of which then covers 65 pixels" in said
+    assert main([*command, "--out", str(tmp_path / "b"), "--tile", "auto"]) == 0
+    assert "shrunk" not in capsys.readouterr().err
 
 
 def test_other_tiles_are_another_run(

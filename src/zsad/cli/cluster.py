@@ -138,7 +138,7 @@ def _score(
                 writer.write(result, overlay=None, state=file_state(Path(name)))
                 if outcome.scored == 0:
                     say(header_line(result))
-                outcome.count(result)
+                outcome.count(result, detector)
                 say(result_line(result, base=base))
             advance(1)
     outcome.seconds = time.perf_counter() - start

@@ -11,9 +11,11 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from zsad.detector import Detector
     from zsad.infer.looking import Looking
+    from zsad.infer.prediction import Prediction
     from zsad.types import Sample
 
 _FILE = "references.safetensors"
+_SHRUNK = 4.0  # times a picture is larger than the model's input before it is worth a word
 
 
 @Parameter(name="*")
@@ -110,6 +112,19 @@ def apply_look(detector: Detector, look: Look, *, mutual: list[Sample] | None = 
         pick: Literal["random", "coreset"] = "coreset" if look.coreset else "random"
         return detector.with_references(str(look.references), limit=look.remember, pick=pick, on_error=report)
     return detector if mutual is None else detector.with_mutual(mutual, on_error=report)
+
+
+def shrunk_hint(detector: Detector, prediction: Prediction) -> str | None:
+    """What is lost of a large picture that is not cut into tiles, in one line; None where it is little."""
+    times = max(prediction.size) / max(detector.preprocess.image_size)
+    if detector.looking.tiling is not None or times <= _SHRUNK:
+        return None
+    height, width = prediction.size
+    patch = max(height / prediction.grid.shape[-2], width / prediction.grid.shape[-1])
+    return (
+        f"zsad: a picture of {width}x{height} is shrunk {times:.0f} times for the model, a patch of which then covers "
+        f"{patch:.0f} pixels: to find what is smaller, add --tile auto, which looks at such pictures in tiles"
+    )
 
 
 def keep_references(detector: Detector, out: Path, look: Look) -> None:

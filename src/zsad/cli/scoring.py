@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from zsad.cli.console import clock, note, plural, printable, progress, say
+from zsad.cli.looking import shrunk_hint
 from zsad.data.address import is_stream
 from zsad.detector import Detector
 from zsad.errors import CalibrationError, ConfigError, DataError, ImageError, ZsadError
@@ -73,6 +74,7 @@ class Outcome:
     errors: list[ZsadError] = field(default_factory=list)
     seconds: float = 0.0
     anomalous: int | None = None
+    hinted: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -87,9 +89,12 @@ class Outcome:
             raise self.errors[0]
         raise DataError(f"none of the {count} images could be used; nothing was written")
 
-    def count(self, prediction: Prediction) -> None:
-        """One more image has its result."""
+    def count(self, prediction: Prediction, detector: Detector) -> None:
+        """One more image has its result; the first large one that was shrunk is worth a word."""
         self.scored += 1
+        if not self.hinted and (hint := shrunk_hint(detector, prediction)) is not None:
+            self.hinted = True
+            note(hint)
         if prediction.is_anomalous is not None:
             self.anomalous = (self.anomalous or 0) + prediction.is_anomalous
 
@@ -196,7 +201,7 @@ def _score(
             prediction.picture = None
             if outcome.scored == 0:
                 say(header_line(prediction))
-            outcome.count(prediction)
+            outcome.count(prediction, detector)
             say(result_line(prediction, base=base))
             advance(1)
 
