@@ -222,6 +222,7 @@ def broken(drawn: Path, root: Path) -> dict[str, Path]:
             images[0].write_bytes(images[0].read_bytes()[:300])
         else:
             shutil.rmtree(root / "two" / name / "test" / "good")
+            found[name] = root / "two" / name / "test"
     return found
 
 
@@ -253,8 +254,8 @@ def test_broken_files_are_named_and_leave_holes(
             rows["anomalous"].metrics["image_auroc"] is None
             and rows["anomalous"].metrics["pixel_pro"] is not None
         )
-        assert {problem.path for problem in cell.problems} == {str(bad[n]) for n in bad if n != "anomalous"}
-    for name in ("missing", "swapped", "size", "cut"):
+        assert {problem.path for problem in cell.problems} == set(map(str, bad.values()))
+    for name in ("missing", "swapped", "size", "cut", "anomalous"):
         assert sum(str(bad[name]) in line for line in said.splitlines()) == 1
         assert any(str(bad[name]) in note or name in note for note in cells["clip", "two"].notes)
     assert "swapped?" in said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from zsad.benchmark.results import Problem
+from zsad.data.check import misnamed
 from zsad.data.image import image_size
 from zsad.data.manifest import DataSet, check_mask
 from zsad.errors import ImageError, ZsadError
@@ -57,6 +58,11 @@ def masked(data: DataSet, *, folder: Path, workers: int) -> tuple[DataSet, list[
         checked = [sample for sample in data.samples if sample.label != 0 and sample.mask is not None]
         with ThreadPoolExecutor(workers, thread_name_prefix="zsad-mask") as pool:
             reasons = list(pool.map(_mask_fault, checked))
+        crossed = {sample.image for sample in _crossed(data)}
+        reasons = [
+            reason or (_not_its_own(sample) if sample.image in crossed else None)
+            for sample, reason in zip(checked, reasons, strict=True)
+        ]
         found = {
             _name(sample, data): reason
             for sample, reason in zip(checked, reasons, strict=True)
@@ -73,6 +79,32 @@ def masked(data: DataSet, *, folder: Path, workers: int) -> tuple[DataSet, list[
     bare = {fault.sample for fault in faults}
     samples = [replace(sample, mask=None) if sample in bare else sample for sample in data.samples]
     return replace(data, samples=samples), faults
+
+
+def of_the_set(data: DataSet, faults: Sequence[Fault]) -> Iterator[Problem]:
+    """What is wrong with a data set beside its samples' `faults`: files without a pair, classes without normals.
+
+    A data set in which no class has normal images is so by its nature, and nothing is wrong with it.
+    """
+    named = {fault.path for fault in faults} | {str(fault.sample.image) for fault in faults}
+    for finding in data.findings:
+        if str(finding.path) not in named:
+            yield Problem(path=str(finding.path), reason=finding.reason)
+    lacking = without_normals(data)
+    if len(lacking) < len(data.groups()):
+        for name, folder in lacking.items():
+            yield Problem(
+                path=folder, reason=f"class {name} has no normal image: image metrics are undefined"
+            )
+
+
+def without_normals(data: DataSet) -> dict[str, str]:
+    """Classes of which all images are anomalous, with the folder that holds these."""
+    return {
+        name: os.path.commonpath([sample.image.parent for sample in group])
+        for name, group in data.groups().items()
+        if {sample.label for sample in group} == {1}
+    }
 
 
 def missing_masks(data: DataSet) -> Iterator[Fault]:
@@ -100,6 +132,18 @@ def _mask_fault(sample: Sample) -> str | None:
     except ZsadError as error:
         return str(error)
     return _looks_like_a_photo(sample.mask)
+
+
+def _crossed(data: DataSet) -> Iterator[Sample]:
+    """Samples with the mask of another image, in classes whose masks mostly have the names of their images."""
+    for group in data.groups().values():
+        found = list(misnamed(group))
+        if 2 * len(found) <= sum(sample.mask is not None for sample in group):
+            yield from found
+
+
+def _not_its_own(sample: Sample) -> str:
+    return f"{sample.mask} is by its name not the mask of {sample.image}: swapped?"
 
 
 def _looks_like_a_photo(mask: Path) -> str | None:

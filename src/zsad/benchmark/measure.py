@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from zsad.benchmark.bench import Bench
-from zsad.benchmark.faults import Fault, masked, missing_masks, relative
-from zsad.benchmark.results import CELLS, CellFiles, ClassRow
+from zsad.benchmark.faults import Fault, masked, missing_masks, of_the_set, relative, without_normals
+from zsad.benchmark.results import CELLS, CellFiles, ClassRow, Problem
 from zsad.benchmark.scoring import KeptScorer, Scored
 from zsad.data.image import image_size
 from zsad.data.manifest import DataSet
@@ -40,7 +40,8 @@ class Measured:
 
     rows: tuple[ClassRow, ...]
     notes: tuple[str, ...]
-    faults: list[Fault]
+    problems: tuple[Problem, ...]
+    remarks: tuple[str, ...]
     files: CellFiles
 
 
@@ -137,7 +138,15 @@ def measure(
     rows = [_row(row, faults, data) for row in table.rows if row.kind == "class"]
     notes = [line for line in table.notes if not line.endswith(EXACT_HINT)]
     notes += [line for row in rows for line in _holes(row.name, faults, whole)]
-    return Measured(tuple(rows), tuple(dict.fromkeys(notes)), faults, files)
+    problems = dict.fromkeys([*(fault.problem for fault in faults), *of_the_set(whole, faults)])
+    remarks = dict.fromkeys([*(problem.line for problem in problems), *_one_sided(whole)])
+    return Measured(tuple(rows), tuple(dict.fromkeys(notes)), tuple(problems), tuple(remarks), files)
+
+
+def _one_sided(data: DataSet) -> Iterator[str]:
+    """A line for each class without normal images."""
+    for name, folder in without_normals(data).items():
+        yield f"{folder}: class {name} has no normal image: image metrics are undefined"
 
 
 def _row(row: ResultRow, faults: Sequence[Fault], data: DataSet) -> ClassRow:

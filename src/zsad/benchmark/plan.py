@@ -271,7 +271,7 @@ class Plan:
 def _look(path: str) -> Target:
     """A data set, or why it cannot be used."""
     try:
-        data = discover(path)
+        data = discover(path, missing="keep")
     except ZsadError as error:
         if not Path(path).expanduser().exists():
             raise

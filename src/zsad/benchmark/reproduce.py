@@ -210,7 +210,7 @@ def _about_the_data(cells: Sequence[CellResult], entry: Entry) -> Iterator[str]:
     for cell in cells:
         if cell.seen:
             yield "not zero-shot: the model was trained on data of this set"
-        yield from (f"{problem.path}: {problem.reason}" for problem in cell.problems)
+        yield from (problem.line for problem in cell.problems)
 
 
 def _percent(value: float | None) -> str:

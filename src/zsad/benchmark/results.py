@@ -35,6 +35,11 @@ class Problem(BaseModel):
     path: str = Field(description="of the file; empty where it is about the whole target")
     reason: str = Field(description="one line")
 
+    @property
+    def line(self) -> str:
+        """Path and reason, the path once."""
+        return self.reason if not self.path or self.path in self.reason else f"{self.path}: {self.reason}"
+
 
 class ClassRow(BaseModel):
     """What was measured on one class."""

@@ -123,15 +123,15 @@ class Workshop:
             card=card,
             report=lambda done, total: self.listener.moved(f"measuring on {target.name}", done, total),
         )
-        for fault in found.faults:
-            self._remark(f"{target.name}: {fault.path}: {fault.reason}")
+        for line in found.remarks:
+            self._remark(f"{target.name}: {line}")
         notes = [*found.notes, *(f"training: {line}" for line in told.left_out)]
         return self._base(cell).model_copy(
             update={
                 "seen": bool(overlap) or bool(cell.overlap),
                 "rows": found.rows,
                 "notes": tuple(notes),
-                "problems": tuple(dict.fromkeys(fault.problem for fault in found.faults)),
+                "problems": found.problems,
                 "seconds_training": told.seconds,
                 "files": found.files,
                 **self._cost(cell.entrant, target.data),

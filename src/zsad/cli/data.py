@@ -146,7 +146,7 @@ def check_command(
         )
     entry = None if name == OWN else catalogue(catalog).find(name)
     part = split or (entry.split if entry else "test")
-    found = discover(folder, split=part)
+    found = discover(folder, split=part, missing="keep")
     if classes:
         found, entry = _only(found, classes), None if entry is None else entry.restricted(classes)
     others = [discover(other, split=part) for other in against or []]

@@ -179,7 +179,22 @@ def _mask_problems(contents: Sequence[Content], dataset: DataSet, entry: Entry |
 
 def _pair_problems(samples: Sequence[Sample]) -> Iterator[Problem]:
     """Masks that by their name belong to another image of the class, and masks of several images."""
+    for sample in misnamed(samples):
+        yield Problem(
+            path=str(sample.mask), reason=f"by its name it is not the mask of {sample.image}: swapped?"
+        )
     owners: Counter[Path] = Counter(sample.mask for sample in samples if sample.mask is not None)
+    for sample in samples:
+        if sample.mask is None:
+            continue
+        if owners[sample.mask] > 1:
+            yield Problem(path=str(sample.mask), reason=f"mask of {owners[sample.mask]} images")
+        if sample.mask == sample.image:
+            yield Problem(path=str(sample.mask), reason="image and mask are one file")
+
+
+def misnamed(samples: Sequence[Sample]) -> Iterator[Sample]:
+    """Samples whose mask by its name belongs to another image of the class."""
     places = {(sample.class_name, sample.image.stem.lower()) for sample in samples}
     kinds = {(sample.class_name, sample.kind) for sample in samples if sample.label == 1}
     for sample in samples:
@@ -188,15 +203,8 @@ def _pair_problems(samples: Sequence[Sample]) -> Iterator[Problem]:
         stem, own = _bare(sample.mask), sample.image.stem.lower()
         folder = sample.mask.parent.name
         swapped = stem != own and (sample.class_name, stem) in places
-        elsewhere = folder != sample.kind and (sample.class_name, folder) in kinds
-        if swapped or elsewhere:
-            yield Problem(
-                path=str(sample.mask), reason=f"by its name it is not the mask of {sample.image}: swapped?"
-            )
-        if owners[sample.mask] > 1:
-            yield Problem(path=str(sample.mask), reason=f"mask of {owners[sample.mask]} images")
-        if sample.mask == sample.image:
-            yield Problem(path=str(sample.mask), reason="image and mask are one file")
+        if swapped or (folder != sample.kind and (sample.class_name, folder) in kinds):
+            yield sample
 
 
 def _bare(mask: Path) -> str:

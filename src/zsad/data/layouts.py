@@ -192,9 +192,10 @@ def _read_part(part: Path, class_name: str, masks: list[Path]) -> Found | None:
     if not kinds:
         found = read_flat(part)
         samples = [replace(sample, class_name=class_name) for sample in found.samples]
+        findings = [] if samples else [Finding(part, "class without images")]
         notes = found.notes if samples else [f"{part} holds no images"]
-        return Found("flat", samples, notes, is_class=True)
-    if not masks and not any(_is_normal(kind, kinds) for kind in kinds):
+        return Found("flat", samples, notes, is_class=True, findings=findings)
+    if not masks and not any(_is_normal(kind, kinds) for kind in subfolders(part)):
         samples = [Sample(p, class_name, kind=kind.name) for kind in kinds for p in walk_images(kind)]
         note = f"{part} has neither a folder good, ok or normal nor masks: labels are not known"
         return Found("flat", samples, [note], is_class=True)
@@ -205,10 +206,11 @@ def _read_kinds(folder: Path, class_name: str, masks: list[Path]) -> Found | Non
     """Read folder/{good,...}; None when no folder has a normal name."""
     kinds = _kind_folders(folder)
     names = {kind.name.lower() for kind in kinds}
-    if not any(_is_normal(kind, kinds) for kind in kinds):
+    # An empty folder good/ says that all others are anomalous, just as a filled one does.
+    if not kinds or not any(_is_normal(kind, kinds) for kind in subfolders(folder)):
         return None
     notes = []
-    if {"yes", "no"} <= names:
+    if {"yes", "no"} <= names | {path.name.lower() for path in subfolders(folder)} and "yes" in names:
         notes = [f"ignored beside yes/ and no/: {k}" for k in kinds if k.name.lower() not in ("yes", "no")]
         kinds = [kind for kind in kinds if kind.name.lower() in ("yes", "no")]
     found = _labelled("folders", kinds, class_name, masks)

@@ -21,7 +21,7 @@ from zsad.data.layouts import (
     walk_images,
 )
 from zsad.data.published import read_published
-from zsad.data.tables import read_manifest, read_meta, read_visa
+from zsad.data.tables import Missing, read_manifest, read_meta, read_visa
 from zsad.errors import DataError
 from zsad.types import Sample
 
@@ -120,7 +120,7 @@ class DataSet:
             return path.as_posix()
 
 
-def discover(path: str | Path, *, split: str = "test") -> DataSet:
+def discover(path: str | Path, *, split: str = "test", missing: Missing = "refuse") -> DataSet:
     """Find the samples of a folder or of a listing file.
 
     Understood are: `meta.json`, VisA's `split_csv/1cls.csv`, MVTec's class/test/kind with
@@ -132,6 +132,8 @@ def discover(path: str | Path, *, split: str = "test") -> DataSet:
     Args:
         path: a folder, a meta.json, or a manifest.
         split: which part to read, where the layout has parts.
+        missing: what becomes of files that a listing names and that are not there: "refuse", or "keep" for
+            those who report every broken file and go on.
 
     Raises:
         DataError: nothing there, nothing usable in it, or a listing that is broken or lists missing files.
@@ -141,10 +143,10 @@ def discover(path: str | Path, *, split: str = "test") -> DataSet:
         raise DataError(f"{str(root)[:60]!r}... is no possible path: check it")
     name = root.resolve().name or "data"
     if root.is_dir():
-        found = _find(root, name, split, _DEPTH) or _flat(root)
+        found = _find(root, name, split, _DEPTH, missing) or _flat(root)
     elif root.is_file():
         name = root.resolve().parent.name if root.suffix.lower() == ".json" else root.stem
-        found = _read_file(root, split)
+        found = _read_file(root, split, missing)
     else:
         raise DataError(f"{root} does not exist: check the path")
     if not found.samples:
@@ -167,25 +169,25 @@ def check_mask(sample: Sample) -> None:
         )
 
 
-def _read_file(path: Path, split: str) -> Found:
+def _read_file(path: Path, split: str, missing: Missing) -> Found:
     suffix = path.suffix.lower()
     if suffix == ".json":
-        return read_meta(path, split)
+        return read_meta(path, split, missing=missing)
     if suffix in (".jsonl", ".ndjson", ".csv"):
         if path.name == "1cls.csv" and path.parent.name == "split_csv":
-            return read_visa(path.parent.parent, path, split)
-        return read_manifest(path)
+            return read_visa(path.parent.parent, path, split, missing=missing)
+        return read_manifest(path, missing=missing)
     kind = "an image" if is_image(path) else f"a file of unknown type {suffix!r}"
     raise DataError(f"{path} is {kind}, expected a folder, meta.json, or a manifest (.jsonl, .csv)")
 
 
-def _find(folder: Path, name: str, split: str, depth: int) -> Found | None:
+def _find(folder: Path, name: str, split: str, depth: int, missing: Missing) -> Found | None:
     """Read a data set or a root of such; None when no labelled layout is recognised."""
     table = folder / "split_csv" / "1cls.csv"
     if (folder / "meta.json").is_file():
-        return read_meta(folder / "meta.json", split)
+        return read_meta(folder / "meta.json", split, missing=missing)
     if table.is_file():
-        return read_visa(folder, table, split)
+        return read_visa(folder, table, split, missing=missing)
     if found := read_published(folder, split) or read_class(folder, split):
         return found
     if depth == 0:
@@ -193,7 +195,7 @@ def _find(folder: Path, name: str, split: str, depth: int) -> Found | None:
     parts: list[Found] = []
     ignored: list[Path] = []
     for child in subfolders(folder):
-        part = None if is_mask_folder(child) else _find(child, child.name, split, depth - 1)
+        part = None if is_mask_folder(child) else _find(child, child.name, split, depth - 1, missing)
         if part is None:
             ignored += [child] if next(walk_images(child), None) else []
             continue

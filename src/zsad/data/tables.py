@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from zsad.data.layouts import Finding, Found, listed, noted
 from zsad.errors import DataError
@@ -21,10 +21,13 @@ _LABELS = {"0": 0, "normal": 0, "good": 0, "ok": 0, "false": 0}
 _LABELS |= {"1": 1, "anomaly": 1, "anomalous": 1, "defect": 1, "bad": 1, "true": 1}
 _UNKNOWN = ("", "none", "null", "unknown")
 
+Missing = Literal["refuse", "keep"]
+"""What becomes of listed files that are not there: an error, or samples that whoever reads them reports."""
+
 Row = tuple[str, Mapping[str, Any]]  # where it stands ("file, line 3"), and what it says
 
 
-def read_manifest(path: Path) -> Found:
+def read_manifest(path: Path, *, missing: Missing = "refuse") -> Found:
     """Read a JSONL or CSV manifest; paths in it are relative to its folder. The order of the file is kept.
 
     Raises:
@@ -39,10 +42,10 @@ def read_manifest(path: Path) -> Found:
                 raise DataError(
                     f"{where}: unknown column {name!r}, expected some of {', '.join(COLUMNS)}{hint}"
                 )
-    return _found("manifest", rows, lambda text: path.parent / text)
+    return _found("manifest", rows, lambda text: path.parent / text, missing=missing)
 
 
-def read_visa(folder: Path, table: Path, split: str) -> Found:
+def read_visa(folder: Path, table: Path, split: str, *, missing: Missing = "refuse") -> Found:
     """Read VisA's table (object, split, label, image, mask); paths are relative to `folder`.
 
     Raises:
@@ -64,12 +67,12 @@ def read_visa(folder: Path, table: Path, split: str) -> Found:
         raise DataError(
             f"{table} has no rows of split {split!r}, only of {sorted(splits)}: choose one of these"
         )
-    found = _found("visa", rows, lambda text: folder / text)
+    found = _found("visa", rows, lambda text: folder / text, missing=missing)
     found.samples.sort(key=lambda sample: (sample.class_name, sample.image.as_posix()))
     return found
 
 
-def read_meta(path: Path, split: str) -> Found:
+def read_meta(path: Path, split: str, *, missing: Missing = "refuse") -> Found:
     """Read an AnomalyCLIP-style meta.json; keys may be `test` or `Test`.
 
     Paths are relative to the file's folder or, where that does not lead to a file, to the folder above it.
@@ -97,7 +100,7 @@ def read_meta(path: Path, split: str) -> Found:
         above = folder.parent / text
         return above if not beside.exists() and above.exists() else beside
 
-    found = _found("meta.json", rows, resolve)
+    found = _found("meta.json", rows, resolve, missing=missing)
     found.samples.sort(key=lambda sample: (sample.class_name, sample.image.as_posix()))
     return found
 
@@ -125,13 +128,13 @@ def _meta_rows(path: Path, class_name: str, items: Any) -> Iterator[Row]:
         )
 
 
-def _found(layout: str, rows: list[Row], resolve: Callable[[str], Path]) -> Found:
+def _found(layout: str, rows: list[Row], resolve: Callable[[str], Path], *, missing: Missing) -> Found:
     """Turn rows into samples; exact repetitions are dropped with a note, contradictions are errors."""
     samples: dict[Path, Sample] = {}
     repeated: list[Path] = []
     ignored = 0
     for where, row in rows:
-        sample = _sample(where, row, resolve)
+        sample = _sample(where, row, resolve, missing=missing)
         if sample.label == 0 and sample.mask is not None:
             ignored += 1
             sample = Sample(sample.image, sample.class_name, 0, None, sample.kind)
@@ -154,8 +157,10 @@ def _found(layout: str, rows: list[Row], resolve: Callable[[str], Path]) -> Foun
     return Found(layout, found, notes + noted(findings), findings=findings)
 
 
-def _sample(where: str, row: Mapping[str, Any], resolve: Callable[[str], Path]) -> Sample:
-    image = _file(where, row, "image", resolve)
+def _sample(
+    where: str, row: Mapping[str, Any], resolve: Callable[[str], Path], *, missing: Missing
+) -> Sample:
+    image = _file(where, row, "image", resolve, missing=missing)
     if image is None:
         raise DataError(f"{where}: has no image, expected a path in column 'image'")
     text = str("" if row.get("label") is None else row["label"]).strip().lower()
@@ -165,12 +170,14 @@ def _sample(where: str, row: Mapping[str, Any], resolve: Callable[[str], Path]) 
         image,
         str(row.get("class") or "").strip() or "object",
         _LABELS.get(text),
-        _file(where, row, "mask", resolve),
+        _file(where, row, "mask", resolve, missing=missing),
         str(row.get("kind") or "").strip(),
     )
 
 
-def _file(where: str, row: Mapping[str, Any], column: str, resolve: Callable[[str], Path]) -> Path | None:
+def _file(
+    where: str, row: Mapping[str, Any], column: str, resolve: Callable[[str], Path], *, missing: Missing
+) -> Path | None:
     value = row.get(column)
     if value is None or value == "":
         return None
@@ -179,7 +186,7 @@ def _file(where: str, row: Mapping[str, Any], column: str, resolve: Callable[[st
     path = resolve(value.strip())
     if not os.path.isfile(path) and "\\" in value:  # noqa: PTH113 (Path.is_file raises on impossible names)
         path = resolve(value.strip().replace("\\", "/"))  # written on Windows
-    if not os.path.isfile(path):  # noqa: PTH113
+    if missing == "refuse" and not os.path.isfile(path):  # noqa: PTH113
         raise DataError(
             f"{where}: {column} {path} does not exist, paths are relative to the listing file: correct it"
         )

@@ -228,7 +228,7 @@ def _chosen(data: DataSet, classes: Sequence[str] | None) -> list[Sample]:
         samples = [sample for sample in samples if sample.class_name in set(classes)]
     if not any(sample.label is not None or sample.mask is not None for sample in samples):
         raise DataError(
-            f"{len(samples)} images of {data.name} have neither labels nor masks to measure by; "
+            f"{len(samples)} images of {data.root} have neither labels nor masks to measure by; "
             "put normal images in a folder 'good', or list labels in a manifest"
         )
     return samples
