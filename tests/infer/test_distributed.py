@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import zsad
+from zsad.cli.cluster import Asked
 from zsad.cli.main import main
+from zsad.device import available_cores
 from zsad.errors import CheckpointError, ConfigError, EngineError
 from zsad.infer import distributed
 from zsad.infer.distributed import Cluster, predict_with_ray
@@ -35,6 +38,14 @@ def test_without_ray_one_line_says_what_to_install(toy, tmp_path, monkeypatch, c
     assert main(words) == 2
     assert capsys.readouterr().err.count("pip install 'zsad[scale]'") == 1
     assert not (tmp_path / "o").exists()
+
+
+def test_a_worker_has_the_threads_of_one_process(toy) -> None:
+    detector = zsad.load(toy.model, device="cpu")
+    for asked, threads in ((None, available_cores()), (1, 1), (3, 3)):
+        made = Asked(str(toy.model), None, None, "cpu", "none", asked, None, 2, None)
+        assert made.loading(detector).threads == threads
+        assert made.cluster().cores == (asked or max(1, available_cores() // 2))
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +160,6 @@ def test_what_a_worker_says_of_the_model_is_one_line(cluster, toy) -> None:
 def test_numbers_and_clusters_that_are_not_there(predict, toy, tmp_path: Path) -> None:
     assert predict(toy.images, "--out", tmp_path / "a", "--backend", "auto")[0] == 2
     with pytest.raises(ConfigError, match="--workers is 0"):
-        from zsad.cli.cluster import Asked
-
         Asked("m", None, None, "cpu", "none", None, None, 0, None).cluster()
 
     class Absent:

@@ -18,7 +18,7 @@ from zsad.cli.scoring import (
     run_settings,
 )
 from zsad.detector import Detector
-from zsad.device import available_cores
+from zsad.device import available_cores, thread_count
 from zsad.errors import ConfigError, ZsadError
 from zsad.infer.batches import Loading
 from zsad.infer.distributed import Cluster, need_ray, predict_with_ray
@@ -42,7 +42,7 @@ class Asked:
     column: str | None
 
     def cluster(self) -> Cluster:
-        """Where to run; by default this machine's cores are shared out to its workers.
+        """Where to run; by default workers are placed as if this machine's cores were shared out to them.
 
         Raises:
             ConfigError: fewer than one worker.
@@ -52,8 +52,12 @@ class Asked:
         cores = self.threads or max(1, available_cores() // (self.workers or 1))
         return Cluster(self.address, self.workers, cores)
 
-    def loading(self, detector: Detector, *, threads: int) -> Loading:
-        """The model and how it judges, for workers that may start in another folder."""
+    def loading(self, detector: Detector) -> Loading:
+        """The model and how it judges, for workers that may start in another folder.
+
+        It has as many threads as one process would have here, whatever a worker's share of the cores: the last bits of
+        a score depend on their number.
+        """
         return Loading(
             model=_everywhere(self.model),
             backbone=None if self.backbone is None else _everywhere(self.backbone),
@@ -62,7 +66,7 @@ class Asked:
             calibration=_everywhere(self.calibration),
             backend=detector.backend.name,
             precision=detector.backend.precision,
-            threads=threads,
+            threads=thread_count(self.threads),
             shows=detector.shows,
             pixel_threshold=detector.pixel_threshold,
             min_area=detector.min_area,
@@ -99,7 +103,7 @@ def score_on_ray(detector: Detector, inputs: list[str], *, asked: Asked, options
     named = [name if "://" in name else os.path.abspath(name) for name in inputs]  # noqa: PTH100 - patterns
     settings = run_settings(detector, inputs=named, options=plain, shown=detector.shows)
     details = run_details(detector, title=", ".join(inputs[:3]))
-    loading = asked.loading(detector, threads=cluster.cores)
+    loading = asked.loading(detector)
     with RunWriter(plain.out, settings=settings, details=details, overwrite=plain.overwrite) as writer:
         outcome = _score(images, writer, loading=loading, detector=detector, cluster=cluster, options=plain)
     outcome.check(len(images))

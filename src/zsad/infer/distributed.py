@@ -43,7 +43,7 @@ class Cluster:
     Attributes:
         address: of a running cluster, such as ray://head:10001 or auto; None: one on this machine, for this run.
         workers: copies of the model; None: one a GPU, or without GPUs one a machine.
-        cores: that a worker on a processor occupies: the threads of its model.
+        cores: that a worker on a processor is given; its model may have more threads.
     """
 
     address: str | None = None
