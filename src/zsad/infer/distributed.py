@@ -247,7 +247,7 @@ def _quiet(ray: Any) -> Iterator[None]:
     before = {name: getattr(context, name) for name in own if hasattr(context, name)}
     for name in before:
         setattr(context, name, own[name])
-    log.setLevel(max(level, logging.WARNING))
+    log.setLevel(max(level, logging.ERROR))
     try:
         yield
     finally:
