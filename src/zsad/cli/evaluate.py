@@ -121,7 +121,7 @@ def evaluate_command(
     table.seen = overlap.sentence()
     if said := sources_note(detector.card.method, detector.card.provenance):
         table.notes.append(said)
-    _print_table(table)
+    print_table(table)
     written = _write(out, table, detector)
     say(f"wrote {', '.join(written)} into {printable(out)}")
     return 3 if table.unreadable else 0
@@ -201,7 +201,8 @@ def _writer(out: Path, detector: Detector, *, overwrite: bool) -> RunWriter:
     return RunWriter(out, settings=settings, details=details, overwrite=overwrite)
 
 
-def _print_table(table: ResultTable) -> None:
+def print_table(table: ResultTable) -> None:
+    """Prints the table of an evaluation and its notes."""
     from zsad.cli.console import say
 
     rendered = table.render()

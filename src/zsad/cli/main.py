@@ -24,6 +24,7 @@ VERBS = {
     "monitor": "Compare new scores with a calibration's and warn of drift.",
     "demo": "Score a pinned sample of real solar cells that the bundled model has never seen.",
     "evaluate": "Measure a model on a data set: image and pixel metrics per class.",
+    "remeasure": "Measure again what was scored before: other metrics in seconds, without the model.",
     "explain": "Show which experts a model asks, where, and how they were trained.",
     "serve": "Serve a model over HTTP, with a page to drop images on.",
     "export": "Export a model as one graph that runs without PyTorch, proven to be the same model.",

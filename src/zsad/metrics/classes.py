@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -28,6 +29,7 @@ from zsad.types import Sample
 Pro = Literal["aupro", "anomalyclip", "mvtec3d"]
 
 Pixels = PixelMetrics | ExactPixelMetrics
+ReadMask = Callable[[Path, tuple[int, int]], NDArray[np.bool_]]
 
 # What the column "pixel_pro" holds -> measure of the pixels.
 PRO_MEASURES = {"aupro": "aupro", "anomalyclip": "pro_anomalyclip", "mvtec3d": "aupro_mvtec3d"}
@@ -81,8 +83,17 @@ class ClassScores:
         """The class as notes name it."""
         return f"class {self.name} of {self.dataset}" if self.dataset else f"class {self.name}"
 
-    def add(self, sample: Sample, scored: ScoredImage, *, keep_terms: bool = False) -> None:
+    def add(
+        self,
+        sample: Sample,
+        scored: ScoredImage,
+        *,
+        keep_terms: bool = False,
+        read_mask: ReadMask | None = None,
+    ) -> None:
         """Add one image: its score and label, and its map and mask when the class has masks.
+
+        `read_mask` takes the mask's path and the map's size (H, W); by default the file is read.
 
         Raises:
             ConfigError: the score's terms are to be kept, and the method has none apart.
@@ -105,7 +116,8 @@ class ClassScores:
             self.maskless += 1
             return
         score_map = np.asarray(scored.canonical_map())
-        mask = self._mask(sample, label=label, size=(score_map.shape[0], score_map.shape[1]))
+        size = (score_map.shape[0], score_map.shape[1])
+        mask = self._mask(sample, label=label, size=size, read_mask=read_mask)
         if mask is not None:
             try:
                 self.pixels.update(score_map, mask)
@@ -121,14 +133,16 @@ class ClassScores:
         found = transductive_scores(highest, lowest, cosine, classes, domain=domain)
         self.images.scores = array("d", found.tolist())
 
-    def _mask(self, sample: Sample, *, label: int | None, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+    def _mask(
+        self, sample: Sample, *, label: int | None, size: tuple[int, int], read_mask: ReadMask | None
+    ) -> NDArray[np.bool_] | None:
         """Mask of `size` (H, W), empty for a normal image; None when its file cannot be read."""
         if label == 0 or sample.mask is None:
             return np.zeros(size, dtype=np.bool_)
         from zsad.data.image import load_mask
 
         try:
-            mask: NDArray[np.bool_] = load_mask(sample.mask, size=size)
+            mask = load_mask(sample.mask, size=size) if read_mask is None else read_mask(sample.mask, size)
         except ImageError as error:
             self.unread_masks.append(str(error))
             return None

@@ -146,14 +146,14 @@ def evaluate(
             terms they are made of.
         MetricError: an impossible limit, predictions that do not belong to the samples, or maps with NaN.
     """
-    also = _check_settings(metrics=metrics, pro=pro, limit=limit, also=also)
+    also = check_settings(metrics=metrics, pro=pro, limit=limit, also=also)
     if isinstance(data, (str, Path)):
         from zsad.data.manifest import discover
 
         data = discover(data)
-    samples = _chosen(data, classes)
+    samples = chosen_samples(data, classes)
     _check_masks(samples)
-    groups = _groups(samples, fallback=data.name, metrics=metrics, limit=limit)
+    groups = empty_groups(samples, fallback=data.name, metrics=metrics, limit=limit)
     notes = list(data.notes)
     measured = 0
     for position, sample, scored in _matched(samples, detector.predict_samples(samples)):
@@ -184,10 +184,10 @@ def check_measurable(data: DataSet) -> None:
     Raises:
         DataError: neither labels nor masks, or a mask of another size than its image.
     """
-    _check_masks(_chosen(data, None))
+    _check_masks(chosen_samples(data, None))
 
 
-def _check_settings(*, metrics: str, pro: str, limit: float, also: Sequence[str]) -> tuple[str, ...]:
+def check_settings(*, metrics: str, pro: str, limit: float, also: Sequence[str]) -> tuple[str, ...]:
     """The names of further columns, each once; raises as `evaluate` says."""
     if metrics not in ("streaming", "exact"):
         raise ConfigError(f"metrics is {metrics!r}, expected 'streaming' or 'exact'")
@@ -215,7 +215,7 @@ def _check_masks(samples: Sequence[Sample]) -> None:
                 check_mask(sample)
 
 
-def _chosen(data: DataSet, classes: Sequence[str] | None) -> list[Sample]:
+def chosen_samples(data: DataSet, classes: Sequence[str] | None) -> list[Sample]:
     """The samples of `classes`; DataError when a class is unknown or nothing can be measured on them."""
     samples = list(data.samples)
     if classes is not None:
@@ -234,7 +234,7 @@ def _chosen(data: DataSet, classes: Sequence[str] | None) -> list[Sample]:
     return samples
 
 
-def _groups(
+def empty_groups(
     samples: Sequence[Sample], *, fallback: str, metrics: Metrics, limit: float
 ) -> Mapping[tuple[str, str], ClassScores]:
     """Empty scores for each class, with pixels only where an image has a mask: no other map is built."""

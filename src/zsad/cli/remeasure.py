@@ -1,0 +1,92 @@
+"""`zsad remeasure`: other metrics of what was scored before, without the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+
+def remeasure_command(
+    run: Path,
+    /,
+    *,
+    data: Path,
+    out: Path | None = None,
+    classes: list[str] | None = None,
+    threads: int | None = None,
+    metrics: Literal["streaming", "exact"] = "streaming",
+    pro: Literal["aupro", "anomalyclip", "mvtec3d"] = "aupro",
+    pro_limit: float = 0.3,
+    also: list[str] | None = None,
+    micro: Annotated[bool, Parameter(negative="")] = False,
+    allow_seen: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Measure again what was scored before: from kept scores and score grids, without the model, in seconds.
+
+    Prints the table and writes metrics.json and metrics.csv. The masks are kept beside the grids the first time, so
+    that another metric reads no picture.
+
+    Args:
+        run: Folder of an evaluation or a prediction, or CELL.grids of a benchmark.
+        data: The folder or manifest that was scored, where it lay then.
+        out: Folder for the results; by default that of the run.
+        classes: Measure only these classes; may be repeated.
+        threads: Processor threads; by default all cores.
+        metrics: Streaming takes constant memory and says how exact it is; exact keeps every pixel.
+        pro: Every score a threshold, as in MVTec AD's evaluation; AnomalyCLIP's 200 thresholds; MVTec 3D-AD's 100.
+        pro_limit: Largest false positive rate of it.
+        also: A further column: aupimo, pro_anomalyclip, aupro_mvtec3d, or aupro@0.05 for another rate; may be repeated.
+        micro: Add a row with all classes of a data set pooled as one.
+        allow_seen: Measure on data that the model was trained on, else refused; marks the table.
+    """
+    import json
+
+    from zsad.card import Card
+    from zsad.cli.console import printable, progress, say
+    from zsad.cli.evaluate import print_table
+    from zsad.data.manifest import discover
+    from zsad.data.overlap import check_unseen
+    from zsad.device import available_cores
+    from zsad.errors import ConfigError
+    from zsad.files import write_json, write_text
+    from zsad.infer.store import read_run_file
+    from zsad.metrics.again import measure_again
+
+    if threads is not None and threads < 1:
+        raise ConfigError(f"--threads is {threads}, expected 1 or more")
+    kept = read_run_file(run)
+    found = discover(data)
+    overlap = None
+    if "card" in kept:
+        card = Card.model_validate(kept["card"])
+        overlap = check_unseen(card, found, model=f"the model of {printable(run)}", allow_seen=allow_seen)
+    with progress("measuring", len(found.samples)) as advance:
+        done = 0
+
+        def moved(position: int, _: int) -> None:
+            nonlocal done
+            advance(position - done)
+            done = position
+
+        table = measure_again(
+            run,
+            found,
+            classes=classes,
+            progress=moved,
+            metrics=metrics,
+            pro=pro,
+            limit=pro_limit,
+            also=also or (),
+            micro=micro,
+            threads=threads or available_cores(),
+        )
+    table.seen = "" if overlap is None else overlap.sentence()
+    print_table(table)
+    place = run if out is None else out
+    former = {name: kept[name] for name in ("model_name", "card", "environment") if name in kept}
+    write_json(place / "metrics.json", {**json.loads(table.to_json()), **former})
+    write_text(place / "metrics.csv", table.to_csv())
+    say(f"wrote metrics.json, metrics.csv into {printable(place)}")
+    return 3 if table.unreadable else 0

@@ -1,0 +1,233 @@
+"""Metrics taken again from what a run kept, its scores and score grids: without the model, in seconds.
+
+The masks at the size of the maps are kept beside the grids the first time, some hundred bytes each, so that the
+next time reads no picture at all. Classes are cut into parts that threads measure; what is counted are whole
+numbers, so that the parts together give the numbers of the whole to the last digit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsad.data.image import load_mask
+from zsad.data.manifest import DataSet
+from zsad.errors import DataError
+from zsad.files import atomic_write
+from zsad.infer.store import GRIDS_FILE, read_grids, read_rows, read_run_file, restore
+from zsad.infer.writer import file_state
+from zsad.metrics.classes import ClassScores, Pro
+from zsad.metrics.protocols import (
+    Metrics,
+    Progress,
+    check_settings,
+    chosen_samples,
+    empty_groups,
+    evaluate_scores,
+)
+from zsad.metrics.table import ResultTable
+from zsad.nn.maps import MapSpec
+from zsad.types import Sample
+
+MASKS_FILE = "masks.npz"
+_PART = 32  # images a thread measures before it takes the next
+_Pair = tuple[Sample, dict[str, Any]]
+
+
+@dataclass(slots=True)
+class KeptMasks:
+    """Masks (H, W) as maps are measured with, one bit a pixel and packed, by what `_mask_key` says of them."""
+
+    found: dict[str, bytes] = field(default_factory=dict)
+    new: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def of(cls, path: Path) -> KeptMasks:
+        """Those of a file; none where it is missing or broken, as they can be made again."""
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                keys, stops, packed = (content[name] for name in ("keys", "stops", "packed"))
+            data, starts = packed.tobytes(), [0, *stops[:-1].tolist()]
+            parts = zip(keys.tolist(), starts, stops.tolist(), strict=True)
+            return cls({key: data[start:stop] for key, start, stop in parts})
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return cls()
+
+    def read(
+        self, path: Path, size: tuple[int, int], *, image: Path, full: tuple[int, int]
+    ) -> NDArray[np.bool_]:
+        """The mask of `image`, which is `full` (H, W) pixels large, at `size` (H, W).
+
+        Raises:
+            ImageError: the file cannot be read.
+            DataError: the mask has another size than its image.
+        """
+        key = _mask_key(path, size, full)
+        if kept := self.found.get(key):
+            bits = np.frombuffer(zlib.decompress(kept), np.uint8)
+            return np.unpackbits(bits, count=size[0] * size[1]).view(np.bool_).reshape(size)
+        mask = load_mask(path, size=size, image=image, image_size=full)
+        self.put(mask, path, full=full)
+        return mask
+
+    def put(self, mask: NDArray[np.bool_], path: Path, *, full: tuple[int, int]) -> None:
+        """Keeps a mask (H, W) of the file `path`, made for an image of `full` (H, W) pixels."""
+        key, packed = _mask_key(path, (mask.shape[0], mask.shape[1]), full), np.packbits(mask).tobytes()
+        with self._lock:
+            self.found[key], self.new = zlib.compress(packed, 1), True
+
+    def write(self, path: Path) -> None:
+        """Writes them, whole or not at all; nothing where nothing is new.
+
+        Raises:
+            StorageError: the disk is full, or the folder cannot be written.
+        """
+        if not self.new:
+            return
+        parts = list(self.found.values())
+        arrays: dict[str, Any] = {
+            "keys": np.array(list(self.found)),
+            "stops": np.cumsum([len(part) for part in parts], dtype=np.int64),
+            "packed": np.frombuffer(b"".join(parts), np.uint8),
+        }
+        atomic_write(path, lambda stream: np.savez(stream, **arrays))
+
+
+def measure_again(
+    folder: str | Path,
+    data: DataSet,
+    *,
+    classes: Sequence[str] | None = None,
+    progress: Progress | None = None,
+    metrics: Metrics = "streaming",
+    pro: Pro = "aupro",
+    limit: float = 0.3,
+    also: Sequence[str] = (),
+    micro: bool = False,
+    threads: int = 2,
+) -> ResultTable:
+    """The table that `evaluate` gives, from the folder that an evaluation, a prediction or a benchmark's cell left.
+
+    Args:
+        folder: with run.json, predictions.jsonl and grids.npy; the masks are kept there, too.
+        data: the data set, found where it lay when it was scored.
+        classes: as in `evaluate`, like all that follow but the last.
+        threads: that measure at once.
+
+    Raises:
+        DataError: no run there; nothing of the data set in it; an image that has changed since.
+        ConfigError: an unknown setting.
+        MetricError: an impossible limit, or maps with NaN.
+        StorageError: the masks cannot be kept.
+    """
+    also = check_settings(metrics=metrics, pro=pro, limit=limit, also=also)
+    folder = Path(folder)
+    samples = chosen_samples(data, classes)
+    run = _Run.of(folder)
+    pairs = [(sample, row) for sample in samples if (row := run.row(sample)) is not None]
+    if not pairs:
+        raise DataError(
+            f"{folder} holds no scores of {data.root}: give the data as they were given when scored"
+        )
+    groups = empty_groups(samples, fallback=data.name, metrics=metrics, limit=limit)
+    masks = KeptMasks.of(folder / MASKS_FILE)
+    parts = list(_parts(pairs))
+
+    def measured(part: list[_Pair]) -> ClassScores:
+        first = part[0][0]
+        whole = groups[first.dataset or data.name, first.class_name]
+        scores = ClassScores(whole.dataset, whole.name)
+        if whole.pixels is not None:
+            scores.pixels = type(whole.pixels)(limit=limit)
+        for sample, row in part:
+            run.add(scores, sample, row, masks)
+        return scores
+
+    done = 0
+    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="zsad-measure") as pool:
+        for part, scores in zip(parts, pool.map(measured, parts), strict=True):
+            groups[scores.dataset, scores.name].merge(scores)
+            done += len(part)
+            if progress is not None:
+                progress(done, len(pairs))
+    masks.write(folder / MASKS_FILE)
+    notes = list(data.notes)
+    if len(pairs) < len(samples):
+        notes.append(f"{len(samples) - len(pairs)} of {len(samples)} images were not scored and are left out")
+    table = evaluate_scores(groups.values(), pro=pro, also=also, micro=micro, notes=notes)
+    table.unreadable = len(samples) - len(pairs) + sum(len(group.unread_masks) for group in groups.values())
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What lies in a run's folder; rows by the path of their image, as it was given and as it is on the disk."""
+
+    folder: Path
+    spec: MapSpec
+    grids: NDArray[np.float16]
+    rows: dict[str, dict[str, Any]]
+    places: dict[Path, str]
+
+    @classmethod
+    def of(cls, folder: Path) -> _Run:
+        run = read_run_file(folder)
+        if "map_spec" not in run:
+            raise DataError(f"{folder} was written by no prediction, evaluation or benchmark; choose another")
+        rows = {row["source"]: row for row in read_rows(folder) if "error" not in row}
+        grids = read_grids(folder / GRIDS_FILE)
+        return cls(folder, MapSpec.model_validate(run["map_spec"]), grids, rows, {})
+
+    def row(self, sample: Sample) -> dict[str, Any] | None:
+        """The row of a sample, None where it was not scored."""
+        row = self.rows.get(str(sample.image))
+        if row is None:
+            if not self.places:
+                self.places.update({Path(source).resolve(): source for source in self.rows})
+            row = self.rows.get(self.places.get(sample.image.resolve(), ""))
+        if row is not None and list(row["file"]) != file_state(sample.image):
+            raise DataError(f"{sample.image} has changed since it was scored: score it again")
+        return row
+
+    def add(self, scores: ClassScores, sample: Sample, row: dict[str, Any], masks: KeptMasks) -> None:
+        """Adds a scored image to its class."""
+        prediction = restore(row, self.grids, self.spec, folder=self.folder)
+        prediction.label = sample.label
+
+        def read_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
+            return masks.read(path, size, image=sample.image, full=prediction.size)
+
+        scores.add(sample, prediction, read_mask=read_mask)
+
+
+def _mask_key(path: Path, size: tuple[int, int], full: tuple[int, int]) -> str:
+    """A name for all that decides a mask: its file and the state of that, H and W it is taken at and made for."""
+    text = f"{path.resolve()}|{file_state(path)}|{size}|{full}"
+    return hashlib.blake2b(os.fsencode(text), digest_size=16).hexdigest()
+
+
+def _parts(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
+    """Runs of images of one class, at most `_PART` long."""
+    part: list[_Pair] = []
+    for sample, row in pairs:
+        if part and (len(part) == _PART or _class(part[0][0]) != _class(sample)):
+            yield part
+            part = []
+        part.append((sample, row))
+    yield part
+
+
+def _class(sample: Sample) -> tuple[str, str]:
+    return sample.dataset, sample.class_name
