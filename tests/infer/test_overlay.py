@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from zsad.errors import ConfigError
-from zsad.infer.overlay import blend, colour_table, levels, opacity_table
+from zsad.infer.overlay import anchored_scale, blend, colour_table, levels, opacity_table
 
 
 def lightness(table: np.ndarray) -> np.ndarray:
@@ -33,6 +33,23 @@ def test_colours_are_told_apart() -> None:
 def test_levels_follow_the_scale() -> None:
     values = np.array([[-1.0, 0.2, 0.5, 0.8, 2.0]], np.float32)
     assert levels(values, (0.2, 0.8)).tolist() == [[0, 0, 128, 255, 255]]
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.7, 0.8, 0.9, 0.999, 0.99995])
+def test_what_exceeds_the_threshold_shows_and_nothing_else(threshold: float) -> None:
+    scale = anchored_scale((0.65, 0.85), threshold)
+    opacity = opacity_table(1.0)
+    at, top = (opacity[place] for place in levels(np.array([[threshold, 1.0]], np.float32), scale)[0])
+    assert at == 0 and top == 255
+
+
+@pytest.mark.parametrize("threshold", [1.0, 1 - 1e-9, 1.5])
+def test_a_threshold_that_no_map_exceeds_still_gives_a_scale(threshold: float) -> None:
+    values = np.linspace(0, 1, 9, dtype=np.float32)[None]
+    assert (
+        max(opacity_table(1.0)[place] for place in levels(values, anchored_scale((0.1, 0.5), threshold))[0])
+        == 0
+    )
 
 
 def test_opacity_is_zero_where_normal_and_never_falls() -> None:

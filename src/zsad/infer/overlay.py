@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from zsad.errors import ConfigError
 
 _SILENT = 0.10  # share of the scale below which the picture is left as it is
+_NARROWEST = 1e-6  # of a scale: some steps of single precision near 1
 _FULL = 0.60  # share of the scale from which the heat map has its whole opacity
 _OKLAB_TO_LMS = np.array(
     [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
@@ -69,7 +70,8 @@ def _linear_rgb(
 def anchored_scale(scale: tuple[float, float], threshold: float) -> tuple[float, float]:
     """`scale` moved so that whatever does not exceed `threshold` leaves the picture unaltered.
 
-    The hottest colour stays where it is, unless the threshold reaches into the hotter half of the scale.
+    The hottest colour stays where it is, unless the threshold reaches into the hotter half of the scale; it never
+    lies above 1, which maps cannot exceed, or else what a threshold just below lets through would not show.
 
     Args:
         scale: map values of the coldest and the hottest colour.
@@ -82,6 +84,8 @@ def anchored_scale(scale: tuple[float, float], threshold: float) -> tuple[float,
     """
     low, high = scale
     high = max(high, threshold + (high - low) / 2)
+    if threshold < 1 - _NARROWEST:
+        high = min(high, 1.0)
     return threshold - (high - threshold) * _SILENT / (1 - _SILENT), high
 
 

@@ -101,3 +101,9 @@ export function outlines(answer) {
   const said = shapes.length ? `${shapes.length} region${shapes.length === 1 ? "" : "s"} outlined` : "no region";
   return svg("svg", { class: "outlines", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": said }, shapes);
 }
+
+/** The ends of a colour scale, with as many digits as tell them apart. */
+export function scaleTexts([low, high]) {
+  const digits = Math.min(6, Math.max(2, 1 - Math.floor(Math.log10(high - low))));
+  return [low.toFixed(digits), high.toFixed(digits)];
+}

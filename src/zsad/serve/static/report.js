@@ -1,6 +1,6 @@
 // What is taken home: a page in one file that opens anywhere, or the answers as JSON.
 
-import { pValueText, routingBars, scoreLine, verdictTag } from "./charts.js";
+import { pValueText, routingBars, scaleTexts, scoreLine, verdictTag } from "./charts.js";
 import { download, el, plural } from "./dom.js";
 import { smallPicture } from "./files.js";
 import { tally } from "./list.js";
@@ -64,7 +64,7 @@ export async function saveReport(items, { model, calibration, normals, opacity }
       el("h1", {}, tally(shown)),
       el("p", { class: "meta" }, `${model.name} (${model.method} on ${model.backbone}, ${model.identity}) · ${stamp()} UTC`),
       calibration ? el("ul", { class: "promises" }, calibration.summary.map((line) => el("li", {}, line))) : el("p", { class: "meta" }, "No calibration: scores rank images, there are no verdicts."),
-      scale ? el("div", { class: "legend" }, el("span", {}, scale[0].toFixed(2)), el("div", { class: "ramp" }), el("span", {}, scale[1].toFixed(2)), el("span", {}, "map value, the same colours for all images")) : null,
+      scale ? el("div", { class: "legend" }, el("span", {}, scaleTexts(scale)[0]), el("div", { class: "ramp" }), el("span", {}, scaleTexts(scale)[1]), el("span", {}, "map value, the same colours for all images")) : null,
       model.note ? el("p", { class: "warn" }, model.note) : null),
     el("main", { class: "cards" }, cards));
   // As text: the policy of this page would forbid a style within a document, even one that is not shown.

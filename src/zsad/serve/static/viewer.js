@@ -1,6 +1,6 @@
 // The picture that is looked at, with its heat map and regions, and what was found in it.
 
-import { outlines, pValueText, routingBars, scoreLine, verdictTag } from "./charts.js";
+import { outlines, pValueText, routingBars, scaleTexts, scoreLine, verdictTag } from "./charts.js";
 import { byId, el, plural } from "./dom.js";
 
 const state = { opacity: 0.7, regions: true };
@@ -23,8 +23,7 @@ export function show(item, { model, normals }) {
     frame.style.setProperty("--ratio", answer.size[1] / answer.size[0]);
     frame.replaceChildren(...layers(answer, item.shown, { opacity: state.opacity, name: item.name }));
     frame.querySelector(".outlines").toggleAttribute("hidden", !state.regions);
-    byId("scale-low").textContent = answer.heatmap.scale[0].toFixed(2);
-    byId("scale-high").textContent = answer.heatmap.scale[1].toFixed(2);
+    [byId("scale-low").textContent, byId("scale-high").textContent] = scaleTexts(answer.heatmap.scale);
   } else if (item.shown) {
     const picture = el("img", { class: "picture", src: item.shown, alt: item.name });
     picture.addEventListener("load", () => { if (picture.isConnected) frame.style.setProperty("--ratio", picture.naturalWidth / picture.naturalHeight); });
