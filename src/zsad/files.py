@@ -91,6 +91,18 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text that somebody else may have written.
+
+    Raises:
+        ValueError: it is not JSON, or is nested so deeply that Python's reader gives up with another error.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def sync_folder(folder: Path) -> None:
     """Flushes a folder's own entries, so that a rename survives a power cut (POSIX; elsewhere nothing)."""
     if os.name != "posix":

@@ -6,7 +6,6 @@ Only safetensors are read: pickles (`.pt`, `.bin`, `.pth`) can run code when ope
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from zsad.clip.convert import State
 from zsad.clip.hub import WEIGHT_FILES
 from zsad.errors import BackboneError
+from zsad.files import parse_json
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 _CONVERT = (
@@ -56,7 +56,7 @@ def weight_files(source: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise BackboneError(f"{index} is no index of sharded weights; fetch it again") from None
     # Only the name counts: an index must not reach outside its folder.
@@ -122,7 +122,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BackboneError(f"cannot read {path} beside the weights ({error}); repair or remove it") from None
     return content if isinstance(content, dict) else {}

@@ -5,12 +5,12 @@ The package `huggingface_hub` is optional; its cache folder, tokens and `HF_HUB_
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from zsad.errors import HubError
+from zsad.files import parse_json
 
 # open_clip's file first: some repositories hold the image tower alone as `model.safetensors` beside it.
 WEIGHT_FILES = ("open_clip_model.safetensors", "model.safetensors", "model.safetensors.index.json")
@@ -84,4 +84,4 @@ def _shards(index: Path) -> list[str]:
     """The shards that an index names; none for a single file."""
     if not index.name.endswith(".index.json"):
         return []
-    return sorted(set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()))
+    return sorted(set(parse_json(index.read_text(encoding="utf-8")).get("weight_map", {}).values()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsad.errors import DataError
+from zsad.files import parse_json
 from zsad.train.state import LOG_FILE, RUN_FILE
 from zsad.train.watch import WATCHED
 
@@ -117,7 +117,7 @@ def _read_log(path: Path) -> tuple[list[dict[str, float]], list[dict[str, float]
 
 def _numbers(line: str) -> dict[str, float]:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return {}
     if not isinstance(record, dict):
@@ -132,7 +132,7 @@ def _numbers(line: str) -> dict[str, float]:
 def _settings(path: Path) -> dict[str, float]:
     """The numeric settings of the method of a run; none where the file cannot be read."""
     try:
-        config: Any = json.loads(path.read_text(encoding="utf-8")).get("config", {})
+        config: Any = parse_json(path.read_text(encoding="utf-8")).get("config", {})
         return {key: float(value) for key, value in config.items() if isinstance(value, int | float)}
     except (OSError, ValueError, AttributeError):
         return {}

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import zsad
 from zsad.card import Card
 from zsad.errors import CheckpointError, ConfigError
+from zsad.files import parse_json
 
 FORMAT = 1
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino"}
@@ -113,7 +113,7 @@ def read_export(graph: Path) -> ExportCard:
     """
     path = card_path(graph)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
             f"{graph} has no card {path.name} beside it, so zsad does not know how to use it; export the model again"

@@ -8,7 +8,6 @@ a calibration holds for the region it was made with, and carries it.
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from zsad.data.image import load_mask
 from zsad.errors import ConfigError, ImageError
+from zsad.files import parse_json
 
 Point = tuple[float, float]
 Polygon = tuple[Point, ...]
@@ -144,8 +144,8 @@ def _read_area(path: Path) -> Area:
             raise ConfigError(f"mask {path} is all zero, so it marks no area; draw the area in white")
         return Area.from_mask(mask)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
         raise ConfigError(
             f"polygon file {path} cannot be read ({reason}); expected [[x, y], ...] in pixels"

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsad.errors import DataError
-from zsad.files import atomic_write
+from zsad.files import atomic_write, parse_json
 from zsad.infer.prediction import Prediction
 from zsad.infer.regions import Region
 from zsad.infer.roi import RegionOfInterest
@@ -123,7 +123,7 @@ def read_run_file(folder: Path) -> dict[str, Any]:
     """
     path = folder / RUN_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); choose another --out, or --overwrite") from error
     if not isinstance(content, dict) or not isinstance(content.get("settings", {}), dict):
@@ -145,7 +145,7 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError:
                 row = None
             if not _is_row(row):

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from zsad.errors import DataError, StorageError
-from zsad.files import make_folder, storage_errors, write_json
+from zsad.files import make_folder, parse_json, storage_errors, write_json
 from zsad.methods.base import ImageFeatures
 
 FORMAT = 1
@@ -294,7 +294,7 @@ class _ShardWriter:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

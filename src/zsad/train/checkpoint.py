@@ -7,7 +7,6 @@ reading. Nothing here ever unpickles.
 from __future__ import annotations
 
 import difflib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 import zsad
 from zsad.card import FORMAT, BackboneReference, Card, Training
 from zsad.errors import CheckpointError, ConfigError
-from zsad.files import write_bytes, write_text
+from zsad.files import parse_json, write_bytes, write_text
 from zsad.methods.base import Method
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def read_card(path: str | Path) -> Card:
             f"give a {MODEL_FILE} written by training"
         )
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except ValueError as error:
         raise CheckpointError(
             f"the card of {path} is not JSON ({error}); fetch or train the model again"

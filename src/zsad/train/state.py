@@ -14,7 +14,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from zsad.errors import CheckpointError, ConfigError
-from zsad.files import make_folder, remove_leftovers, sole_writer, storage_errors, write_bytes, write_json
+from zsad.files import (
+    make_folder,
+    parse_json,
+    remove_leftovers,
+    sole_writer,
+    storage_errors,
+    write_bytes,
+    write_json,
+)
 from zsad.methods.base import Method
 from zsad.train.checkpoint import CARD_FILE, MODEL_FILE, STATE_FILE, Card, read_safetensors, save_checkpoint
 
@@ -111,7 +119,7 @@ class RunFolder:
 
     def _read(self) -> dict[str, Any]:
         try:
-            values = json.loads(self._run.read_text(encoding="utf-8"))
+            values = parse_json(self._run.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{self._run} cannot be read ({error}): start over with {START_OVER}"
@@ -151,7 +159,7 @@ class StepLog:
         with suppress(FileNotFoundError):
             for line in self.path.read_bytes().splitlines(keepends=True):
                 try:
-                    record = json.loads(line)
+                    record = parse_json(line)
                 except ValueError:
                     continue  # half a line of a killed process
                 if line.endswith(b"\n") and isinstance(record, dict) and record.get("step", 0) <= step:
@@ -237,7 +245,7 @@ def load_state(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> 
         reason = str(error).partition(";")[0]
         raise CheckpointError(f"{reason}, so the run cannot go on: start over with {START_OVER}") from error
     try:
-        values = json.loads(metadata[_META_KEY])
+        values = parse_json(metadata[_META_KEY])
         form, step = int(values["format"]), int(values["step"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
