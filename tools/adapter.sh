@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains the adapters that ship with the package, `METHOD-tiny`, by the recipes of tools/recipes.toml: on the sets that
 # DATA holds (folds A and B of benchmarks/systems.py) and on 3,000 drawn scenes. An hour on two processor cores.
+# Stops where the inputs are not those of the shipped adapters (tools/inputs.py); INPUTS=any trains on them all the same.
 #
 #   tools/adapter.sh DATA WORK [METHOD ...]
 set -euo pipefail
@@ -13,6 +14,9 @@ mkdir -p "$work"
 import sys
 from zsad.data.synth import write_data_set
 write_data_set(sys.argv[1], count=3000, seed=2, size=(320, 320), defective=0.6)" "$work/scenes"
+inputs=("scenes=$work/scenes")
+for name in MVTec MVTec3D-RGB CVC-ColonDB MagneticTile BSData CrackForest; do inputs+=("$name=$data/$name"); done
+[ "${INPUTS:-}" = any ] || python tools/inputs.py "${inputs[@]}"
 python benchmarks/systems.py features "$data" --work "$work" --also "$work/scenes" --methods "$@"
 python benchmarks/systems.py run "$data" --work "$work" --also "$work/scenes" --methods "$@" --folds AB --seeds 111
 for method in "$@"; do
