@@ -21,7 +21,7 @@ _GROUPS = (("mono", 0.0), ("mono", 1.0), ("poly", 0.0), ("poly", 1.0))
 def demo_command(
     *,
     out: Path = Path("results"),
-    count: int = 24,
+    count: int = 100,
     model: str = "promptmoe-tiny",
     device: str = "auto",
     threads: int | None = None,
