@@ -10,8 +10,12 @@ import pytest
 from PIL import Image
 
 from zsad.benchmark.faults import masked, of_the_set
+from zsad.benchmark.results import CellResult, ClassRow, Problem
+from zsad.benchmark.summary import Summary
 from zsad.data.manifest import DataSet, discover
 from zsad.errors import DataError
+from zsad.metrics.table import COLUMNS
+from zsad.report.benchmark_text import notes, text_of, to_latex
 
 
 def listing(root: Path, *, drop: str = "", swap: bool = False, numbered: bool = False) -> Path:
@@ -69,6 +73,22 @@ def test_masks_exchanged_in_a_listing_are_named(tmp_path: Path) -> None:
 def test_masks_with_numbers_of_their_own_are_no_fault(tmp_path: Path) -> None:
     data, found = reasons(listing(tmp_path / "set", numbered=True), tmp_path / "work")
     assert not found and data.pixel_metric_classes() == ["bolt", "nut"]
+
+
+def test_means_without_a_broken_class_are_marked() -> None:
+    def result(name: str, *problems: Problem) -> CellResult:
+        rows = tuple(
+            ClassRow(name=part, normal=2, anomalous=3, masks=3, metrics=dict.fromkeys(COLUMNS, value))
+            for part, value in (("bolt", 0.5), ("nut", None if problems else 0.6))
+        )
+        texts = {"method": "clip", "label": "clip", "backbone": "toy", "backbone_sha256": "0", "target": name}
+        return CellResult(key=f"clip-{name}", rows=rows, problems=problems, **texts)
+
+    summary = Summary([result("whole"), result("broken", Problem(path="nut/3.png", reason="is damaged"))])
+    assert text_of(summary.entry("clip", "whole", "pixel_pro")) == "55.0"
+    assert text_of(summary.entry("clip", "broken", "pixel_pro")) == "50.0§"
+    assert any(line.startswith("§ Mean without the classes") for line in notes(summary))
+    assert r"50.0\textsuperscript{\S{}}" in to_latex(summary)
 
 
 def picture(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from zsad.benchmark.statistics import IMAGE_METRICS, RESAMPLES, Interval, Sample
 from zsad.metrics.table import COLUMNS
 
 OVERALL = ""  # in place of a target: the mean over all of them
-SEEN, FEWER = "†", "‡"
+SEEN, FEWER, PARTIAL = "†", "‡", "§"
 _LEAST_CLASSES = 6  # with fewer, no choice of signs is rare enough to tell two methods apart
 _LEAST_SEEDS = 4  # of each method; with fewer, no split of them is
 
@@ -54,6 +54,7 @@ class Entry:
         seen: the weights were trained on data of the target.
         bold: the value may be set in bold face.
         hole: why there is no value.
+        partial: classes with broken files are left out of the mean.
     """
 
     spread: Spread
@@ -62,6 +63,7 @@ class Entry:
     seen: bool = False
     bold: bool = False
     hole: str = ""
+    partial: bool = False
 
     @property
     def comparable(self) -> bool:
@@ -72,7 +74,8 @@ class Entry:
     def marks(self) -> str:
         """The signs behind the number."""
         fewer = not self.hole and self.parts[0] < self.parts[1]
-        return (SEEN if self.seen else "") + (FEWER if fewer else "")
+        left_out = self.partial and not self.hole
+        return (SEEN if self.seen else "") + (FEWER if fewer else "") + (PARTIAL if left_out else "")
 
     def percent(self, *, digits: int = 1) -> str:
         """The mean in percent, a dash in a hole."""
@@ -237,7 +240,7 @@ class Summary:
         bold = plain.comparable and standing is not None and name in standing.bold()
         sampled = None if plain.hole else self._sampled(name, target, metric)
         interval = sampled.interval() if sampled is not None else None
-        return Entry(plain.spread, interval, plain.parts, plain.seen, bold, plain.hole)
+        return replace(plain, interval=interval, bold=bold)
 
     def _plain(self, name: str, target: str, metric: str) -> Entry:
         """An entry without what takes the other contestants' results."""
@@ -247,7 +250,12 @@ class Summary:
         own = self.by_class(name, target, metric)
         spread = Spread.of(cell.mean(metric) for cell in self.finished(name, target).values())
         hole = self.hole(name, target) or ("" if spread.count else "undefined")
-        return Entry(spread, None, (len(own), len(reference)), self.seen(name, target), hole=hole)
+        partial = any(
+            cell.problems and len(cell.rows) > len(own) for cell in self.finished(name, target).values()
+        )
+        return Entry(
+            spread, None, (len(own), len(reference)), self.seen(name, target), hole=hole, partial=partial
+        )
 
     def measured(self, name: str, metric: str) -> list[str]:
         """The targets that enter a contestant's mean: measured, and not seen in training."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zsad.benchmark.summary import FEWER, OVERALL, SEEN, Entry, Summary
+from zsad.benchmark.summary import FEWER, OVERALL, PARTIAL, SEEN, Entry, Summary
 from zsad.metrics.table import COLUMNS
 from zsad.report.benchmark_charts import RADAR_METRICS, costs, over_sets, styles, trade_off
 from zsad.report.benchmark_curves import curve_charts
@@ -54,7 +54,7 @@ def render_benchmark(
         "holes": holes(summary),
         "problems": _problems(summary)[:_MOST_PROBLEMS],
         "notes": said,
-        "marks": [line for line in said if line.startswith((SEEN, FEWER))],
+        "marks": [line for line in said if line.startswith((SEEN, FEWER, PARTIAL))],
         "any_seen": any(line.startswith(SEEN) for line in said),
         "environment": _environment(summary),
         "version": _version(summary),

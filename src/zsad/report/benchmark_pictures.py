@@ -138,7 +138,7 @@ def _masks(root: Path) -> dict[str, Path]:
     from zsad.data.manifest import discover
 
     try:
-        samples = discover(root).samples
+        samples = discover(root, missing="keep").samples
     except (ZsadError, OSError):
         return {}
     found = {}

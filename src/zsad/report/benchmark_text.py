@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zsad.benchmark.comparison import ALPHA
 from zsad.benchmark.statistics import LEVEL, Interval
-from zsad.benchmark.summary import FEWER, OVERALL, SEEN, Entry, Summary
+from zsad.benchmark.summary import FEWER, OVERALL, PARTIAL, SEEN, Entry, Summary
 from zsad.metrics.table import COLUMNS
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ _LATEX = str.maketrans(
         "±": r"$\pm$",
         SEEN: r"\textdagger{}",
         FEWER: r"\textdaggerdbl{}",
+        PARTIAL: r"\S{}",
     }
 )
 
@@ -97,6 +98,10 @@ def notes(summary: Summary) -> list[str]:
     if any(entry.seen for entry in entries):
         said.append(
             f"{SEEN} The weights were trained on data of this target: not zero-shot, left out of means and bold face."
+        )
+    if any(PARTIAL in entry.marks for entry in entries):
+        said.append(
+            f"{PARTIAL} Mean without the classes that lack files or normal images, or whose files are broken."
         )
     if any(FEWER in entry.marks for entry in entries):
         said.append(
