@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 
 from zsad.errors import ZsadError
 from zsad.export.onnx import counted, write_onnx
-from zsad.infer.backends.base import Backend, Float32, Precision
+from zsad.infer.backends.base import Float32, Precision
 from zsad.infer.backends.torch import TorchBackend
 from zsad.infer.models import Loaded
 
@@ -22,21 +22,37 @@ _SHAPE = (1370, 1024, 4096)
 
 
 @dataclass(frozen=True, slots=True)
+class Clock:
+    """Seconds of one run: by the clock on the wall, and of the processor, of which other work takes nothing."""
+
+    wall: float
+    processor: float
+
+
+@dataclass(frozen=True, slots=True)
 class Peak:
-    """The best rate of matrix products found, in operations a second, and what reached it."""
+    """The best rate of matrix products found, in operations a second, and what reached it.
+
+    Attributes:
+        precision: of the products.
+        rate: by the wall's clock.
+        processor_rate: a second of processor time.
+        library: that reached `rate`.
+    """
 
     precision: str
     rate: float
+    processor_rate: float
     library: str
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What a backend takes for an image: the best of some passes, in seconds."""
+    """What a backend takes for an image: the best of some passes."""
 
     backend: str
     precision: str
-    seconds: float
+    best: Clock
 
 
 def flops_of(backend: TorchBackend) -> float:
@@ -48,10 +64,11 @@ def flops_of(backend: TorchBackend) -> float:
         return counted(lambda: method(method.features(pixels)))[1]
 
 
-def peaks(*, seconds: float = 0.4) -> dict[str, Peak]:
+def peaks(known: Mapping[str, Peak] | None = None, *, seconds: float = 0.4) -> dict[str, Peak]:
     """The machine's best matrix products, in fp32 and in bf16, with the threads that are set.
 
     Args:
+        known: found before; kept where they are better.
         seconds: to spend on each way of multiplying.
     """
     rows, inner, columns = _SHAPE
@@ -63,15 +80,24 @@ def peaks(*, seconds: float = 0.4) -> dict[str, Peak]:
         ("fp32", "numpy", lambda: arrays[0] @ arrays[1]),
         ("bf16", "torch", lambda: torch.nn.functional.linear(*halves)),
     ]
-    best: dict[str, Peak] = {}
+    best = dict(known or {})
     for precision, library, product in ways:
-        rate = 2 * rows * inner * columns / min(_times(product, seconds=seconds))
-        if precision not in best or rate > best[precision].rate:
-            best[precision] = Peak(precision, rate, library)
+        clock = _best(product, seconds=seconds, count=1)
+        found = [2 * rows * inner * columns / span for span in (clock.wall, clock.processor)]
+        old = best.get(precision, Peak(precision, 0.0, 0.0, library))
+        name = library if found[0] > old.rate else old.library
+        best[precision] = Peak(precision, max(found[0], old.rate), max(found[1], old.processor_rate), name)
     return best
 
 
-def speeds(loaded: Loaded, scratch: Path, *, repeats: int, threads: int) -> Iterator[Speed | str]:
+def speeds(
+    loaded: Loaded,
+    scratch: Path,
+    *,
+    repeats: int,
+    threads: int,
+    precisions: Sequence[Precision] = ("fp32", "bf16"),
+) -> Iterator[Speed | str]:
     """Yields what each available backend takes for an image, or why one does not run.
 
     Args:
@@ -79,14 +105,15 @@ def speeds(loaded: Loaded, scratch: Path, *, repeats: int, threads: int) -> Iter
         scratch: an empty folder for graphs.
         repeats: passes, after one to warm up.
         threads: of the runtimes; PyTorch's are the process's own.
+        precisions: in which PyTorch is asked.
     """
     model = loaded.backend
     assert isinstance(model, TorchBackend)
     size = model.method.config.image_size
     pixels = np.random.default_rng(0).normal(size=(1, 3, size, size)).astype(np.float32)
-    for precision in ("fp32", "bf16"):
+    for precision in precisions:
         runner = TorchBackend(model.method, precision=precision)
-        yield Speed("torch", precision, _best(runner, pixels, repeats))
+        yield Speed("torch", precision, _best(lambda: runner.run(pixels), count=repeats))  # noqa: B023 - used at once
     if find_spec("onnxruntime") is None:
         yield "onnx, openvino: not installed, get them with: pip install 'zsad[openvino]'"
         return
@@ -117,19 +144,15 @@ def _graph_speeds(
         except ZsadError as error:
             yield f"{kind.name} {precision}: {error}"
             continue
-        yield Speed(kind.name, precision, _best(runner, pixels, repeats))
+        yield Speed(kind.name, precision, _best(lambda: runner.run(pixels), count=repeats))  # noqa: B023 - used at once
 
 
-def _best(runner: Backend, pixels: Float32, repeats: int) -> float:
-    runner.run(pixels)
-    return min(_times(lambda: runner.run(pixels), count=repeats))
-
-
-def _times(run: Callable[[], object], *, seconds: float = 0.0, count: int = 3) -> list[float]:
-    """Seconds of each of at least `count` runs, and of as many as fit into `seconds`."""
-    times = list[float]()
-    while len(times) < count or sum(times) < seconds:
-        start = time.perf_counter()
+def _best(run: Callable[[], object], *, seconds: float = 0.0, count: int) -> Clock:
+    """The least seconds of at least `count` runs, and of as many as fit into `seconds`, after one to warm up."""
+    run()
+    clocks = list[Clock]()
+    while len(clocks) < count or sum(clock.wall for clock in clocks) < seconds:
+        wall, processor = time.perf_counter(), time.process_time()
         run()
-        times.append(time.perf_counter() - start)
-    return times
+        clocks.append(Clock(time.perf_counter() - wall, max(time.process_time() - processor, 1e-9)))
+    return Clock(min(clock.wall for clock in clocks), min(clock.processor for clock in clocks))
