@@ -3,11 +3,12 @@
     python benchmarks/systems.py run DATA --work WORK --also SCENES --methods promptmoe --seeds 111
     python benchmarks/contact_sheet.py DATA --work WORK --also SCENES [--pictures] [--out FILE]
 
-Five of each, by a lot of fixed seed. A hit has the hottest pixel of its map within a patch of the mask; where a class has
-no masks, a score above that of nine in ten of its normal images. A class is shown by the adapter that was trained on the
-other fold (those of neither: on fold A), at that adapter's colour scale, which no image of the class entered. Without
-`--pictures` only the maps and boxes around what is marked are drawn: the licences of most sets forbid to spread their
-pictures, so the sheet in `docs/images/` shows none.
+Five of each, by a lot of fixed seed. A hit has the hottest pixel of its map within a patch of the mask; where a class
+has no masks, a score above that of nine in ten of its normal images. A class is shown by the adapter trained on
+the other fold (those of neither: on fold A). Its colour scale is calibrated as `zsad calibrate --pixel-rule pixels
+--pixel-fpr 0.03` does, with every second normal image of the class, none of which is shown. Without `--pictures` only
+the maps and boxes around what is marked are drawn: the licences of most sets forbid to spread their pictures, so the
+sheet in `docs/images/` shows none.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from scipy import ndimage
 from systems import FOLDS, Bench, KeptSource, Scorer, fused, read_once, recipe, targets
 from zsad.data.image import load_image, load_mask
 from zsad.data.manifest import discover
-from zsad.infer.overlay import blend
+from zsad.infer.overlay import anchored_scale, blend
 from zsad.nn.maps import render_map_numpy
 from zsad.report.canvas import Drawing
 from zsad.train.checkpoint import build_method
@@ -37,7 +38,7 @@ from zsad.types import Sample
 
 MOST = 5
 SIDE = 84
-KINDS = ("hits", "misses", "normal images")
+PIXEL_FPR = 0.03
 Float32 = NDArray[np.float32]
 
 
@@ -96,7 +97,7 @@ def classes(
             samples = [sample for sample in dataset.samples if sample.class_name == name]
             scored = zip(samples, Scorer(method, bench).predict_samples(samples), strict=True)
             tiles = [_tile(sample, found.score, found.grid, found.spec, patch) for sample, found in scored]
-            yield f"{dataset.name} / {name}", _judged(tiles), scale
+            yield f"{dataset.name} / {name}", *_calibrated(_judged(tiles), scale)
 
 
 def _tile(sample: Sample, score: float, grid: Float32, spec: Any, patch: int) -> Tile:
@@ -109,6 +110,16 @@ def _tile(sample: Sample, score: float, grid: Float32, spec: Any, patch: int) ->
     height, width = values.shape
     boxes = [(x.start / width, y.start / height, x.stop / width, y.stop / height) for y, x in parts]
     return Tile(sample, score, values, tuple(boxes), bool(near.flat[int(values.argmax())]))
+
+
+def _calibrated(tiles: Sequence[Tile], scale: tuple[float, float]) -> tuple[list[Tile], tuple[float, float]]:
+    """The scale that starts where 3 % of the pixels of every second normal image lie, and the tiles without these."""
+    held = {id(tile) for tile in [tile for tile in tiles if tile.sample.label == 0][::2]}
+    if not held:
+        return list(tiles), scale
+    values = np.concatenate([tile.values[::4, ::4].ravel() for tile in tiles if id(tile) in held])
+    threshold = float(np.quantile(values, 1 - PIXEL_FPR))
+    return [tile for tile in tiles if id(tile) not in held], anchored_scale(scale, threshold)
 
 
 def _judged(tiles: Sequence[Tile]) -> list[Tile]:
