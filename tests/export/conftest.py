@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -52,8 +54,11 @@ def drawn(narrow) -> ProofImages:
 def loaded_of(narrow):
     """A method by name with noise on all tensors of its adapter, so that no part of it is switched off by a zero."""
 
-    def make(name: str) -> Loaded:
-        method, noise = build(name, SMALL.get(name), narrow), torch.Generator().manual_seed(11)
+    def make(name: str, **settings: Any) -> Loaded:
+        method, noise = (
+            build(name, {**SMALL.get(name, {}), **settings}, narrow),
+            torch.Generator().manual_seed(11),
+        )
         method.reset_parameters(torch.Generator().manual_seed(12))
         state = method.adapter_state().items()
         method.load_adapter({key: t + 0.05 * torch.randn(t.shape, generator=noise) for key, t in state})

@@ -157,3 +157,28 @@ def test_openvino_gives_what_the_method_gives(graph_of, drawn, name):
             own.backend, OpenVINOBackend(path, card, precision="fp32", threads=1), drawn, shows=card.shows
         )
     )
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_oddness_within_the_picture_is_part_of_the_graph(loaded_of, drawn, tmp_path, target):
+    own = loaded_of(
+        "anomalyclip", oddness="fused", oddness_in_map=(0.5, 0.5, 0.5), oddness_in_score=(1, 3, 3)
+    )
+    recorded = write_onnx(own.backend.method, tmp_path / "model.onnx")
+    card = unproven_card(
+        own, tmp_path / "model.onnx", recorded, name="odd", target="onnx", int8=False, shows=None
+    )
+    if target == "openvino":
+        pytest.importorskip("openvino", reason="needs the extra: pip install 'zsad[openvino]'")
+        from zsad.infer.backends.openvino import OpenVINOBackend
+
+        backend = OpenVINOBackend(tmp_path / "model.onnx", card, precision="fp32", threads=1)
+    else:
+        backend = OnnxBackend(tmp_path / "model.onnx", card, threads=1)
+    proof = compare(own.backend, backend, drawn)
+    require(proof)
+    assert proof.score_error < 1e-4 and proof.map_error < 1e-4
+    pixels = np.stack([image.pixels for image in drawn.images])
+    several, alone = backend.run(pixels), [backend.run(row[None]) for row in pixels]
+    np.testing.assert_allclose(several.score, np.concatenate([answer.score for answer in alone]), atol=1e-5)
+    assert np.ptp(several.score) > 1e-3

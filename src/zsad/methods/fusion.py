@@ -89,7 +89,7 @@ class OddnessFusion(nn.Module):
         evidence = self._evidence(logits.mean(dim=1).flatten(1), cues)
         score = (self.curve[0] * evidence + self.curve[1]).sigmoid()
         terms = {**(output.terms or {}), "method": output.score}
-        fused = logits + shift.reshape(len(shift), 1, *logits.shape[-2:])
+        fused = logits + shift.reshape(-1, 1, *logits.shape[-2:])
         return replace(output, logits=fused, score=score.to(output.score.dtype), terms=terms)
 
     @torch.no_grad()

@@ -127,7 +127,7 @@ def top_mean(values: Tensor, share: float) -> Tensor:
         >>> top_mean(torch.arange(10.0), 0.2).item()
         8.5
     """
-    return values.topk(max(1, round(share * values.shape[-1])), dim=-1).values.mean(dim=-1)
+    return values.topk(max(1, round(share * int(values.shape[-1]))), dim=-1).values.mean(dim=-1)
 
 
 def _places(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
