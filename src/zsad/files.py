@@ -103,6 +103,20 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def parse_document(text: str | bytes) -> Any:
+    """`parse_json` of what is handed on: halves of characters, which no file and no hash can take, are refused.
+
+    Raises:
+        ValueError: as `parse_json`, or a text in it is not text.
+    """
+    values = parse_json(text)
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a character (a lone surrogate)") from None
+    return values
+
+
 def sync_folder(folder: Path) -> None:
     """Flushes a folder's own entries, so that a rename survives a power cut (POSIX; elsewhere nothing)."""
     if os.name != "posix":

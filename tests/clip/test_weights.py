@@ -491,3 +491,10 @@ def test_count_blocks_of_two_digits() -> None:
     state = {f"b.{index}.w": torch.zeros(1) for index in (0, 2, 10)}
     assert convert.count_blocks(state, "b.") == 11
     assert convert.count_blocks({}, "b.") == 0
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "heads", "layers"])
+def test_a_negative_shape_is_no_config(key: str) -> None:
+    text = {"context_length": 77, "vocab_size": 100, "width": 16, "layers": 2, "heads": 2, "mlp_width": 32}
+    with pytest.raises(ValueError, match="greater than 0"):
+        TextConfig(**{**text, key: -text[key]})

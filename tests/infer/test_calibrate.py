@@ -17,6 +17,7 @@ from zsad.infer.calibrate import (
     Calibration,
     ModelKey,
     make_calibration,
+    parse_calibration,
     read_calibration,
     write_calibration,
 )
@@ -299,3 +300,8 @@ def test_detector_calibrates_saves_finds_and_refuses(toy, tmp_path: Path) -> Non
             "clip", backbone=toy.backbone, device="cpu", calibration=tmp_path / "copy" / "calibration.json"
         )
     assert "\n" not in str(caught.value)
+
+
+def test_half_a_character_in_a_calibration_is_refused_when_it_is_read() -> None:
+    with pytest.raises(CalibrationError, match="is not JSON"):
+        parse_calibration('{"format": 1, "created": "\\ud800"}')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 Activation = Literal["quick_gelu", "gelu"]
 
@@ -16,19 +16,19 @@ class _Frozen(BaseModel):
 class MobileStage(_Frozen):
     """A run of inverted-residual blocks: the first one strides and widens, the rest keep their shape."""
 
-    kernel: int = Field(description="Side of the depthwise kernel.")
-    stride: int = Field(description="Stride of the first block.")
-    expand: int = Field(description="Factor by which a block widens its input inside.")
-    channels: int = Field(description="Channels that the stage puts out.")
-    repeats: int = Field(description="Number of blocks.")
+    kernel: PositiveInt = Field(description="Side of the depthwise kernel.")
+    stride: PositiveInt = Field(description="Stride of the first block.")
+    expand: PositiveInt = Field(description="Factor by which a block widens its input inside.")
+    channels: PositiveInt = Field(description="Channels that the stage puts out.")
+    repeats: PositiveInt = Field(description="Number of blocks.")
 
 
 class MobileStemConfig(_Frozen):
     """A convolutional stem of inverted residuals (EfficientNet-Lite's blocks) in front of the transformer."""
 
-    first_channels: int = Field(description="Channels of the first convolution (stride 2).")
+    first_channels: PositiveInt = Field(description="Channels of the first convolution (stride 2).")
     stages: tuple[MobileStage, ...] = Field(description="The stages, down to the stride of the patch grid.")
-    merge_stages: tuple[int, ...] = Field(
+    merge_stages: tuple[NonNegativeInt, ...] = Field(
         description="Indices of stages whose maps are folded to the grid's stride and joined to the token."
     )
 
@@ -36,12 +36,12 @@ class MobileStemConfig(_Frozen):
 class VisionConfig(_Frozen):
     """An image tower: `patch_size` is the stride of the token grid, `image_size` the native square side."""
 
-    image_size: int
-    patch_size: int
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
+    image_size: PositiveInt
+    patch_size: PositiveInt
+    width: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    mlp_width: PositiveInt
     activation: Activation = "quick_gelu"
     stem: MobileStemConfig | None = None
 
@@ -60,12 +60,12 @@ class VisionConfig(_Frozen):
 class TextConfig(_Frozen):
     """A causal text tower."""
 
-    context_length: int
-    vocab_size: int
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
+    context_length: PositiveInt
+    vocab_size: PositiveInt
+    width: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    mlp_width: PositiveInt
     activation: Activation = "quick_gelu"
 
     @model_validator(mode="after")
@@ -78,6 +78,6 @@ class TextConfig(_Frozen):
 class CLIPConfig(_Frozen):
     """Both towers and the width of the space they share."""
 
-    embed_dim: int
+    embed_dim: PositiveInt
     vision: VisionConfig
     text: TextConfig

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -191,8 +193,13 @@ class Preprocess:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
     def __post_init__(self) -> None:
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise ConfigError(f"image_size is {self.image_size}, expected two positive numbers (H, W)")
+        whole = all(isinstance(side, Integral) for side in self.image_size)
+        if len(self.image_size) != 2 or not whole or min(self.image_size) < 1:
+            raise ConfigError(f"image_size is {self.image_size}, expected two positive whole numbers (H, W)")
+        if math.prod(self.image_size) > MAX_PIXELS:
+            raise ConfigError(
+                f"image_size is {self.image_size}, more than {MAX_PIXELS // 10**6} megapixels; expected a smaller one"
+            )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ConfigError(f"mean {self.mean} and std {self.std}: expected 3 numbers each, std above 0")
         if self.interpolation not in ("bicubic", "bilinear"):

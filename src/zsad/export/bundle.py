@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import zsad
 from zsad.card import Card
 from zsad.errors import CheckpointError, ConfigError
-from zsad.files import parse_json
+from zsad.files import parse_document
 
 FORMAT = 1
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino"}
@@ -113,7 +113,7 @@ def read_export(graph: Path) -> ExportCard:
     """
     path = card_path(graph)
     try:
-        values = parse_json(path.read_text(encoding="utf-8"))
+        values = parse_document(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
             f"{graph} has no card {path.name} beside it, so zsad does not know how to use it; export the model again"

@@ -7,7 +7,6 @@ p-values and tests for drift need them. How thresholds are found stands in `zsad
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from datetime import datetime, timezone
 from itertools import pairwise
@@ -19,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 import zsad
 from zsad.errors import CalibrationError
-from zsad.files import write_text
+from zsad.files import parse_document, write_text
 from zsad.infer.conformal import p_value, scores_needed, share_interval
 from zsad.infer.roi import RegionOfInterest
 from zsad.infer.thresholds import Frozen, Labelled, Normals, Threshold, Wish, labelled_threshold
@@ -266,8 +265,8 @@ def parse_calibration(content: str | bytes, *, name: str = "the calibration") ->
         CalibrationError: no JSON, of a newer zsad, or no calibration.
     """
     try:
-        values: Any = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        values: Any = parse_document(content)
+    except ValueError as error:
         raise CalibrationError(f"{name} is not JSON; {_AGAIN}") from error
     written = values.get("format") if isinstance(values, dict) else None
     if isinstance(written, int) and written > FORMAT:

@@ -19,7 +19,7 @@ from torch import Tensor
 import zsad
 from zsad.card import FORMAT, BackboneReference, Card, Training
 from zsad.errors import CheckpointError, ConfigError
-from zsad.files import parse_json, write_bytes, write_text
+from zsad.files import parse_document, write_bytes, write_text
 from zsad.methods.base import Method
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def read_card(path: str | Path) -> Card:
             f"give a {MODEL_FILE} written by training"
         )
     try:
-        values = parse_json(text)
+        values = parse_document(text)
     except ValueError as error:
         raise CheckpointError(
             f"the card of {path} is not JSON ({error}); fetch or train the model again"
