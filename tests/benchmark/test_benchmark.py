@@ -231,6 +231,8 @@ def test_broken_files_are_named_and_leave_holes(
 ) -> None:
     bad = broken(drawn, tmp_path / "data")
     (tmp_path / "data" / "empty").mkdir()
+    (tmp_path / "data" / "two" / "gone" / "test").mkdir(parents=True)
+    bad["gone"] = tmp_path / "data" / "two" / "gone" / "test"
     code, _, said = call(
         *words("--pair", "aux>two,empty,one", methods="clip promptmoe", data=tmp_path / "data")
     )
@@ -249,7 +251,7 @@ def test_broken_files_are_named_and_leave_holes(
         for name in ("missing", "swapped", "size"):
             assert rows[name].metrics["pixel_auroc"] is None and rows[name].metrics["pixel_pro"] is None
             assert rows[name].metrics["image_auroc"] is not None
-        assert set(rows["cut"].metrics.values()) == {None}
+        assert set(rows["cut"].metrics.values()) == set(rows["gone"].metrics.values()) == {None}
         assert (
             rows["anomalous"].metrics["image_auroc"] is None
             and rows["anomalous"].metrics["pixel_pro"] is not None

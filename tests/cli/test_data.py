@@ -62,11 +62,12 @@ def book(tmp_path: Path) -> Path:
 def test_list(call) -> None:
     code, printed, said = call("data", "list")
     lines = printed.splitlines()
-    assert (code, said, len(lines)) == (0, "", len(list(bundled())) + 1)
+    assert (code, said, len(lines)) == (0, "", len(list(bundled())) + 3)  # two headings, one empty line
+    assert max(map(len, lines)) <= 80
+    assert {line.split()[0] for line in lines if line.endswith("licence")} == {"industrial", "medical"}
     row = next(line for line in lines if line.startswith("MVTec-AD "))
     assert row.split() == [
         "MVTec-AD",
-        "industrial",
         "15",
         "467",
         "1,258",

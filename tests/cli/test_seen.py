@@ -74,7 +74,7 @@ def test_what_a_model_was_trained_on_is_refused_and_marked(call, toy, sets, tmp_
     code, printed, said = call(*measure, tmp_path / "out", "--data", first)
     assert (code, printed) == (2, "") and not (tmp_path / "out").exists()
     assert said.splitlines()[-1].startswith(
-        f"zsad: error: {run} was trained on first and was trained on 6 of"
+        f"zsad: error: {run} was trained on first and on 6 of these 6 images"
     )
 
     renamed = first.rename(tmp_path / "under-another-name")

@@ -158,6 +158,48 @@ def test_dagm_labels_inside_the_test_folder(tmp_path: Path) -> None:
     assert any("taken as normal" in note for note in data.notes)
 
 
+def test_dagm_masks_that_its_list_names_are_missed(tmp_path: Path) -> None:
+    """Without the list an image whose label file is lost would turn into a normal one."""
+    part = tmp_path / "Class1" / "Test"
+    images(part, "0001.PNG", "0002.PNG", "0003.PNG")
+    images(part / "Label", "0002_label.PNG")
+    lines = "1\n1\t0\t0001.PNG\t0\t0\n2\t1\t0002.PNG\t0\t0002_label.PNG\n3\t1\t0003.PNG\t0\t0003_label.PNG\n"
+    (part / "Label" / "Labels.txt").write_text(lines)
+    data = discover(tmp_path)
+    assert counts(data) == (1, 2, 0, 1) and data.pixel_metric_classes() == []
+    assert [found.path for found in data.findings] == [part / "0003.PNG"]
+    assert "the mask that Labels.txt names" in data.findings[0].reason
+
+
+def test_classes_of_which_nothing_is_left_are_named(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    mvtec_class(root / "screw")
+    mvtec_class(root / "trained")
+    shutil.rmtree(root / "trained" / "test")
+    images(root / "trained" / "train" / "good", "0.png")
+    (root / "emptied" / "test" / "good").mkdir(parents=True)
+    (root / "bare").mkdir()
+    (root / "papers").mkdir()
+    (root / "papers" / "licence.txt").write_text("text")
+    data = discover(root)
+    assert data.classes == ["screw"] and data.lost == ["bare", "emptied", "trained"]
+    assert {found.path.relative_to(root).parts[0] for found in data.findings} == set(data.lost)
+    assert discover(root / "screw").lost == []
+
+    both = discover(shutil.copytree(root, tmp_path / "both" / "one").parent)
+    assert both.lost == ["bare", "emptied", "trained"]
+    shutil.copytree(root, tmp_path / "both" / "two")
+    several = discover(tmp_path / "both")
+    assert several.lost == [f"{name}/{each}" for name in ("one", "two") for each in data.lost]
+
+
+def test_a_listed_class_without_entries_is_named(tmp_path: Path) -> None:
+    images(tmp_path, "a.png")
+    entry = {"img_path": "a.png", "mask_path": "", "cls_name": "nut", "specie_name": "", "anomaly": 0}
+    (tmp_path / "meta.json").write_text(json.dumps({"test": {"nut": [entry], "bolt": []}}))
+    assert discover(tmp_path).lost == ["bolt"]
+
+
 def test_test_folder_itself_finds_its_masks(tmp_path: Path) -> None:
     data = discover(mvtec_class(tmp_path / "screw") / "test")
     assert (data.classes, counts(data)) == (["screw"], (2, 4, 0, 4))

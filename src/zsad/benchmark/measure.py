@@ -136,6 +136,7 @@ def measure(
         (folder / OVERLAYS).rmdir()  # a measurement draws none
     files = _write(work, key, kept.rows, states, whole)
     rows = [_row(row, faults, data) for row in table.rows if row.kind == "class"]
+    rows += [_emptied(name) for name in whole.lost]
     notes = [line for line in table.notes if not line.endswith(EXACT_HINT)]
     notes += [line for row in rows for line in _holes(row.name, faults, whole)]
     problems = dict.fromkeys([*(fault.problem for fault in faults), *of_the_set(whole, faults)])
@@ -180,6 +181,11 @@ def _row(row: ResultRow, faults: Sequence[Fault], data: DataSet) -> ClassRow:
     return ClassRow(
         name=name, normal=row.normal, anomalous=row.anomalous, masks=masks, metrics=metrics, bounds=bounds
     )
+
+
+def _emptied(name: str) -> ClassRow:
+    """The row of a class that has no image: a hole that tables show and means are marked for."""
+    return ClassRow(name=name, normal=0, anomalous=0, masks=0, metrics=dict.fromkeys(COLUMNS))
 
 
 def _holes(name: str, faults: Sequence[Fault], data: DataSet) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -14,6 +15,9 @@ from zsad.metrics.table import COLUMNS
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+_REFERENCE = re.compile(r" \([^()]*\)")  # "(AAAI 2026, arXiv 2511.18116)": the remarks have it
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ class Reproduction:
         }
 
     def render(self) -> Table:
-        """A `rich` table in percent: paper, ours, difference; a dash where there is none."""
+        """A `rich` table in percent: paper, ours, difference; a dash where there is none; sources by short names."""
         from rich import box
         from rich.table import Table
 
@@ -77,7 +81,7 @@ class Reproduction:
         for entry in self.comparisons:
             if previous and entry.source != previous:
                 table.add_section()
-            shown = entry.source if entry.source != previous else ""
+            shown = _REFERENCE.sub("", entry.source) if entry.source != previous else ""
             previous = entry.source
             difference = "–" if entry.difference is None else f"{entry.difference:+.1f}"
             table.add_row(

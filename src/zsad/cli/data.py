@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from zsad.data.catalog import Catalogue, Entry
     from zsad.data.check import Report
     from zsad.data.manifest import DataSet
 
+_WIDTH = 80
 OWN = "own"
 """Name that stands for a data set of one's own: every file is checked, no count."""
 
@@ -43,18 +47,31 @@ def list_command(
     if json_:
         _say_json([_facts(entry, book) for entry in chosen])
         return 0
-    rows: list[tuple[str, ...]] = [("name", "group", "classes", "normal", "anomalous", "metrics", "licence")]
+    for line in _listing(chosen):
+        say(line)
+    return 0
+
+
+def _listing(chosen: Sequence[Entry]) -> Iterator[str]:
+    """Lines of at most 80 characters: a table of the industrial sets, then of the medical; licences are cut short."""
+    headings = ("classes", "normal", "anomalous", "metrics", "licence")
+    groups: dict[str, list[tuple[str, ...]]] = {}
     for entry in chosen:
         counts = [_known(len(entry.classes) or None), _known(entry.normal), _known(entry.anomalous)]
-        rows.append((entry.name, entry.group, *counts, " + ".join(entry.metrics), entry.licence))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [
-            cell.rjust(width) if 2 <= column <= 4 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        say("  ".join(cells).rstrip())
-    return 0
+        row = (entry.name, *counts, " + ".join(entry.metrics), entry.licence)
+        groups.setdefault(entry.group, [(entry.group, *headings)]).append(row)
+    table = [row for rows in groups.values() for row in rows]
+    widths = [max(len(row[column]) for row in table) for column in range(5)]
+    left = max(_WIDTH - sum(widths) - 2 * len(widths), len(headings[-1]))
+    for group, rows in groups.items():
+        if group != next(iter(groups)):
+            yield ""
+        for row in rows:
+            cells = [
+                cell.rjust(width) if 1 <= column <= 3 else cell.ljust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=False))
+            ]
+            yield "  ".join([*cells, shorten(row[-1], left, placeholder=" ...")]).rstrip()
 
 
 @data_command.command(name="show")

@@ -214,14 +214,16 @@ def print_table(table: ResultTable) -> None:
 
 def say_table(table: Table) -> None:
     """Prints a `rich` table as results are printed."""
+    import os
     import sys
 
     from rich.console import Console
 
     from zsad.cli.console import say
 
-    # A pipe or a file has no width; the table is not to be folded there.
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
+    # A pipe or a file has no width; the table is not to be folded there, unless COLUMNS asks for it.
+    fixed = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal() else 160
+    console = Console(file=sys.stdout, width=fixed, highlight=False)
     with console.capture() as captured:
         console.print(table)
     say(captured.get().rstrip("\n"))

@@ -25,14 +25,19 @@ _SPLITS = {"train", "test", "val", "valid", "validation"}
 MASK_ENDINGS = ("_mask", "_label", "_gt", "_segmentation", "-mask")
 _ENDINGS = tuple(dict.fromkeys(e for x in MASK_ENDINGS for e in (x, x.upper(), x.title())))  # _Segmentation
 _NAMED_AT_MOST = 20
+_MASK_NAME = re.compile(r"(?P<stem>.+)_label\.\w+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A file with which something is wrong: `reason` says what, in words that go before a path."""
+    """A file with which something is wrong: `reason` says what, in words that go before a path.
+
+    `lost` names the class of which nothing can be read, where that is what is wrong: `class`, or `dataset/class`.
+    """
 
     path: Path
     reason: str
+    lost: str = ""
 
 
 @dataclass(slots=True)
@@ -108,6 +113,11 @@ def is_mask_folder(path: Path) -> bool:
     return name in _MASKS or "groundtruth" in name
 
 
+def lost_class(path: Path, name: str) -> Finding:
+    """What is said of a class that is there by name and has no image."""
+    return Finding(path, "class without images", name)
+
+
 def listed(text: str, paths: Iterable[Path]) -> list[str]:
     """Return one note a path, and one that counts the rest of a long list."""
     found = list(paths)
@@ -136,7 +146,8 @@ def read_class(folder: Path, split: str) -> Found | None:
         return _read_part(part, folder.name, masks)
     if any(path.name.lower() in _SPLITS and _kind_folders(path) for path in inside):
         note = f"{folder} has no folder {split!r}: left out, choose another split or add the folder"
-        return Found("mvtec", [], [note], is_class=True)
+        findings = [Finding(folder, f"class without a folder {split!r}", folder.name)]
+        return Found("mvtec", [], [note], is_class=True, findings=findings)
     if folder.name.lower() == split.lower() and not masks:
         masks = [path for path in subfolders(folder.parent) if is_mask_folder(path)]
         if found := _read_kinds(folder, folder.parent.name, masks):
@@ -192,7 +203,7 @@ def _read_part(part: Path, class_name: str, masks: list[Path]) -> Found | None:
     if not kinds:
         found = read_flat(part)
         samples = [replace(sample, class_name=class_name) for sample in found.samples]
-        findings = [] if samples else [Finding(part, "class without images")]
+        findings = [] if samples else [lost_class(part, class_name)]
         notes = found.notes if samples else [f"{part} holds no images"]
         return Found("flat", samples, notes, is_class=True, findings=findings)
     if not masks and not any(_is_normal(kind, kinds) for kind in subfolders(part)):
@@ -273,15 +284,35 @@ def _read_pairs(folders: list[Path], class_name: str, masks: list[Path]) -> Foun
 def _read_dagm(part: Path, class_name: str, masks: list[Path]) -> Found | None:
     """Read DAGM's Test folder, where exactly the anomalous images have a file in Label/."""
     pairing = MaskIndex(masks)
+    named = _named_masks(masks)
     samples = []
+    missing = []
     for path in walk_images(part, skip_masks=True):
         mask = pairing.find(path.relative_to(part), "")
-        samples.append(Sample(path, class_name, int(mask is not None), mask, "defect" if mask else "good"))
+        defect = mask is not None or path.stem.lower() in named
+        if defect and mask is None:
+            missing.append(Finding(path, "anomalous image without the mask that Labels.txt names"))
+        samples.append(Sample(path, class_name, int(defect), mask, "defect" if defect else "good"))
     notes = [f"{part}: images without a file in {masks[0].name}/ are taken as normal, as DAGM means it"]
-    findings = pairing.leftovers(None)
+    findings = missing + pairing.leftovers(None)
     if not samples:
         return None
     return Found("dagm", samples, notes + noted(findings), is_class=True, findings=findings)
+
+
+def _named_masks(folders: list[Path]) -> set[str]:
+    """The images, by lower-case stem, whose masks DAGM's Labels.txt names; not every copy has that list.
+
+    Of its columns only the names of masks are read, so that their order does not matter.
+    """
+    found: set[str] = set()
+    for path in (path for folder in folders for path in entries(folder) if path.name.lower() == "labels.txt"):
+        try:
+            words = path.read_text(encoding="utf-8", errors="replace").split()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+        found.update(m["stem"].lower() for m in map(_MASK_NAME.fullmatch, words) if m)
+    return found
 
 
 class MaskIndex:

@@ -12,9 +12,11 @@ from zsad.data.image import image_size
 from zsad.data.layouts import (
     Finding,
     Found,
+    is_hidden,
     is_image,
     is_mask_folder,
     listed,
+    lost_class,
     read_class,
     read_flat,
     subfolders,
@@ -41,6 +43,13 @@ class DataSet:
     name: str
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def lost(self) -> list[str]:
+        """Classes that are there by name and have no image, named as in `groups`, sorted."""
+        several = len({sample.dataset for sample in self.samples}) > 1
+        names = {found.lost for found in self.findings if found.lost}
+        return sorted(names if several else {name.rpartition("/")[2] for name in names})
 
     @property
     def classes(self) -> list[str]:
@@ -194,12 +203,17 @@ def _find(folder: Path, name: str, split: str, depth: int, missing: Missing) -> 
         return None
     parts: list[Found] = []
     ignored: list[Path] = []
+    emptied: list[Path] = []
     for child in subfolders(folder):
         part = None if is_mask_folder(child) else _find(child, child.name, split, depth - 1, missing)
         if part is None:
             ignored += [child] if next(walk_images(child), None) else []
+            emptied += [child] if _is_bare(child) else []
             continue
         owner = name if part.is_class else child.name
+        part.findings = [
+            replace(f, lost=f"{owner}/{f.lost}") if f.lost and "/" not in f.lost else f for f in part.findings
+        ]
         part.samples = [s if s.dataset else replace(s, dataset=owner) for s in part.samples]
         parts.append(part)
     if not parts:
@@ -210,7 +224,16 @@ def _find(folder: Path, name: str, split: str, depth: int, missing: Missing) -> 
     )
     samples = [sample for part in parts for sample in part.samples]
     findings = [finding for part in parts for finding in part.findings]
+    if any(part.is_class for part in parts):
+        findings += [lost_class(path, f"{name}/{path.name}") for path in emptied]
     return Found(" + ".join(layouts), samples, notes, findings=findings)
+
+
+def _is_bare(folder: Path) -> bool:
+    """Whether folders, but no file, are left in it: among classes a class that was emptied."""
+    return not is_mask_folder(folder) and not any(
+        path.is_file() and not is_hidden(path.name) for path in folder.rglob("*")
+    )
 
 
 def _flat(root: Path) -> Found:

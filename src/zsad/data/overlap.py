@@ -52,13 +52,11 @@ class Overlap:
 
     def sentence(self) -> str:
         """What was seen, in words: "was trained on MVTec" or "was trained on 3 of its 120 images (a.png ...)"."""
-        parts = [f"was trained on {', '.join(self.names)}"] if self.names else []
+        parts = [", ".join(self.names)] if self.names else []
         if self.images:
             more = " ..." if len(self.images) > 1 else ""
-            parts.append(
-                f"was trained on {len(self.images)} of these {self.total} images ({self.images[0]}{more})"
-            )
-        return " and ".join(parts)
+            parts.append(f"{len(self.images)} of these {self.total} images ({self.images[0]}{more})")
+        return f"was trained on {' and on '.join(parts)}" if parts else ""
 
 
 def overlap_of(card: Card, dataset: DataSet, *, catalog: Catalogue | None = None) -> Overlap:

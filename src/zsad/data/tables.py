@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from zsad.data.layouts import Finding, Found, listed, noted
+from zsad.data.layouts import Finding, Found, listed, lost_class, noted
 from zsad.errors import DataError
 from zsad.types import Sample
 
@@ -82,7 +82,7 @@ def read_meta(path: Path, split: str, *, missing: Missing = "refuse") -> Found:
     """
     try:
         content = json.loads(_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({error}): write it again") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}, expected an object with key {split!r}")
@@ -102,6 +102,7 @@ def read_meta(path: Path, split: str, *, missing: Missing = "refuse") -> Found:
 
     found = _found("meta.json", rows, resolve, missing=missing)
     found.samples.sort(key=lambda sample: (sample.class_name, sample.image.as_posix()))
+    found.findings += [lost_class(path, str(name)) for name, items in classes.items() if not items]
     return found
 
 
@@ -213,7 +214,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: is not valid JSON ({error}), expected one object a line") from error
         if not isinstance(row, dict):
             raise DataError(f"{where}: holds a {type(row).__name__}, expected an object with the key 'image'")
