@@ -406,3 +406,11 @@ def test_a_size_that_no_picture_has_is_refused_at_once(size: tuple[int, int]) ->
     with pytest.raises(ConfigError, match="image_size is") as caught:
         Preprocess(image_size=size)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mean", [("<b>", 0.0, 0.0), (None, 0.0, 0.0), (float("nan"), 0.0, 0.0), (0.0,)])
+def test_means_that_are_no_numbers_are_refused(mean: tuple[float, float, float]) -> None:
+    with pytest.raises(ConfigError, match="expected 3 numbers each"):
+        Preprocess(image_size=(8, 8), mean=mean)
+    with pytest.raises(ConfigError, match="expected 3 numbers each"):
+        Preprocess(image_size=(8, 8), std=mean)

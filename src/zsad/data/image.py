@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -200,7 +200,8 @@ class Preprocess:
             raise ConfigError(
                 f"image_size is {self.image_size}, more than {MAX_PIXELS // 10**6} megapixels; expected a smaller one"
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        finite = all(isinstance(part, Real) and math.isfinite(part) for part in (*self.mean, *self.std))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
             raise ConfigError(f"mean {self.mean} and std {self.std}: expected 3 numbers each, std above 0")
         if self.interpolation not in ("bicubic", "bilinear"):
             raise ConfigError(f"interpolation is {self.interpolation!r}, expected 'bicubic' or 'bilinear'")
