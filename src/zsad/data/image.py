@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -200,7 +200,8 @@ class Preprocess:
             raise ConfigError(
                 f"image_size is {self.image_size}, more than {MAX_PIXELS // 10**6} megapixels; expected a smaller one"
             )
-        finite = all(isinstance(part, Real) and math.isfinite(part) for part in (*self.mean, *self.std))
+        parts: tuple[object, ...] = (*self.mean, *self.std)  # from a card they may be anything
+        finite = all(isinstance(part, int | float) and math.isfinite(part) for part in parts)
         if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
             raise ConfigError(f"mean {self.mean} and std {self.std}: expected 3 numbers each, std above 0")
         if self.interpolation not in ("bicubic", "bilinear"):
