@@ -16,7 +16,15 @@ from zsad.methods.registry import METHODS
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 # Words of other programs.
-FOREIGN = {"--data-binary", "--help", "--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}
+FOREIGN = {
+    "--data-binary",
+    "--help",
+    "--nnodes",
+    "--nproc-per-node",
+    "--pictures",
+    "--rdzv-backend",
+    "--rdzv-endpoint",
+}
 
 
 @pytest.fixture(scope="module")

@@ -165,6 +165,14 @@ class Browser:
         x, y = self._middle(query)
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
+    def hover_until(self, query: str, expression: str) -> None:
+        """The mouse over an element, again wherever the page has moved it to, until an expression is true."""
+        deadline = time.monotonic() + self._patience
+        while not self.run(expression):
+            assert time.monotonic() < deadline, f"never came true: {expression}"
+            self.hover(query)
+            time.sleep(0.1)
+
     def _middle(self, query: str) -> tuple[float, float]:
         place = self.run(
             f"(() => {{ const one = document.querySelector({json.dumps(query)});"

@@ -108,8 +108,7 @@ def _calibrate(browser: Browser, server: Running, tmp_path: Path) -> None:
     browser.until("document.querySelectorAll('table.regions tbody tr').length > 0")
     count = browser.run("document.querySelectorAll('table.regions tbody tr').length")
     assert browser.run("document.querySelectorAll('.outlines .region').length") == count
-    browser.hover("table.regions tbody tr")
-    assert browser.run("document.querySelectorAll('.region.lit').length") == 1
+    browser.hover_until("table.regions tbody tr", "document.querySelectorAll('.region.lit').length === 1")
     browser.click("#show-regions")
     assert browser.run("getComputedStyle(document.querySelector('.outlines')).display") == "none"
     browser.click("#show-regions")

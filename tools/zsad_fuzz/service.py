@@ -214,12 +214,13 @@ def use_calibration(sound: Sound) -> None:
 def _send(port: int, request: bytes, *, closes: bool = False, seconds: float = 120) -> tuple[int, bytes]:
     """Status and body of the answer; 0 where the service hung up without one."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        with contextlib.suppress(OSError):  # it may hang up on what it refuses
             connection.sendall(request)
             if closes:
                 connection.shutdown(socket.SHUT_WR)
         answer = b""
-        while piece := connection.recv(1 << 16):
-            answer += piece
+        with contextlib.suppress(ConnectionResetError):
+            while piece := connection.recv(1 << 16):
+                answer += piece
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]) if head.startswith(b"HTTP/1.1 ") else 0, body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -116,7 +117,8 @@ def apply_look(detector: Detector, look: Look, *, mutual: list[Sample] | None = 
 
 def shrunk_hint(detector: Detector, prediction: Prediction) -> str | None:
     """What is lost of a large picture that is not cut into tiles, in one line; None where it is little."""
-    times = max(prediction.size) / max(detector.preprocess.image_size)
+    # By area: tiles do not help a picture that is long, but thin.
+    times = math.sqrt(math.prod(prediction.size) / math.prod(detector.preprocess.image_size))
     if detector.looking.tiling is not None or times <= _SHRUNK:
         return None
     height, width = prediction.size
