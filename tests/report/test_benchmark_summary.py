@@ -16,7 +16,17 @@ from zsad.benchmark.results import CellResult, ClassRow, read_cells
 from zsad.benchmark.summary import FEWER, OVERALL, SEEN, Summary
 from zsad.metrics.table import COLUMNS
 from zsad.report.benchmark import console_table
-from zsad.report.benchmark_text import CSV_COLUMNS, MEAN, holes, notes, to_csv, to_json, to_latex, to_markdown
+from zsad.report.benchmark_text import (
+    CSV_COLUMNS,
+    MEAN,
+    holes,
+    notes,
+    text_of,
+    to_csv,
+    to_json,
+    to_latex,
+    to_markdown,
+)
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +188,26 @@ def test_equal_labels_get_names_that_tell_them_apart() -> None:
     assert set(Summary([first, second, third]).names) == {"ours (b) (A)", "ours (b) (B)", "ours (other)"}
     twice = Summary([first, first])
     assert twice.names == ["ours"] and twice.duplicates == ["ours on set with seed None"]
+
+
+def test_two_directions_stand_side_by_side() -> None:
+    """Long lists of sets have letters, what the other direction measures is no hole, and a part is no best."""
+    one, other = ("screws", "hazelnuts", "tyres", "colons"), ("tiles", "ball screws", "cracks", "drawn")
+    cells = [
+        cell("m", "tiles", {"x": 0.9}, trained_on=one, key="1"),
+        cell("m", "screws", {"x": 0.8}, trained_on=other, key="2"),
+        cell("free", "tiles", {"x": 0.7}, key="3"),
+        cell("free", "screws", {"x": 0.6}, key="4"),
+    ]
+    summary = Summary(cells)
+    assert summary.names == ["free", "m (A)", "m (B)"] and not holes(summary)
+    assert summary.sets("m (A)", "tiles") == "A" and not summary.asked("m (A)", "screws")
+    assert f"A: trained on {' + '.join(one)}." in notes(summary)
+    metric = summary.metrics[0]
+    assert text_of(summary.entry("m (A)", OVERALL, metric)).endswith(FEWER)
+    assert not summary.entry("free", OVERALL, metric).bold
+    failed = [cell("m", "tiles", {}, trained_on=one, key="1", state="failed", reason="no memory"), *cells[1:]]
+    assert [hole[:2] for hole in holes(Summary(failed))] == [("m (A)", "tiles")]
 
 
 def test_within_a_protocol_auxiliary_sets_go_with_the_target() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import zsad
 from zsad.benchmark.directions import DirectionMean, direction_means
 from zsad.benchmark.results import VERSION, CellResult
+from zsad.benchmark.summary import SEEN
 from zsad.files import write_json
 from zsad.metrics.table import COLUMNS
 
@@ -66,7 +67,9 @@ def write_results(work: Path, cells: Sequence[CellResult]) -> Written:
     names, lines = [RESULTS_FILE], _lines(direction_table(means))
     if find_spec(_REPORT) is not None:
         report: Any = import_module(_REPORT)
-        lines = _lines(report.console_table(list(cells), work=work)) + lines
+        # A single direction's means are those of the table above, where they have their marks, too.
+        apart = len({mean.trained_on for mean in means}) > 1
+        lines = _lines(report.console_table(list(cells), work=work)) + (lines if apart else [])
         names += [path.relative_to(work).as_posix() for path in report.write_reports(work, list(cells))]
     return Written(names, lines, holes, len(problems))
 
@@ -84,13 +87,15 @@ def direction_table(means: Sequence[DirectionMean]) -> Table:
         table.add_column(COLUMNS[column], justify="right")
     previous: tuple[str, ...] | None = None
     for mean in means:
-        if previous is not None and mean.trained_on != previous:
+        first = mean.trained_on != previous
+        if first and previous is not None:
             table.add_section()
         previous = mean.trained_on
         count = len({name for names in mean.sets.values() for name in names})
-        sets = f"{count}" + (f" of {count + len(mean.missing)}" if mean.missing else "")
+        left_out = len({*mean.missing, *mean.seen})
+        sets = f"{count}" + (f" of {count + left_out}" if left_out else "") + (SEEN if mean.seen else "")
         cells = [_cell(mean, column) for column in shown]
-        table.add_row(", ".join(mean.trained_on) or "-", mean.label, sets, *cells)
+        table.add_row(", ".join(mean.trained_on) or "–" if first else "", mean.label, sets, *cells)
     return table
 
 

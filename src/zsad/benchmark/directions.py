@@ -22,6 +22,7 @@ class DirectionMean:
         by_seed: for each metric its mean for each seed; what no target defines is left out.
         sets: for each metric the targets that entered it, in every seed.
         missing: targets of the direction without a result for some seed.
+        seen: targets that enter no mean, as the weights were trained on data of them.
     """
 
     trained_on: tuple[str, ...]
@@ -29,6 +30,7 @@ class DirectionMean:
     by_seed: dict[str, dict[str, float]]
     sets: dict[str, tuple[str, ...]]
     missing: tuple[str, ...]
+    seen: tuple[str, ...] = ()
 
     def mean(self, column: str) -> float | None:
         """Over the seeds; None where undefined."""
@@ -50,6 +52,7 @@ class DirectionMean:
             "by_seed": self.by_seed,
             "sets": {column: list(names) for column, names in self.sets.items()},
             "missing": list(self.missing),
+            "seen": list(self.seen),
         }
 
 
@@ -57,7 +60,8 @@ def direction_means(cells: Iterable[CellResult]) -> list[DirectionMean]:
     """The means of all methods in all directions.
 
     A direction is a choice of auxiliary sets with the targets measured on what they taught. A metric's mean is over the
-    targets that define it for every seed, so that seeds compare; those without a result are named.
+    targets that define it for every seed, so that seeds compare; those without a result, and those that the weights
+    have seen, are named instead.
     """
     known = list(cells)
     trained = [cell for cell in known if _learns(cell)]
@@ -89,6 +93,8 @@ def _mean(
 ) -> DirectionMean:
     seeds = list(dict.fromkeys(cell.seed for cell in cells))
     values = {(cell.target, cell.seed): cell for cell in cells if cell.state == "done"}
+    seen = {cell.target for cell in values.values() if cell.seen}
+    entering = [target for target in targets if target not in seen]
     by_seed: dict[str, dict[str, float]] = {}
     sets: dict[str, tuple[str, ...]] = {}
     for column in COLUMNS:
@@ -96,7 +102,7 @@ def _mean(
             target: [
                 values[target, seed].mean(column) if (target, seed) in values else None for seed in seeds
             ]
-            for target in targets
+            for target in entering
         }
         defined = tuple(target for target, row in table.items() if all(value is not None for value in row))
         sets[column] = defined
@@ -109,4 +115,6 @@ def _mean(
                 for place, seed in enumerate(seeds)
             }
     missing = tuple(target for target in targets if any((target, seed) not in values for seed in seeds))
-    return DirectionMean(direction, label, by_seed, sets, missing)
+    return DirectionMean(
+        direction, label, by_seed, sets, missing, tuple(target for target in targets if target in seen)
+    )

@@ -18,6 +18,7 @@ from zsad.benchmark.comparison import (
     compare_seeds,
     stand,
 )
+from zsad.benchmark.contestants import identity, letters_of, named
 from zsad.benchmark.results import CellResult
 from zsad.benchmark.sampling import TargetSamples, sample_target
 from zsad.benchmark.statistics import IMAGE_METRICS, RESAMPLES, Interval, Sampled, Spread
@@ -25,22 +26,11 @@ from zsad.metrics.table import COLUMNS
 
 OVERALL = ""  # in place of a target: the mean over all of them
 SEEN, FEWER, PARTIAL = "†", "‡", "§"
+ELSEWHERE = "measured with other auxiliary sets"
 _LEAST_CLASSES = 6  # with fewer, no choice of signs is rare enough to tell two methods apart
 _LEAST_SEEDS = 4  # of each method; with fewer, no split of them is
 
 Seeds = Mapping[int | None, CellResult]
-
-
-@dataclass(frozen=True, slots=True)
-class Contestant:
-    """One row of the tables: a method with a backbone and a choice of auxiliary sets, over all seeds."""
-
-    name: str
-    label: str
-    method: str
-    backbone: str
-    protocol: str
-    provenance: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +93,14 @@ class Summary:
         self._found: dict[tuple[str, str], dict[int | None, CellResult]] = {}
         self._failed: dict[tuple[str, str], list[CellResult]] = {}
         self.duplicates: list[str] = []
-        named = _named(self.cells)
-        self.contestants = {who.name: who for who in named.values()}
+        self.letters = letters_of(self.cells)
+        contestants = named(self.cells, self.letters)
+        self.contestants = {who.name: who for who in contestants.values()}
         self.names = list(self.contestants)
         self.targets = sorted({cell.target for cell in self.cells})
         self._trained_on: dict[tuple[str, str], list[tuple[str, ...]]] = {}
         for cell in self.cells:
-            self._put(named[_identity(cell)].name, cell)
+            self._put(contestants[identity(cell)].name, cell)
         self._standings: dict[tuple[str, str], Standing | None] = {}
         self._entries: dict[tuple[str, str, str], Entry] = {}
         self._by_class: dict[tuple[str, str, str], dict[str, float]] = {}
@@ -137,7 +128,9 @@ class Summary:
         if self.finished(name, target):
             return ""
         failed = self._failed.get((name, target))
-        return f"failed: {failed[0].reason}" if failed else "not run"
+        if failed:
+            return f"failed: {failed[0].reason}"
+        return "not run" if self.asked(name, target) else ELSEWHERE
 
     def seen(self, name: str, target: str) -> bool:
         """Whether the weights were trained on data of the target."""
@@ -148,6 +141,17 @@ class Summary:
         targets = self.targets if target == OVERALL else [target]
         sets = [each for place in targets for each in self._trained_on.get((name, place), ())]
         return tuple(dict.fromkeys(" + ".join(names) for names in sets if names))
+
+    def asked(self, name: str, target: str) -> bool:
+        """Whether a result of a contestant on a target is missed: not where its other auxiliary sets have it."""
+        label = self.contestants[name].label
+        twins = [other for other, who in self.contestants.items() if who.label == label and other != name]
+        known = target == OVERALL or (name, target) in self._trained_on
+        return known or not any((twin, target) in self._trained_on for twin in twins)
+
+    def sets(self, name: str, target: str = OVERALL) -> str:
+        """The auxiliary sets in few characters: those of many words as their letter."""
+        return ", ".join(self.letters.get(text, text) for text in self.trained_on(name, target))
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -238,9 +242,17 @@ class Summary:
         standing = self.standing(target, metric)
         plain = self._plain(name, target, metric)
         bold = plain.comparable and standing is not None and name in standing.bold()
+        bold = bold and not self._outdone(target, metric, plain.spread.mean)
         sampled = None if plain.hole else self._sampled(name, target, metric)
         interval = sampled.interval() if sampled is not None else None
         return replace(plain, interval=interval, bold=bold)
+
+    def _outdone(self, target: str, metric: str, best: float) -> bool:
+        """Whether a mean is above that is over the targets of one direction: bold face would pass it over."""
+        if target != OVERALL:
+            return False
+        apart = [n for n in self.names if any(not self.asked(n, each) for each in self.targets)]
+        return any(self._plain(name, target, metric).spread.mean > best for name in apart)
 
     def _plain(self, name: str, target: str, metric: str) -> Entry:
         """An entry without what takes the other contestants' results."""
@@ -348,43 +360,3 @@ class Summary:
             return []
         values = (cell.mean(metric) for cell in self.finished(name, target).values())
         return [value for value in values if value is not None]
-
-
-def _identity(cell: CellResult) -> tuple[object, ...]:
-    """What a contestant's cells have in common: within a protocol the auxiliary sets go with the target."""
-    trained_on = () if cell.protocol else cell.trained_on
-    return cell.label, cell.method, cell.backbone, cell.backbone_sha256, cell.protocol, trained_on
-
-
-def _named(cells: Sequence[CellResult]) -> dict[tuple[object, ...], Contestant]:
-    """The contestants with names that tell them apart, those without training first."""
-    firsts: dict[tuple[object, ...], CellResult] = {}
-    trained: set[tuple[object, ...]] = set()
-    for cell in cells:
-        firsts.setdefault(_identity(cell), cell)
-        if cell.trained_on:
-            trained.add(_identity(cell))
-    names = {key: cell.label for key, cell in firsts.items()}
-    for field in ("method", "backbone", "protocol", "trained_on", "backbone_sha256"):
-        suffixes = {key: _suffix(cell, field) for key, cell in firsts.items()}
-        _lengthen(names, suffixes)
-    found = {
-        key: Contestant(names[key], cell.label, cell.method, cell.backbone, cell.protocol, cell.provenance)
-        for key, cell in firsts.items()
-    }
-    return dict(sorted(found.items(), key=lambda item: (item[0] in trained, item[1].name.lower())))
-
-
-def _suffix(cell: CellResult, field: str) -> str:
-    if field == "trained_on":
-        return " + ".join(cell.trained_on) or "no training"
-    return str(getattr(cell, field))[:24] or "no protocol"
-
-
-def _lengthen(names: dict[tuple[object, ...], str], suffixes: Mapping[tuple[object, ...], str]) -> None:
-    """Adds suffixes to those equal names that they tell apart."""
-    for name in set(names.values()):
-        keys = [key for key, own in names.items() if own == name]
-        if len({suffixes[key] for key in keys}) > 1:
-            for key in keys:
-                names[key] = f"{name} ({suffixes[key]})"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zsad.benchmark.summary import FEWER, OVERALL, PARTIAL, SEEN, Entry, Summary
+from zsad.benchmark.summary import ELSEWHERE, FEWER, OVERALL, PARTIAL, SEEN, Entry, Summary
 from zsad.metrics.table import COLUMNS
 from zsad.report.benchmark_charts import RADAR_METRICS, costs, over_sets, styles, trade_off
 from zsad.report.benchmark_curves import curve_charts
@@ -110,6 +110,11 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
     return tiles
 
 
+def _rate(per_second: float) -> str:
+    """With a digit behind the point, below 1 with two that are not 0."""
+    return f"{per_second:,.1f}" if per_second >= 1 else f"{per_second:.2g}"
+
+
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -139,7 +144,7 @@ def _shown(entry: Entry) -> dict[str, Any]:
         "interval": "" if interval is None else f"{100 * interval.low:.1f} – {100 * interval.high:.1f}",
         "marks": entry.marks,
         "bold": entry.bold,
-        "hole": {"": "", "undefined": "–"}.get(entry.hole, word),
+        "hole": {"": "", "undefined": "–", ELSEWHERE: "–"}.get(entry.hole, word),
         "title": entry.hole or ", ".join(said),
     }
 
@@ -240,7 +245,7 @@ def _costs(summary: Summary) -> list[dict[str, str]]:
             {
                 "name": str(row["name"]),
                 "image": _brief(float(image)) if image is not None else "–",
-                "rate": f"{1 / float(image):,.1f}" if image else "–",
+                "rate": _rate(1 / float(image)) if image else "–",
                 "training": _duration(float(training)) if training is not None else "–",
                 "memory": f"{float(memory):,.0f} MB" if memory is not None else "–",
             }

@@ -107,6 +107,7 @@ def notes(summary: Summary) -> list[str]:
         said.append(
             f"{FEWER} Mean over fewer classes or data sets than the others' means: it does not compare with them."
         )
+    said += [f"{letter}: trained on {text}." for text, letter in summary.letters.items()]
     said += _pairings(summary)
     said += [
         f"{who.name} is {who.provenance}: its code is not public, so its numbers do not speak for its authors' system."
@@ -137,7 +138,10 @@ def _pairings(summary: Summary) -> list[str]:
         for target in summary.targets:
             for trained in summary.trained_on(name, target):
                 groups.setdefault(trained, []).append(target)
-        text = "; ".join(f"{trained} for {', '.join(targets)}" for trained, targets in groups.items())
+        shown = [
+            f"{summary.letters.get(sets, sets)} for {', '.join(targets)}" for sets, targets in groups.items()
+        ]
+        text = "; ".join(shown)
         if len(groups) > 1:
             said.setdefault(text, []).append(name)
     return [f"Trained on {text}: {', '.join(names)}." for text, names in said.items()]
@@ -172,9 +176,9 @@ def console(summary: Summary) -> RenderableType:
         table.add_column(COLUMNS[metric], justify="right", min_width=5)
     for target in places(summary):
         table.add_section()
-        for index, name in enumerate(summary.names):
+        for index, name in enumerate(name for name in summary.names if summary.asked(name, target)):
             lead = (target or MEAN) if index == 0 else ""
-            trained = ", ".join(summary.trained_on(name, target)) or "–"
+            trained = summary.sets(name, target) or "–"
             cells = [summary.entry(name, target, metric) for metric in summary.metrics]
             table.add_row(
                 Text(lead, style="bold"),
