@@ -82,8 +82,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes UTF-8 text atomically, with the line ends as given; see `atomic_write`."""
-    write_bytes(path, content.encode("utf-8"))
+    """Writes UTF-8 text atomically, with the line ends as given; see `atomic_write`.
+
+    Halves of characters, as names of files and classes may hold them, are written as escapes, which JSON reads again.
+    """
+    write_bytes(path, content.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -305,3 +305,12 @@ def test_detector_calibrates_saves_finds_and_refuses(toy, tmp_path: Path) -> Non
 def test_half_a_character_in_a_calibration_is_refused_when_it_is_read() -> None:
     with pytest.raises(CalibrationError, match="is not JSON"):
         parse_calibration('{"format": 1, "created": "\\ud800"}')
+
+
+@pytest.mark.parametrize("target", [0, 1, -0.5, None])
+def test_a_threshold_that_promises_nothing_possible_is_refused_when_it_is_read(target: float | None) -> None:
+    values = json.loads(made([0.1, 0.2, 0.3]).model_dump_json())
+    assert parse_calibration(json.dumps(values)).image.target == values["image"]["target"]
+    values["image"]["target"] = target
+    with pytest.raises(CalibrationError, match="image: .*expected a share above 0 and below 1"):
+        parse_calibration(json.dumps(values))

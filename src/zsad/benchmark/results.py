@@ -126,7 +126,7 @@ def write_cell(work: Path, cell: CellResult) -> Path:
         StorageError: the disk is full or the folder cannot be written.
     """
     path = cell_path(work, cell.key)
-    write_text(path, cell.model_dump_json(indent=1) + "\n")
+    write_text(path, json.dumps(cell.model_dump(mode="json"), indent=1) + "\n")
     return path
 
 

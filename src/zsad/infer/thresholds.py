@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from zsad.errors import CalibrationError
 from zsad.infer.conformal import (
@@ -98,6 +98,12 @@ class Threshold(Frozen):
         "calibration's confidence; None where nothing is promised."
     )
     met: bool = Field(description="Whether there were images enough to promise the target.")
+
+    @model_validator(mode="after")
+    def _rated(self) -> Threshold:
+        if self.rule in ("normals", "maxima", "pixels") and not 0 < (self.target or 0) < 1:
+            raise ValueError(f"target is {self.target}, expected a share above 0 and below 1")
+        return self
 
 
 class Labelled(Frozen):
