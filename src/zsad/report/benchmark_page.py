@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from zsad.benchmark.summary import ELSEWHERE, FEWER, OVERALL, PARTIAL, SEEN, Entry, Summary
@@ -96,7 +97,7 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
     classes = sum(len(summary.classes(target)) for target in summary.targets)
     trained = sum(cell.seconds_training or 0.0 for cell in summary.cells)
     tiles = [
-        (f"{len(summary.names)}", "methods", ", ".join(summary.names)[:90]),
+        (f"{len(summary.names)}", "methods", shorten(", ".join(summary.names), 90, placeholder=" ...")),
         (
             f"{len(summary.targets)}",
             "data sets" if len(summary.targets) > 1 else "data set",
