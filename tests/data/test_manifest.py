@@ -488,3 +488,14 @@ def test_counts_of_the_development_images() -> None:
         assert {s.image for s in groups[key]} == {s.image for s in looked.samples}
         assert {s.mask for s in groups[key]} == {s.mask for s in looked.samples}
         looked.check_masks()
+
+
+def test_listings_with_names_that_no_file_can_have_are_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_text('{"image": "a.png", "label": 0, "class": "\\ud800"}\n')
+    with pytest.raises(DataError, match="line 1: is not valid JSON .*half of a character"):
+        discover(tmp_path / "list.jsonl")
+    entry = {"img_path": "é" * 300 + ".png", "mask_path": "", "cls_name": "bolt", "anomaly": 0}
+    (tmp_path / "meta.json").write_text(json.dumps({"test": {"bolt": [entry]}}))
+    with pytest.raises(DataError) as caught:
+        discover(tmp_path / "meta.json")
+    assert "\n" not in str(caught.value)

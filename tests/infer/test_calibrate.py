@@ -312,5 +312,5 @@ def test_a_threshold_that_promises_nothing_possible_is_refused_when_it_is_read(t
     values = json.loads(made([0.1, 0.2, 0.3]).model_dump_json())
     assert parse_calibration(json.dumps(values)).image.target == values["image"]["target"]
     values["image"]["target"] = target
-    with pytest.raises(CalibrationError, match="image: .*expected a share above 0 and below 1"):
+    with pytest.raises(CalibrationError, match=r"image: .*expected a share above 0 and below 1"):
         parse_calibration(json.dumps(values))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from zsad.data.layouts import Finding, Found, listed, lost_class, noted
 from zsad.errors import DataError
+from zsad.files import parse_document
 from zsad.types import Sample
 
 COLUMNS = ("image", "mask", "label", "class", "kind")
@@ -81,8 +81,8 @@ def read_meta(path: Path, split: str, *, missing: Missing = "refuse") -> Found:
         DataError: broken JSON, no such split, an entry without img_path, or a missing file.
     """
     try:
-        content = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
+        content = parse_document(_text(path))
+    except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error}): write it again") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}, expected an object with key {split!r}")
@@ -98,7 +98,9 @@ def read_meta(path: Path, split: str, *, missing: Missing = "refuse") -> Found:
     def resolve(text: str) -> Path:
         beside = path.parent / text
         above = folder.parent / text
-        return above if not beside.exists() and above.exists() else beside
+        # Not by Path.exists, which raises on names that no file system takes.
+        found = not os.path.exists(beside) and os.path.exists(above)  # noqa: PTH110
+        return above if found else beside
 
     found = _found("meta.json", rows, resolve, missing=missing)
     found.samples.sort(key=lambda sample: (sample.class_name, sample.image.as_posix()))
@@ -213,8 +215,8 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_document(line)
+        except ValueError as error:
             raise DataError(f"{where}: is not valid JSON ({error}), expected one object a line") from error
         if not isinstance(row, dict):
             raise DataError(f"{where}: holds a {type(row).__name__}, expected an object with the key 'image'")

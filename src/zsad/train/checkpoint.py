@@ -7,6 +7,7 @@ reading. Nothing here ever unpickles.
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,12 @@ def save_checkpoint(path: Path, method: Method, card: Card, *, half: bool = Fals
         )
     path = path if path.suffix == ".safetensors" else path / MODEL_FILE
     tensors = {name: _stored(tensor, half=half) for name, tensor in method.adapter_state().items()}
-    text = card.model_dump_json(indent=2)
+    # What is no text, as names of folders may be, is told as question marks.
+    text = (
+        json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        .encode("utf-8", "replace")
+        .decode()
+    )
     write_text(path.parent / CARD_FILE, text + "\n")
     write_bytes(path, save(tensors, metadata={_CARD_KEY: text}))
     return path
