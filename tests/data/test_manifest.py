@@ -492,7 +492,7 @@ def test_counts_of_the_development_images() -> None:
 
 def test_listings_with_names_that_no_file_can_have_are_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text('{"image": "a.png", "label": 0, "class": "\\ud800"}\n')
-    with pytest.raises(DataError, match="line 1: is not valid JSON .*half of a character"):
+    with pytest.raises(DataError, match=r"line 1: is not valid JSON .*half of a character"):
         discover(tmp_path / "list.jsonl")
     entry = {"img_path": "é" * 300 + ".png", "mask_path": "", "cls_name": "bolt", "anomaly": 0}
     (tmp_path / "meta.json").write_text(json.dumps({"test": {"bolt": [entry]}}))
