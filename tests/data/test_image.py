@@ -401,7 +401,7 @@ def test_too_many_pixels_are_told_apart_before_decoding() -> None:
         read_image(stream.getvalue(), max_pixels=1_000_000)
 
 
-@pytest.mark.parametrize("size", [(0, 8), (8.0, 8), (float("inf"), 8), (10**30, 10**30), (8,)])
+@pytest.mark.parametrize("size", [(0, 8), (8.0, 8), (float("inf"), 8), (10**30, 10**30), (True, 8), (8,)])
 def test_a_size_that_no_picture_has_is_refused_at_once(size: tuple[int, int]) -> None:
     with pytest.raises(ConfigError, match="image_size is") as caught:
         Preprocess(image_size=size)
