@@ -193,7 +193,8 @@ class Preprocess:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
     def __post_init__(self) -> None:
-        whole = all(isinstance(side, Integral) and not isinstance(side, bool) for side in self.image_size)
+        sides: tuple[object, ...] = self.image_size  # from a card they may be anything
+        whole = all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides)
         if len(self.image_size) != 2 or not whole or min(self.image_size) < 1:
             raise ConfigError(f"image_size is {self.image_size}, expected two positive whole numbers (H, W)")
         if math.prod(self.image_size) > MAX_PIXELS:
