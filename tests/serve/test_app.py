@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import hashlib
 import io
 import json
@@ -18,6 +20,7 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("httpx2", reason="the test client needs it")
 
+from starlette.requests import Request
 from starlette.testclient import TestClient
 from zsad_tests_serve_tools import decoded, form, png
 
@@ -26,8 +29,9 @@ from zsad.detector import load
 from zsad.errors import ConfigError
 from zsad.infer.calibrate import Calibration, write_calibration
 from zsad.infer.overlay import colour_table
-from zsad.serve.app import create_app
+from zsad.serve.app import _attended, create_app
 from zsad.serve.gate import is_loopback
+from zsad.serve.limits import ClientGone, Refusal
 from zsad.serve.service import Service
 
 TOKEN = "correct-horse-battery"
@@ -413,3 +417,26 @@ def test_names_of_this_machine() -> None:
 def test_bytes_are_what_the_reader_of_files_makes_of_them(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(8))
     assert read_image(png(8))[0].tobytes() == read_image(tmp_path / "a.png")[0].tobytes()
+
+
+def test_work_that_fails_after_its_client_has_gone_is_no_news_for_the_event_loop() -> None:
+    reported: list[Any] = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise Refusal(422, "broken_image", "the image is empty") from None
+
+    async def ask() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
+        with pytest.raises(ClientGone):
+            await _attended(Request({"type": "http"}, receive), work())
+        await asyncio.sleep(0.01)
+        gc.collect()
+
+    asyncio.run(ask())
+    assert reported == []

@@ -243,6 +243,7 @@ async def _attended(request: Request, work: Coroutine[Any, Any, Value]) -> Value
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
+            task.add_done_callback(_unheard)
             raise ClientGone
         return task.result()
     finally:
@@ -250,6 +251,12 @@ async def _attended(request: Request, work: Coroutine[Any, Any, Value]) -> Value
         gone.cancel()
         with suppress(asyncio.CancelledError):
             await gone
+
+
+def _unheard(task: asyncio.Task[Any]) -> None:
+    """Takes notice of how work ended that nobody waits for any more, so that the event loop need not report it."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _until_gone(request: Request) -> None:
