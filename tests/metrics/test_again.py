@@ -71,14 +71,14 @@ def test_numbers_are_those_of_the_evaluation_and_need_no_picture(
 ) -> None:
     wanted = {"also": ["aupimo", "pro_anomalyclip", "aupro@0.1"], "micro": True, "metrics": metrics}
     first = evaluate(Drawn(tmp_path / "run"), data, **wanted)
-    assert measure_again(tmp_path / "run", data, threads=2, **wanted).to_json() == first.to_json()
+    assert measure_again(tmp_path / "run", data, processes=2, **wanted).to_json() == first.to_json()
     assert (tmp_path / "run" / MASKS_FILE).stat().st_size < 20_000
 
     def no(*_: object, **__: object) -> None:
         raise AssertionError("a picture was read")
 
     monkeypatch.setattr(again, "load_mask", no)
-    assert measure_again(tmp_path / "run", data, threads=1, **wanted).to_json() == first.to_json()
+    assert measure_again(tmp_path / "run", data, **wanted).to_json() == first.to_json()
 
 
 def test_what_has_changed_is_not_taken_for_what_was_measured(data: DataSet, tmp_path: Path) -> None:

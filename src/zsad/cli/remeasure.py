@@ -15,7 +15,7 @@ def remeasure_command(
     data: Path,
     out: Path | None = None,
     classes: list[str] | None = None,
-    threads: int | None = None,
+    processes: int | None = None,
     metrics: Literal["streaming", "exact"] = "streaming",
     pro: Literal["aupro", "anomalyclip", "mvtec3d"] = "aupro",
     pro_limit: float = 0.3,
@@ -33,7 +33,7 @@ def remeasure_command(
         data: The folder or manifest that was scored, where it lay then.
         out: Folder for the results; by default that of the run.
         classes: Measure only these classes; may be repeated.
-        threads: Processor threads; by default all cores.
+        processes: Processes that measure; by default one a core.
         metrics: Streaming takes constant memory and says how exact it is; exact keeps every pixel.
         pro: Every score a threshold, as in MVTec AD's evaluation; AnomalyCLIP's 200 thresholds; MVTec 3D-AD's 100.
         pro_limit: Largest false positive rate of it.
@@ -42,6 +42,10 @@ def remeasure_command(
         allow_seen: Measure on data that the model was trained on, else refused; marks the table.
     """
     import json
+    import os
+
+    # Before NumPy is loaded: every process has its own core.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     from zsad.card import Card
     from zsad.cli.console import printable, progress, say
@@ -54,8 +58,8 @@ def remeasure_command(
     from zsad.infer.store import read_run_file
     from zsad.metrics.again import measure_again
 
-    if threads is not None and threads < 1:
-        raise ConfigError(f"--threads is {threads}, expected 1 or more")
+    if processes is not None and processes < 1:
+        raise ConfigError(f"--processes is {processes}, expected 1 or more")
     kept = read_run_file(run)
     found = discover(data)
     overlap = None
@@ -80,7 +84,7 @@ def remeasure_command(
             limit=pro_limit,
             also=also or (),
             micro=micro,
-            threads=threads or available_cores(),
+            processes=processes or available_cores(),
         )
     table.seen = "" if overlap is None else overlap.sentence()
     print_table(table)

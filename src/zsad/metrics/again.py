@@ -1,8 +1,9 @@
 """Metrics taken again from what a run kept, its scores and score grids: without the model, in seconds.
 
 The masks at the size of the maps are kept beside the grids the first time, some hundred bytes each, so that the
-next time reads no picture at all. Classes are cut into parts that threads measure; what is counted are whole
-numbers, so that the parts together give the numbers of the whole to the last digit.
+next time reads no picture at all. Classes are cut into parts that processes measure (threads would wait for each other
+in Python); what is counted are whole numbers, so that the parts together give the numbers of the whole to the last
+digit.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ from zsad.nn.maps import MapSpec
 from zsad.types import Sample
 
 MASKS_FILE = "masks.npz"
-_PART = 32  # images a thread measures before it takes the next
+_PART = 64  # images a process measures before it takes the next
 _Pair = tuple[Sample, dict[str, Any]]
 
 
@@ -116,7 +118,7 @@ def measure_again(
     limit: float = 0.3,
     also: Sequence[str] = (),
     micro: bool = False,
-    threads: int = 2,
+    processes: int = 1,
 ) -> ResultTable:
     """The table that `evaluate` gives, from the folder that an evaluation, a prediction or a benchmark's cell left.
 
@@ -124,7 +126,8 @@ def measure_again(
         folder: with run.json, predictions.jsonl and grids.npy; the masks are kept there, too.
         data: the data set, found where it lay when it was scored.
         classes: as in `evaluate`, like all that follow but the last.
-        threads: that measure at once.
+        processes: that measure at once. More than one need, as always with `multiprocessing`, a script that guards its
+            main part by `if __name__ == "__main__"`; exact metrics, which keep every pixel, take one.
 
     Raises:
         DataError: no run there; nothing of the data set in it; an image that has changed since.
@@ -145,23 +148,15 @@ def measure_again(
     masks = KeptMasks.of(folder / MASKS_FILE)
     parts = list(_parts(pairs))
 
-    def measured(part: list[_Pair]) -> ClassScores:
-        first = part[0][0]
-        whole = groups[first.dataset or data.name, first.class_name]
-        scores = ClassScores(whole.dataset, whole.name)
-        if whole.pixels is not None:
-            scores.pixels = type(whole.pixels)(limit=limit)
-        for sample, row in part:
-            run.add(scores, sample, row, masks)
-        return scores
-
-    done = 0
-    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="zsad-measure") as pool:
-        for part, scores in zip(parts, pool.map(measured, parts), strict=True):
-            groups[scores.dataset, scores.name].merge(scores)
-            done += len(part)
-            if progress is not None:
-                progress(done, len(pairs))
+    kinds = [groups[part[0][0].dataset or data.name, part[0][0].class_name] for part in parts]
+    tasks = [_Task(part, _emptied(kind, limit)) for part, kind in zip(parts, kinds, strict=True)]
+    done, alone = 0, processes < 2 or metrics == "exact" or len(tasks) < 2
+    found = _here(tasks, run, masks) if alone else _there(tasks, folder, masks, processes)
+    for task, scores in zip(tasks, found, strict=True):
+        groups[scores.dataset, scores.name].merge(scores)
+        done += len(task.pairs)
+        if progress is not None:
+            progress(done, len(pairs))
     masks.write(folder / MASKS_FILE)
     notes = list(data.notes)
     if len(pairs) < len(samples):
@@ -210,6 +205,60 @@ class _Run:
             return masks.read(path, size, image=sample.image, full=prediction.size)
 
         scores.add(sample, prediction, read_mask=read_mask)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Images of one class, and the empty scores that they are added to."""
+
+    pairs: list[_Pair]
+    empty: ClassScores
+
+
+def _emptied(whole: ClassScores, limit: float) -> ClassScores:
+    """Empty scores of the same class and kind."""
+    scores = ClassScores(whole.dataset, whole.name)
+    if whole.pixels is not None:
+        scores.pixels = type(whole.pixels)(limit=limit)
+    return scores
+
+
+def _here(tasks: Iterable[_Task], run: _Run, masks: KeptMasks) -> Iterator[ClassScores]:
+    """Scores of all tasks, one after the other."""
+    for task in tasks:
+        for sample, row in task.pairs:
+            run.add(task.empty, sample, row, masks)
+        yield task.empty
+
+
+def _there(tasks: list[_Task], folder: Path, masks: KeptMasks, processes: int) -> Iterator[ClassScores]:
+    """Scores of all tasks, measured by processes of their own; masks that these had to read are kept."""
+    # Spawned, not forked: a forked process must not touch the threads that libraries may have started here.
+    context = get_context("spawn")
+    with ProcessPoolExecutor(
+        min(processes, len(tasks)), mp_context=context, initializer=_open, initargs=(folder,)
+    ) as pool:
+        for scores, read in pool.map(_measured, tasks):
+            masks.found.update(read)
+            masks.new |= bool(read)
+            yield scores
+
+
+_opened: tuple[_Run, KeptMasks] | None = None  # of a measuring process
+
+
+def _open(folder: Path) -> None:
+    global _opened
+    _opened = _Run.of(folder), KeptMasks.of(folder / MASKS_FILE)
+
+
+def _measured(task: _Task) -> tuple[ClassScores, dict[str, bytes]]:
+    """Scores of a task, and the masks that were read for it."""
+    assert _opened is not None  # by the pool
+    run, masks = _opened
+    known = set(masks.found)
+    [scores] = _here([task], run, masks)
+    return scores, {key: mask for key, mask in masks.found.items() if key not in known}
 
 
 def _mask_key(path: Path, size: tuple[int, int], full: tuple[int, int]) -> str:
