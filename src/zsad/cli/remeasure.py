@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
+
+_MANY = 4000
 
 
 def remeasure_command(
@@ -33,7 +35,7 @@ def remeasure_command(
         data: The folder or manifest that was scored, where it lay then.
         out: Folder for the results; by default that of the run.
         classes: Measure only these classes; may be repeated.
-        processes: Processes that measure; by default one a core.
+        processes: Processes that measure; by default one a core where that is worth their start.
         metrics: Streaming takes constant memory and says how exact it is; exact keeps every pixel.
         pro: Every score a threshold, as in MVTec AD's evaluation; AnomalyCLIP's 200 thresholds; MVTec 3D-AD's 100.
         pro_limit: Largest false positive rate of it.
@@ -52,7 +54,6 @@ def remeasure_command(
     from zsad.cli.evaluate import print_table
     from zsad.data.manifest import discover
     from zsad.data.overlap import check_unseen
-    from zsad.device import available_cores
     from zsad.errors import ConfigError
     from zsad.files import write_json, write_text
     from zsad.infer.store import read_run_file
@@ -84,7 +85,7 @@ def remeasure_command(
             limit=pro_limit,
             also=also or (),
             micro=micro,
-            processes=processes or available_cores(),
+            processes=processes or _enough(kept, len(found.samples)),
         )
     table.seen = "" if overlap is None else overlap.sentence()
     print_table(table)
@@ -94,3 +95,11 @@ def remeasure_command(
     write_text(place / "metrics.csv", table.to_csv())
     say(f"wrote metrics.json, metrics.csv into {printable(place)}")
     return 3 if table.unreadable else 0
+
+
+def _enough(kept: dict[str, Any], images: int) -> int:
+    """How many processes shorten the work: of some thousand maps, those made layer by layer counting fourfold."""
+    from zsad.device import available_cores
+
+    layered = kept.get("map_spec", {}).get("order") == "before_softmax"
+    return available_cores() if images * (4 if layered else 1) > _MANY else 1
