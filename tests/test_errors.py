@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from zsad.errors import ConfigError, ImageError, ZsadError, one_line
+from zsad.errors import ConfigError, ImageError, ZsadError, printable
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from zsad.errors import ConfigError, ImageError, ZsadError, one_line
 )
 def test_names_of_files_never_break_the_line(name: str, shown: str) -> None:
     error = ImageError(f"{name} is empty: copy the file again")
-    assert str(error) == f"{shown} is empty: copy the file again" and one_line(name) == shown
+    assert str(error) == f"{shown} is empty: copy the file again" and printable(name) == shown
     str(error).encode()  # any terminal and any file can take it
 
 

@@ -6,20 +6,20 @@ command line prints it as it is and exits with `ZsadError.exit_code`.
 
 from __future__ import annotations
 
-import re
 
-# Control characters, line separators, and what stands for bytes of a file's name that are no text.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+def printable(text: object) -> str:
+    """Text on one line that cannot steer a terminal: control characters and broken Unicode are escaped.
 
-
-def one_line(text: str) -> str:
-    """`text` with its line breaks and what no terminal can print as escapes: names of files may hold anything.
+    Names of files may hold anything.
 
     Example:
-        >>> one_line("part\\n7.png")
+        >>> printable("part\\n7.png")
         'part\\\\n7.png'
     """
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for char in str(text)
+    )
 
 
 class ZsadError(Exception):
@@ -28,7 +28,7 @@ class ZsadError(Exception):
     exit_code = 2
 
     def __init__(self, *arguments: object) -> None:
-        super().__init__(*(one_line(part) if isinstance(part, str) else part for part in arguments))
+        super().__init__(*(printable(part) if isinstance(part, str) else part for part in arguments))
 
 
 class ImageError(ZsadError):

@@ -8,13 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-
-def printable(text: object) -> str:
-    """Text on one line that cannot steer a terminal: control characters and broken Unicode are escaped."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for char in str(text)
-    )
+from zsad.errors import printable as printable
 
 
 def say(line: str = "") -> None:
@@ -94,3 +88,16 @@ def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     with bar:
         task = bar.add_task(title, total=total)
         yield lambda steps: bar.advance(task, steps)
+
+
+class Position:
+    """Moves a progress bar to a position, as metrics report it; `done` is where it is."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self.done = 0
+        self._advance = advance
+
+    def __call__(self, position: int, total: int) -> None:
+        """Moves on to `position` of `total`."""
+        self._advance(position - self.done)
+        self.done = position

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -66,7 +66,7 @@ def evaluate_command(
         transductive: MoECLIP's published image scores, which need all test images of a class; marks the table.
         allow_seen: Measure on data that the model was trained on, else refused; marks the table.
     """
-    from zsad.cli.console import note, plural, printable, progress, say
+    from zsad.cli.console import Position, note, plural, printable, progress
     from zsad.data.manifest import discover
     from zsad.data.overlap import check_unseen
     from zsad.detector import load
@@ -91,20 +91,14 @@ def evaluate_command(
     scorer = Scorer(detector, batch_size=batch_size, writer=_writer(out, detector, overwrite=overwrite))
     total = sum(classes is None or sample.class_name in classes for sample in found.samples)
     with progress("evaluating", total) as advance:
-        done = 0
-
-        def moved(position: int, _: int) -> None:
-            nonlocal done
-            advance(position - done)
-            done = position
-
+        position = Position(advance)
         try:
             with scorer.writer:
                 table = evaluate(
                     scorer,
                     found,
                     classes=classes,
-                    progress=moved,
+                    progress=position,
                     metrics=metrics,
                     pro=pro,
                     limit=pro_limit,
@@ -114,7 +108,7 @@ def evaluate_command(
                 )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"{done} of {total} images are scored, the same command goes on there"
+                f"{position.done} of {total} images are scored, the same command goes on there"
             ) from None
     with suppress(OSError):
         (out / OVERLAYS).rmdir()  # an evaluation draws none
@@ -122,8 +116,8 @@ def evaluate_command(
     if said := sources_note(detector.card.method, detector.card.provenance):
         table.notes.append(said)
     print_table(table)
-    written = _write(out, table, detector)
-    say(f"wrote {', '.join(written)} into {printable(out)}")
+    environment, card = detector.backend.environment(), detector.card.model_dump(mode="json")
+    write_metrics(out, table, {"model": detector.name, "card": card, "environment": environment})
     return 3 if table.unreadable else 0
 
 
@@ -229,17 +223,13 @@ def say_table(table: Table) -> None:
     say(captured.get().rstrip("\n"))
 
 
-def _write(out: Path, table: ResultTable, detector: Detector) -> list[str]:
+def write_metrics(out: Path, table: ResultTable, more: dict[str, Any]) -> None:
+    """Writes metrics.json, the table and what it was measured with, and metrics.csv, and says so."""
     import json
 
+    from zsad.cli.console import printable, say
     from zsad.files import write_json, write_text
 
-    document = {
-        **json.loads(table.to_json()),
-        "model": detector.name,
-        "card": detector.card.model_dump(mode="json"),
-        "environment": detector.backend.environment(),
-    }
-    write_json(out / "metrics.json", document)
+    write_json(out / "metrics.json", {**json.loads(table.to_json()), **more})
     write_text(out / "metrics.csv", table.to_csv())
-    return ["metrics.json", "metrics.csv"]
+    say(f"wrote metrics.json, metrics.csv into {printable(out)}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-_MANY = 4000
+_MANY = 4000  # maps: the start of processes costs about as much as measuring some thousand
 
 
 def remeasure_command(
@@ -43,19 +43,17 @@ def remeasure_command(
         micro: Add a row with all classes of a data set pooled as one.
         allow_seen: Measure on data that the model was trained on, else refused; marks the table.
     """
-    import json
     import os
 
     # Before NumPy is loaded: every process has its own core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     from zsad.card import Card
-    from zsad.cli.console import printable, progress, say
-    from zsad.cli.evaluate import print_table
+    from zsad.cli.console import Position, printable, progress
+    from zsad.cli.evaluate import print_table, write_metrics
     from zsad.data.manifest import discover
     from zsad.data.overlap import check_unseen
     from zsad.errors import ConfigError
-    from zsad.files import write_json, write_text
     from zsad.infer.store import read_run_file
     from zsad.metrics.again import measure_again
 
@@ -68,18 +66,11 @@ def remeasure_command(
         card = Card.model_validate(kept["card"])
         overlap = check_unseen(card, found, model=f"the model of {printable(run)}", allow_seen=allow_seen)
     with progress("measuring", len(found.samples)) as advance:
-        done = 0
-
-        def moved(position: int, _: int) -> None:
-            nonlocal done
-            advance(position - done)
-            done = position
-
         table = measure_again(
             run,
             found,
             classes=classes,
-            progress=moved,
+            progress=Position(advance),
             metrics=metrics,
             pro=pro,
             limit=pro_limit,
@@ -90,10 +81,10 @@ def remeasure_command(
     table.seen = "" if overlap is None else overlap.sentence()
     print_table(table)
     place = run if out is None else out
-    former = {name: kept[name] for name in ("model_name", "card", "environment") if name in kept}
-    write_json(place / "metrics.json", {**json.loads(table.to_json()), **former})
-    write_text(place / "metrics.csv", table.to_csv())
-    say(f"wrote metrics.json, metrics.csv into {printable(place)}")
+    former: dict[str, Any] = {
+        name: kept[name] for name in ("model_name", "card", "environment") if name in kept
+    }
+    write_metrics(place, table, former)
     return 3 if table.unreadable else 0
 
 
