@@ -26,13 +26,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from systems import FOLDS, Bench, KeptSource, Scorer, fused, read_once, recipe, targets
+from systems import FOLDS, Bench, KeptSource, Scorer, fused_run, read_once
 from zsad.data.image import load_image, load_mask
-from zsad.data.manifest import discover
 from zsad.infer.overlay import anchored_scale, blend
 from zsad.nn.maps import render_map_numpy
 from zsad.report.canvas import Drawing
-from zsad.train.checkpoint import build_method
 from zsad.train.scale import colour_scale
 from zsad.types import Sample
 
@@ -83,16 +81,12 @@ def classes(
     options: argparse.Namespace, bench: Bench, fold: str
 ) -> Iterator[tuple[str, list[Tile], tuple[float, float]]]:
     """Every class that the fold's adapter never saw: name, tiles of all its images, colour scale."""
-    own, others = targets(fold, options.data)
-    sets = [*own, *map(discover, options.also)]
-    config = bench.config(recipe(options.method)[1], seed=options.seed)
-    run = options.work / "runs" / f"{options.method}-{fold}-{options.seed}"
-    plain, _ = build_method(run / "model.safetensors", backbone=bench.backbone)
-    method, training = fused(plain, options.method, bench, sets, config)
+    run = fused_run(options, bench, options.method, fold, options.seed)
+    method = run.method
     source: Any = KeptSource(method, bench)
-    scale = colour_scale(method, source, training, config=config, report=lambda done, total: None)
+    scale = colour_scale(method, source, run.training, config=run.config, report=lambda done, total: None)
     patch = method.map_spec.size[0] // bench.stems.grid[0]
-    for dataset in others:
+    for dataset in run.others:
         for name in sorted({sample.class_name for sample in dataset.samples}):
             samples = [sample for sample in dataset.samples if sample.class_name == name]
             scored = zip(samples, Scorer(method, bench).predict_samples(samples), strict=True)

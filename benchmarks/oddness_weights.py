@@ -17,14 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from systems import FOLDS, UNSEEN, Bench, fused, read_once, recipe, targets
-from zsad.data.manifest import DataSet, discover
+from systems import FOLDS, UNSEEN, Bench, fused_run, read_once
+from zsad.data.manifest import DataSet
 from zsad.methods.base import Method
 from zsad.methods.fusion import TOP_SHARE
 from zsad.methods.registry import METHODS
 from zsad.metrics.functional import auroc
 from zsad.nn.oddness import top_mean
-from zsad.train.checkpoint import build_method
 
 OWN = (0.0, 0.25, 1 / 3, 0.5, 0.7, 1.0)  # of the method's map
 ASYMMETRY = (0.25, 0.5, 1.0, 2.0)
@@ -59,17 +58,10 @@ def main() -> None:
 @torch.inference_mode()
 def parts(options: argparse.Namespace, bench: Bench, name: str, fold: str) -> Parts:
     """Of every class that a fold's adapter never saw: standardised picture values (B, 1 + J) and labels (B,)."""
-    own, others = targets(fold, options.data)
-    config = bench.config(recipe(name)[1], seed=111)
-    if METHODS[name].needs_training:
-        run = options.work / "runs" / f"{name}-{fold}-111"
-        plain, _ = build_method(run / "model.safetensors", backbone=bench.backbone)
-    else:
-        plain = bench.method(name, {"oddness": "off"})
-    method, _ = fused(plain, name, bench, [*own, *map(discover, options.also)], config)
+    run = fused_run(options, bench, name, fold, 111)
     return {
-        f"{dataset.name} / {word}": _values(method, bench, dataset, word)
-        for dataset in others
+        f"{dataset.name} / {word}": _values(run.method, bench, dataset, word)
+        for dataset in run.others
         for word in sorted({sample.class_name for sample in dataset.samples})
         if len({sample.label for sample in dataset.samples}) == 2
     }

@@ -22,7 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,29 @@ def fused(
     source: Any = KeptSource(method, bench)
     fit_fusion(method, source, training, config=config, report=_quiet)
     return method, training
+
+
+@dataclass(frozen=True, slots=True)
+class FusedRun:
+    """A method as `run` left it, fused, with what it was fitted to and the sets that it never saw."""
+
+    method: Method
+    training: TrainingSet
+    config: TrainConfig
+    others: list[DataSet]
+
+
+def fused_run(options: argparse.Namespace, bench: Bench, name: str, fold: str, seed: int) -> FusedRun:
+    """What `run` with the same `data`, `work` and `also` trained, with oddness fused in."""
+    own, others = targets(fold, options.data)
+    config = bench.config(recipe(name)[1], seed=seed)
+    if METHODS[name].needs_training:
+        file = options.work / "runs" / f"{name}-{fold}-{seed}" / "model.safetensors"
+        plain, _ = build_method(file, backbone=bench.backbone)
+    else:
+        plain = bench.method(name, {"oddness": "off"})
+    method, training = fused(plain, name, bench, [*own, *map(discover, options.also)], config)
+    return FusedRun(method, training, config, others)
 
 
 def save_fused(
