@@ -170,15 +170,18 @@ def _sigmoid_of(negative: Float32) -> Float32:
 
 
 def _separable(values: Float32, size: tuple[int, int], final: tuple[int, int], path: MapPath) -> Float32:
-    """One operator a side over (..., h, w), without the zeros that make up most of a Gaussian's matrix."""
+    """One operator a side over (..., h, w), without the zeros that make up most of a Gaussian's matrix.
+
+    Columns first, while there are few rows; then bands of whole rows, which lie side by side in memory.
+    """
     height, width = values.shape[-2:]
-    tall = np.empty((*values.shape[:-2], final[0], width), dtype=np.float32)
-    for target, source, block in _bands(height, size[0], final[0], path):
-        np.matmul(block, values[..., source, :], out=tall[..., target, :])
-    wide = np.empty((*values.shape[:-2], *final), dtype=np.float32)
+    wide = np.empty((*values.shape[:-1], final[1]), dtype=np.float32)
     for target, source, block in _bands(width, size[1], final[1], path):
-        np.matmul(tall[..., source], block.T, out=wide[..., target])
-    return wide
+        np.matmul(values[..., source], block.T, out=wide[..., target])
+    tall = np.empty((*values.shape[:-2], *final), dtype=np.float32)
+    for target, source, block in _bands(height, size[0], final[0], path):
+        np.matmul(block, wide[..., source, :], out=tall[..., target, :])
+    return tall
 
 
 @lru_cache(maxsize=8)
