@@ -75,6 +75,7 @@ def test_a_picture_that_is_shrunk_much_is_worth_one_word(
     said = capsys.readouterr().err
     assert said.count("--tile auto") == 1 and "a picture of 520x260 is shrunk 6 times" in said
     assert "a patch of which then covers 65 pixels" in said
+    command[1] = str(tmp_path / "parts" / "0.png")
     assert main([*command, "--out", str(tmp_path / "b"), "--tile", "auto"]) == 0
     assert "shrunk" not in capsys.readouterr().err
 

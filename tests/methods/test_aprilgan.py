@@ -35,15 +35,13 @@ def read(method: AprilGAN, pixels: torch.Tensor, words: tuple[str, ...] | None =
 
 
 def slow_text(backbone: Backbone, word: str) -> torch.Tensor:
-    """(2, D) from one text pass a sentence."""
+    """(2, D): the mean of all sentences, each read to its end and normalised."""
     tower, tokenizer = backbone.clip.text, backbone.tokenizer
     means = []
     for sentences in published_prompts("aprilgan", word):
-        each = [
-            F.normalize(tower.encode(torch.tensor([tokenizer.encode(text)]), eos=tokenizer.eos)[0], dim=-1)
-            for text in sentences
-        ]
-        means.append(F.normalize(torch.stack(each).mean(0), dim=-1))
+        tokens = tokenizer.encode_batch(sentences)
+        each = F.normalize(tower.encode(tokens, eos=tokenizer.eos), dim=-1)
+        means.append(F.normalize(each.mean(0), dim=-1))
     return torch.stack(means)
 
 
