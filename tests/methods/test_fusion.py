@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from zsad.errors import ConfigError
 from zsad.methods.base import Output
-from zsad.methods.fusion import Evidence, OddnessFusion, fit_curve
+from zsad.methods.fusion import Evidence, OddnessFusion, fit_curve, votes
 from zsad.methods.registry import METHODS, build
 from zsad.nn.oddness import oddness, top_mean
 
@@ -58,10 +60,30 @@ def test_map_and_score_are_the_sums_of_the_docstring():
     for layer in range(2):
         torch.testing.assert_close(fused.logits[:, layer].flatten(1), expected, atol=1e-4, rtol=1e-5)
     tops = torch.stack([given.logits.amax(1), *given.cues.amax(2).T], dim=1)  # 2.5 % of 50 patches is one
-    total = ((tops - fusion.top[:, 0]) / fusion.top[:, 1]) @ torch.tensor([1.0, 2.0, 1.0, 0.5])
+    z = (tops - fusion.top[:, 0]) / fusion.top[:, 1]
+    total = z / (1 + (z / 0.5) ** 2) ** 0.5 @ torch.tensor([1.0, 2.0, 1.0, 0.5])
     score = (fusion.curve[0] * total + fusion.curve[1]).sigmoid()
     torch.testing.assert_close(fused.score, score, atol=1e-5, rtol=0)
     assert fused.terms is not None and fused.terms["method"].tolist() == pytest.approx([0.3] * 40)
+
+
+def test_a_cue_far_off_its_scale_leaves_the_ranking_to_the_others():
+    fusion, given = fitted(score_weights=(0.0, 1.0, 1.0))
+    given.cues[:, 2] += 1000 + torch.rand(40, 1)  # a world in which nothing is like its mirror image
+    score = fusion(output_of(given), given.cues).score
+    without = votes((given.cues[:, 1].amax(1) - fusion.top[2, 0]) / fusion.top[2, 1])
+    without += votes((given.logits.amax(1) - fusion.top[0, 0]) / fusion.top[0, 1])
+    assert torch.equal(score.argsort(), without.argsort())
+
+
+@hypothesis.given(
+    most=st.floats(0.1, 10), values=st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=9)
+)
+def test_votes_keep_the_order_and_the_bound(most: float, values: list[float]) -> None:
+    standard = torch.tensor(sorted(values), dtype=torch.float64)
+    found = votes(standard, most=most)
+    assert bool((found.diff() >= 0).all()) and float(found.abs().max()) <= most * (1 + 1e-12)
+    assert torch.equal(found.sign(), standard.sign())
 
 
 def test_scores_separate_what_the_cues_separate():

@@ -71,7 +71,7 @@ class MethodConfig(BaseModel):
         default=(0.5, 0.5, 0.0), description="Weights of rarity, contrast and asymmetry in the fused map."
     )
     oddness_in_score: tuple[float, float, float] = Field(
-        default=(0.0, 3.0, 3.0), description="Their weights in the fused image score, beside the method's 1."
+        default=(0.0, 2.0, 1.0), description="Their weights in the fused image score, beside the method's 1."
     )
 
     @model_validator(mode="wrap")

@@ -3,8 +3,10 @@
 A method compares patches with text; that says what looks like damage. The cues of `nn/oddness.py` say what does not
 belong into this picture. Neither needs another image. They are brought to one scale by the training's normal images
 alone, then added: to the maps `logit + s_m (a_1 z_rarity + a_2 z_contrast + a_3 z_asymmetry)`, with s_m the deviation
-of the method's own logits on normal patches; to the image score `z_method + b_1 z_rarity + b_2 z_contrast + b_3
-z_asymmetry`, each of the mean of its highest patches, through a logistic curve fitted on the training's labels.
+of the method's own logits on normal patches; to the image score `v_method + b_1 v_rarity + b_2 v_contrast + b_3
+v_asymmetry`, each a bounded vote `v = z / sqrt(1 + (z / c)^2)` of the mean of its highest patches, through a logistic
+curve fitted on the training's labels. Bounded, because in pictures of another world (a scan, after metal parts) a
+cue can be far off its scale on all of them: then it says nothing, and must not drown those that do.
 Not part of any of the papers: a setting, off by default.
 """
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 TOP_SHARE = 0.025
 """Share of a picture's patches whose mean stands for the picture."""
+MOST = 0.5
+"""The most that a picture value counts, in deviations of normal pictures, before its weight: c."""
 _NEWTON_STEPS = 50
 _RIDGE = 1e-2  # keeps the curve finite where the labels are separated perfectly
 _LEAST_SLOPE = 0.05  # of standardised evidence: more evidence never lowers a score
@@ -112,9 +116,19 @@ class OddnessFusion(nn.Module):
         self.curve.copy_(fit_curve(pictures, evidence.labels))
 
     def _evidence(self, logits: Tensor, cues: Tensor) -> Tensor:
-        """The weighted sum (B,) of the picture values of logits (B, N) and cues (B, J, N)."""
+        """The weighted sum (B,) of the votes of logits (B, N) and cues (B, J, N)."""
         tops = top_mean(torch.cat([logits.unsqueeze(1), cues], dim=1).float(), TOP_SHARE)
-        return ((tops - self.top[:, 0]) / self.top[:, 1]) @ self.score_weights
+        return votes((tops - self.top[:, 0]) / self.top[:, 1]) @ self.score_weights
+
+
+def votes(standard: Tensor, *, most: float = MOST) -> Tensor:
+    """Standardised values, each brought between -`most` and `most`: monotone, and the identity around 0.
+
+    Example:
+        >>> [round(float(vote), 3) for vote in votes(torch.tensor([-100.0, 0.0, 0.01, 1.0, 100.0]))]
+        [-0.5, 0.0, 0.01, 0.447, 0.5]
+    """
+    return standard / (1 + (standard / most).square()).sqrt()
 
 
 def _scale(values: Tensor) -> Tensor:
