@@ -159,11 +159,25 @@ def test_openvino_gives_what_the_method_gives(graph_of, drawn, name):
     )
 
 
-@pytest.mark.parametrize("target", ["onnx", "openvino"])
-def test_oddness_within_the_picture_is_part_of_the_graph(loaded_of, drawn, tmp_path, target):
-    own = loaded_of(
+def odd_one(loaded_of):
+    return loaded_of(
         "anomalyclip", oddness="fused", oddness_in_map=(0.5, 0.5, 0.5), oddness_in_score=(1, 3, 3)
     )
+
+
+def test_oddness_goes_into_graphs_of_eight_bits(loaded_of, drawn, tmp_path, caplog):
+    own, path, small = odd_one(loaded_of), tmp_path / "model.onnx", tmp_path / "model.int8.onnx"
+    recorded = write_onnx(own.backend.method, path)
+    quantize_dynamic(path, small)
+    assert not caplog.records
+    card = unproven_card(own, small, recorded, name="odd", target="onnx", int8=True, shows=None)
+    proof = compare(own.backend, OnnxBackend(small, card, threads=1), drawn)
+    assert 0.9 < proof.cosine < 1 and 0 < proof.score_error < 0.2
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_oddness_within_the_picture_is_part_of_the_graph(loaded_of, drawn, tmp_path, target):
+    own = odd_one(loaded_of)
     recorded = write_onnx(own.backend.method, tmp_path / "model.onnx")
     card = unproven_card(
         own, tmp_path / "model.onnx", recorded, name="odd", target="onnx", int8=False, shows=None

@@ -7,6 +7,7 @@ known beforehand: they are measured on images.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,6 +82,8 @@ def _reader(package: Any, images: Sequence[Float32]) -> Any:
 
 @contextmanager
 def _errors() -> Iterator[None]:
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the quantiser's advice to its developers
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -90,3 +93,5 @@ def _errors() -> Iterator[None]:
         raise CheckpointError(
             f"the graph cannot be brought to eight bits ({reason}); leave out --int8"
         ) from error
+    finally:
+        logging.disable(disabled)

@@ -118,7 +118,8 @@ class OddnessFusion(nn.Module):
     def _evidence(self, logits: Tensor, cues: Tensor) -> Tensor:
         """The weighted sum (B,) of the votes of logits (B, N) and cues (B, J, N)."""
         tops = top_mean(torch.cat([logits.unsqueeze(1), cues], dim=1).float(), TOP_SHARE)
-        return votes((tops - self.top[:, 0]) / self.top[:, 1]) @ self.score_weights
+        # A sum, not a product of matrices: graphs in eight bits leave it as it is.
+        return (votes((tops - self.top[:, 0]) / self.top[:, 1]) * self.score_weights).sum(dim=1)
 
 
 def votes(standard: Tensor, *, most: float = MOST) -> Tensor:
