@@ -163,6 +163,18 @@ def test_a_graph_that_the_runtime_does_not_take_is_refused_in_one_line(copied):
     assert "\n" not in str(caught.value)
 
 
+def test_a_runtime_that_gives_up_on_a_graph_is_one_line(exported, toy, monkeypatch):
+    detector = zsad.load(exported, backend="onnx")
+
+    class Session:
+        def run(self, *_):
+            raise RuntimeError("Non-zero status code\n  while running MatMul")
+
+    monkeypatch.setattr(detector.backend, "_session", Session())
+    with pytest.raises(CheckpointError, match=r"ONNX Runtime does not take .*code while running MatMul"):
+        detector.predict(np.zeros((70, 90), np.uint8))
+
+
 def test_what_a_path_means(exported, toy, tmp_path):
     graph = exported / "model.onnx"
     assert find_graph(exported) == find_graph(graph) == find_graph(card_path(graph)) == graph

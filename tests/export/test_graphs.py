@@ -165,6 +165,16 @@ def odd_one(loaded_of):
     )
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_runs_in_eight_bits(graph_of, drawn, tmp_path, name):
+    own, path, card = graph_of(name)
+    small = tmp_path / "model.int8.onnx"
+    quantize_dynamic(path, small)
+    few = replace(drawn, images=drawn.images[:2])
+    proof = compare(own.backend, OnnxBackend(small, card, threads=1), few, shows=card.shows)
+    assert 0.9 < proof.cosine < 1 and proof.score_error < 0.3
+
+
 def test_oddness_goes_into_graphs_of_eight_bits(loaded_of, drawn, tmp_path, caplog):
     own, path, small = odd_one(loaded_of), tmp_path / "model.onnx", tmp_path / "model.int8.onnx"
     recorded = write_onnx(own.backend.method, path)

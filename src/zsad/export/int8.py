@@ -36,6 +36,7 @@ def quantize_dynamic(source: Path, target: Path) -> None:
             per_channel=True,
             weight_type=package.QuantType.QInt8,
             op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_exclude=_unsuited(source),
             extra_options={"MatMulConstBOnly": True},
         )
 
@@ -52,6 +53,7 @@ def quantize_static(source: Path, target: Path, images: Sequence[Float32]) -> No
             activation_type=package.QuantType.QUInt8,
             weight_type=package.QuantType.QInt8,
             op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_exclude=_unsuited(source),
             # Products of two activations (attention) keep their precision.
             extra_options={"MatMulConstBOnly": True, "ActivationSymmetric": False},
         )
@@ -64,6 +66,22 @@ def _package() -> Any:
     except ImportError as error:
         raise missing_runtime("onnx", "onnxruntime.quantization", error) from error
     return quantization
+
+
+def _unsuited(source: Path) -> list[str]:
+    """Names of the products with constants that are no matrices (a vector, a stack of them).
+
+    ONNX Runtime takes one scale for each column of a matrix, and refuses others when it runs.
+    """
+    import onnx
+
+    graph = onnx.load(source, load_external_data=False).graph
+    axes = {constant.name: len(constant.dims) for constant in graph.initializer}
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type in ("MatMul", "Gemm") and axes.get(node.input[1], 2) != 2
+    ]
 
 
 def _reader(package: Any, images: Sequence[Float32]) -> Any:

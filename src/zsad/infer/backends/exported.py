@@ -33,6 +33,9 @@ class ExportedBackend(Backend):
         CheckpointError: the runtime does not take the graph.
     """
 
+    runtime: str
+    """What it is called in sentences."""
+
     def __init__(
         self, graph: Path, card: ExportCard, *, precision: Precision = "auto", threads: int | None = None
     ) -> None:
@@ -63,6 +66,7 @@ class ExportedBackend(Backend):
 
         Raises:
             ConfigError: pixels of another size, or images that show something else than the graph was made for.
+            CheckpointError: the runtime gives up on the graph.
         """
         card = self.card
         if pixels.shape[1:] != (3, *card.image):
@@ -71,7 +75,10 @@ class ExportedBackend(Backend):
                 f"own preprocessing, or export the model at that image size"
             )
         self._check(words)
-        outputs = self._outputs(np.ascontiguousarray(pixels, dtype=np.float32))
+        try:
+            outputs = self._outputs(np.ascontiguousarray(pixels, dtype=np.float32))
+        except Exception as error:  # the runtimes' own kinds of error
+            raise self._refused(error) from error
         return Answer(
             outputs["logits"],
             outputs["score"],
@@ -98,6 +105,8 @@ class ExportedBackend(Backend):
             :16
         ]
 
-    def _refused(self, runtime: str, error: Exception) -> CheckpointError:
+    def _refused(self, error: Exception) -> CheckpointError:
         reason = " ".join(str(error).split())[:300]
-        return CheckpointError(f"{runtime} does not take {self.graph} ({reason}); update it or export again")
+        return CheckpointError(
+            f"{self.runtime} does not take {self.graph} ({reason}); update it or export again"
+        )

@@ -15,6 +15,7 @@ class OnnxBackend(ExportedBackend):
     """A graph in ONNX Runtime, in the precision in which it was written."""
 
     name = "onnx"
+    runtime = "ONNX Runtime"
     _session: Any
 
     def _open(self, precision: Precision) -> str:
@@ -31,13 +32,13 @@ class OnnxBackend(ExportedBackend):
             raise missing_runtime("onnx", "onnxruntime", error) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised; that is enough
         try:
             self._session = onnxruntime.InferenceSession(
                 str(self.graph), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # the runtime's own kinds of error
-            raise self._refused("ONNX Runtime", error) from error
+            raise self._refused(error) from error
         return self.card.precision
 
     def _outputs(self, pixels: Float32) -> dict[str, Float32]:

@@ -28,6 +28,7 @@ class OpenVINOBackend(ExportedBackend):
     """A graph in OpenVINO, image by image; it reads ONNX graphs, too."""
 
     name = "openvino"
+    runtime = "OpenVINO"
     _compiled: Any
 
     def _open(self, precision: Precision) -> str:
@@ -47,7 +48,7 @@ class OpenVINOBackend(ExportedBackend):
             model.reshape({"pixels": [1, 3, *self.card.image]})
             self._compiled = core.compile_model(model, "CPU", settings)
         except Exception as error:  # the runtime raises bare errors of its own
-            raise self._refused("OpenVINO", error) from error
+            raise self._refused(error) from error
         return "int8" if self.card.precision == "int8" else wanted
 
     def _outputs(self, pixels: Float32) -> dict[str, Float32]:
