@@ -1,6 +1,6 @@
 """What limits the bundled model: linear probes on frozen features, with the target's own masks.
 
-    PYTHONPATH=tools python benchmarks/oracle.py DATA [--sides 320] [--images 40]
+    PYTHONPATH=tools python benchmarks/oracle.py DATA [--sides 224 320 448] [--images 40]
 
 An oracle: half of a class's images train a logistic regression on their patches, the other half are measured, and the
 other way round. What such a probe reaches, text and training could reach at best with the same features. Features: the
@@ -152,7 +152,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path)
-    parser.add_argument("--sides", type=int, nargs="+", default=[320])
+    parser.add_argument("--sides", type=int, nargs="+", default=[224, 320, 448])
     parser.add_argument("--images", type=int, default=40, help="most images of a class and label")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "oracle.md")
     options = parser.parse_args()
@@ -179,7 +179,9 @@ def main() -> None:
             print(lines[-1], flush=True)
     options.out.write_text(
         "Pixel / image AUROC of linear probes with the target's own masks (an oracle, not a zero-shot result):\n"
-        "`PYTHONPATH=tools python benchmarks/oracle.py`.\n\n" + "\n".join(lines) + "\n"
+        f"`PYTHONPATH=tools python benchmarks/oracle.py DATA --sides {' '.join(map(str, options.sides))}`.\n\n"
+        + "\n".join(lines)
+        + "\n"
     )
 
 
