@@ -17,7 +17,7 @@ from zsad.train.checkpoint import read_card
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
 
-MANY = 120  # images: seconds of work, so that a signal always comes in the middle
+MANY = 70  # images: seconds of work, so that a signal always comes in the middle
 
 LIMITED = """
 import resource, sys
