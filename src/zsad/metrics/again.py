@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -263,8 +264,15 @@ def _measured(task: _Task) -> tuple[ClassScores, dict[str, bytes]]:
 
 def _mask_key(path: Path, size: tuple[int, int], full: tuple[int, int]) -> str:
     """A name for all that decides a mask: its file and the state of that, H and W it is taken at and made for."""
-    text = f"{path.resolve()}|{file_state(path)}|{size}|{full}"
+    place = _resolved(path.parent.absolute()) / path.name
+    text = f"{place}|{file_state(path)}|{size}|{full}"
     return hashlib.blake2b(os.fsencode(text), digest_size=16).hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _resolved(folder: Path) -> Path:
+    """A folder without links on its way: a data set has few, and thousands of masks in them."""
+    return folder.resolve()
 
 
 def _parts(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
