@@ -4,7 +4,8 @@
     python benchmarks/oddness_weights.py DATA --work WORK --also SCENES
 
 Mean over the methods, each trained on one fold and measured on the other one, seed 111; the weight of contrast is 1.
-Written to benchmarks/results/oddness_weights.md. Chosen by the folds; the medical columns are what came of it.
+Written to benchmarks/results/oddness_weights.md. Chosen among what the folds hardly tell apart, with the medical
+columns in sight: benchmarks/results/README.md, item 5.
 """
 
 from __future__ import annotations
