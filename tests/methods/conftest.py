@@ -24,7 +24,8 @@ def _load(name: str, path: Path) -> None:
     spec.loader.exec_module(module)
 
 
-_load("promptmoe_oracles", Path(__file__).parents[1] / "oracles" / "promptmoe.py")
+for _name in ("promptmoe", "sentences"):
+    _load(f"{_name}_oracles", Path(__file__).parents[1] / "oracles" / f"{_name}.py")
 
 
 def tiny_config() -> CLIPConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sentences_oracles import slow_text
 from torch.nn import functional as F
 
 from zsad.clip.model import CLIP
@@ -15,7 +16,6 @@ from zsad.methods.aprilgan import AprilGAN, AprilGANConfig
 from zsad.methods.base import ImageFeatures
 from zsad.methods.registry import build
 from zsad.nn.filters import render_map
-from zsad.prompts import published_prompts
 from zsad.train.config import TrainConfig
 
 WORDS = ("bottle", "metal nut", "bottle")
@@ -34,21 +34,10 @@ def read(method: AprilGAN, pixels: torch.Tensor, words: tuple[str, ...] | None =
     return features
 
 
-def slow_text(backbone: Backbone, word: str) -> torch.Tensor:
-    """(2, D): the mean of all sentences, each read to its end and normalised."""
-    tower, tokenizer = backbone.clip.text, backbone.tokenizer
-    means = []
-    for sentences in published_prompts("aprilgan", word):
-        tokens = tokenizer.encode_batch(sentences)
-        each = F.normalize(tower.encode(tokens, eos=tokenizer.eos), dim=-1)
-        means.append(F.normalize(each.mean(0), dim=-1))
-    return torch.stack(means)
-
-
 def slow_output(method: AprilGAN, backbone: Backbone, pixels: torch.Tensor):
     """Maps (B, L, H, W) and scores (B,), image by image and layer by layer, two channels and a softmax."""
     visual, config = method.clip.visual, method.config
-    texts = {word: slow_text(backbone, word) for word in set(WORDS)}
+    texts = {word: slow_text(backbone, word, "aprilgan") for word in set(WORDS)}
     maps, scores = [], []
     for image, word in zip(pixels, WORDS, strict=True):
         out = visual(image[None], taps=config.layers, interpolation="bicubic", antialias=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sentences_oracles import slow_text
 from torch.nn import functional as F
 
 from zsad.clip.weights import Backbone
@@ -16,17 +17,6 @@ from zsad.nn.windows import window_table
 from zsad.prompts import published_prompts
 
 WORDS = ("bottle", "metal nut", "bottle")
-
-
-def slow_text(backbone: Backbone, word: str, paper: str = "winclip") -> torch.Tensor:
-    """(2, D): the mean of all different sentences, each read to its end and normalised."""
-    tower, tokenizer = backbone.clip.text, backbone.tokenizer
-    means = []
-    for sentences in published_prompts(paper, word):
-        tokens = tokenizer.encode_batch(list(dict.fromkeys(sentences)))
-        each = F.normalize(tower.encode(tokens, eos=tokenizer.eos), dim=-1)
-        means.append(F.normalize(each.mean(0), dim=-1))
-    return torch.stack(means)
 
 
 def slow_windows(backbone: Backbone, pixels: torch.Tensor, size: int) -> dict[int, torch.Tensor]:
@@ -107,7 +97,7 @@ def test_features_are_every_window_alone_at_its_corner(backbone, pixels):
 def test_output_equals_the_equations(backbone, pixels):
     method = method_on(backbone, tau=0.02)
     output = method(read(method, pixels))
-    texts = [slow_text(backbone, word) for word in WORDS]
+    texts = [slow_text(backbone, word, "winclip") for word in WORDS]
     found = [slow_map(backbone, image, text, 0.02) for image, text in zip(pixels, texts, strict=True)]
     grids, scores = torch.stack([grid for grid, _ in found]), torch.stack([score for _, score in found])
     assert grids.std() > 0.02, "the comparison would be empty"
