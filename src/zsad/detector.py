@@ -30,7 +30,7 @@ from zsad.infer.models import BackendName, Request, load_model, untrained_method
 from zsad.infer.prediction import Prediction
 from zsad.infer.roi import RegionOfInterest
 from zsad.infer.thresholds import Normals, Wish
-from zsad.infer.tiling import Tiling, predict_large
+from zsad.infer.tiling import OnTile, Tiling, predict_large
 from zsad.nn.maps import MapSpec
 from zsad.types import Sample
 
@@ -61,6 +61,7 @@ class Detector:
         pixel_threshold: map value above which regions lie; None: no regions. A calibration brings its own.
         min_area: regions smaller than so many pixels of the image are left out.
         looking: whether pictures are cut into tiles or keep their proportions, and how files are read.
+        on_tile: called, if set, with the tiles that are done and all of a large picture that is being looked at.
         file: the model's weights or graph, beside which a calibration may lie; None where there is none.
     """
 
@@ -75,6 +76,7 @@ class Detector:
         self.pixel_threshold: float | None = None
         self.min_area = 0.0
         self.looking = SQUARE
+        self.on_tile: OnTile | None = None
         self.file: Path | None = None
 
     @property
@@ -136,7 +138,13 @@ class Detector:
         named = isinstance(source, str | Path)
         if looking.tiling is not None:
             prediction = predict_large(
-                self.backend, source, self.preprocess, looking, config=self._score_config, words=shows
+                self.backend,
+                source,
+                self.preprocess,
+                looking,
+                config=self._score_config,
+                words=shows,
+                on_tile=self.on_tile,
             )
         else:
             image, size = read_image(source, reading=looking.reading)
@@ -228,6 +236,7 @@ class Detector:
             batch_size=self.backend.batch_size if batch_size is None else batch_size,
             looking=self.looking,
             config=self._score_config,
+            on_tile=self.on_tile,
         )
         for prediction in predictions:
             try:
@@ -320,6 +329,7 @@ class Detector:
         # Verdicts of a former calibration are not wanted.
         bare = Detector(self.backend, self.card, name=self.name)
         bare.region, bare.shows, bare.looking = self.region, self.shows, self.looking
+        bare.on_tile = self.on_tile
         seen, scores = Normals(), ([], [])  # type: tuple[Normals, tuple[list[float], list[float]]]
         for group in (samples, held):
             named = self._named(group)

@@ -295,6 +295,24 @@ def test_standard_error_of_an_area() -> None:
     assert standard_error(0.5, normal=10**6, anomalous=10**6) < 1e-3
 
 
+def test_a_large_picture_has_a_bar_of_its_own_until_it_is_done() -> None:
+    from rich.progress import Progress
+
+    from zsad.cli.console import Advance
+
+    bar = Progress(disable=True)
+    advance = Advance(bar, title="scoring", total=2)
+    images, tiles = bar.tasks
+    assert (images.total, tiles.visible) == (2, False)
+    for done, shown in ((8, True), (16, True), (20, False)):
+        advance.tiles(done, 20)
+        assert (tiles.completed, tiles.total, tiles.visible) == (done, 20, shown)
+    advance(1)
+    advance.tiles(8, 8)
+    assert (images.completed, tiles.completed, tiles.visible) == (1, 8, False)
+    Advance().tiles(1, 2)  # no terminal, no bar
+
+
 def test_progress_bar_is_for_terminals_only(call, toy, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     code, _, said = call("predict", toy.images, "--model", toy.model, "--out", tmp_path / "out")

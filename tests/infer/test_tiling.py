@@ -300,6 +300,20 @@ def test_a_detector_takes_tiles_and_rectangles(detector: Detector, toy: Any, tmp
         detector.looking = Looking()
 
 
+def test_tiles_are_counted_while_a_large_picture_is_looked_at(detector: Detector, toy: Any) -> None:
+    large = Detector(detector.backend, detector.card)
+    large.looking = Looking(tiling=Tiling(48))
+    seen: list[tuple[int, int]] = []
+    large.on_tile = lambda done, total: seen.append((done, total))
+    large.predict(plate((120, 160)))
+    first = seen.copy()
+    assert [done for done, _ in first] == sorted({done for done, _ in first})
+    assert first[-1][0] == first[-1][1] > 1
+    list(large.predict_folder(toy.images / "part00.jpg", batch_size=1))
+    assert len(seen) > len(first)
+    assert [done for done, _ in seen[len(first) :]] == list(range(1, seen[-1][1] + 1))
+
+
 def test_a_calibration_holds_for_the_tiles_it_was_made_with(detector: Detector, toy: Any) -> None:
     from zsad.errors import CalibrationError
 

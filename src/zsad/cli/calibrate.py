@@ -89,6 +89,7 @@ def calibrate_command(
     look_at(detector, region=region, shows=object_)
     failed = 0
     with progress("calibrating", len(samples) + len(held)) as advance:
+        detector.on_tile = advance.tiles
 
         def report(sample: Sample, error: ZsadError) -> None:
             nonlocal failed

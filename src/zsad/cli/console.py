@@ -6,9 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from zsad.errors import printable as printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 def say(line: str = "") -> None:
@@ -66,11 +69,33 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+class Advance:
+    """Moves a progress bar on by some steps; without a bar it does nothing."""
+
+    def __init__(self, bar: Progress | None = None, *, title: str = "", total: int | None = None) -> None:
+        self._bar = bar
+        if bar is not None:
+            self._task = bar.add_task(title, total=total)
+            self._parts = bar.add_task("tiles", visible=False)
+
+    def __call__(self, steps: int) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._task, steps)
+
+    def tiles(self, done: int, total: int) -> None:
+        """Shows how far a large picture is, in a bar below, until its last tile is done."""
+        if self._bar is None:
+            return
+        if not self._bar.tasks[self._parts].visible:
+            self._bar.reset(self._parts)  # the time left is that of this picture
+        self._bar.update(self._parts, completed=done, total=total, visible=done < total)
+
+
 @contextmanager
-def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int | None) -> Iterator[Advance]:
     """A progress bar on stderr where that is a terminal; yields what moves it on by some steps."""
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield lambda steps: None
+        yield Advance()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -86,8 +111,7 @@ def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
         redirect_stdout=sys.stdout.isatty(),
     )
     with bar:
-        task = bar.add_task(title, total=total)
-        yield lambda steps: bar.advance(task, steps)
+        yield Advance(bar, title=title, total=total)
 
 
 class Position:

@@ -91,7 +91,7 @@ def evaluate_command(
     scorer = Scorer(detector, batch_size=batch_size, writer=_writer(out, detector, overwrite=overwrite))
     total = sum(classes is None or sample.class_name in classes for sample in found.samples)
     with progress("evaluating", total) as advance:
-        position = Position(advance)
+        position, detector.on_tile = Position(advance), advance.tiles
         try:
             with scorer.writer:
                 table = evaluate(

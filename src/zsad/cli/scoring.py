@@ -185,6 +185,7 @@ def _score(
     base = _base([sample.image for sample in samples])
     waiting: deque[tuple[Prediction, Future[Path | None]]] = deque()
     with progress("scoring", len(samples)) as advance, ThreadPoolExecutor(2, "zsad-overlay") as pool:
+        detector.on_tile = advance.tiles
 
         def on_error(sample: Sample, error: ZsadError) -> None:
             outcome.errors.append(error)

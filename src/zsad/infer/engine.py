@@ -23,6 +23,7 @@ from zsad.infer.prediction import Prediction
 from zsad.types import Sample
 
 if TYPE_CHECKING:
+    from zsad.infer.tiling import OnTile
     from zsad.methods.base import Method
 
 OnError = Callable[[Sample, ZsadError], None]
@@ -38,6 +39,7 @@ def predict_samples(
     workers: int = 2,
     looking: Looking = SQUARE,
     config: Mapping[str, Any] | None = None,
+    on_tile: OnTile | None = None,
 ) -> Iterator[Prediction]:
     """Yields the prediction of each sample, in order.
 
@@ -51,11 +53,26 @@ def predict_samples(
         looking: whether pictures are cut into tiles (then one after the other) or keep their proportions, and how
             files are read.
         config: the method's settings, as its card has them; needed for tiles.
+        on_tile: called as the tiles of a large picture are done.
     """
     backend = as_backend(model)
     if looking.tiling is not None:
+        from zsad.infer.tiling import predict_large
+
+        def look(sample: Sample) -> Prediction:
+            return predict_large(
+                backend,
+                sample.image,
+                preprocess,
+                looking,
+                config=config or {},
+                words=sample.word,
+                batch_size=batch_size,
+                on_tile=on_tile,
+            )
+
         for sample in samples:
-            yield from _one_large(backend, sample, preprocess, looking, config or {}, on_error, batch_size)
+            yield from _one_large(look, sample, on_error)
         return
     batches = iter_batches(
         list(samples),
@@ -83,27 +100,11 @@ def predict_samples(
 
 
 def _one_large(
-    backend: Backend,
-    sample: Sample,
-    preprocess: Preprocess,
-    looking: Looking,
-    config: Mapping[str, Any],
-    on_error: OnError,
-    batch_size: int,
+    look: Callable[[Sample], Prediction], sample: Sample, on_error: OnError
 ) -> Iterator[Prediction]:
     """The prediction of a picture in tiles, or nothing."""
-    from zsad.infer.tiling import predict_large
-
     try:
-        prediction = predict_large(
-            backend,
-            sample.image,
-            preprocess,
-            looking,
-            config=config,
-            words=sample.word,
-            batch_size=batch_size,
-        )
+        prediction = look(sample)
         if not math.isfinite(prediction.score):
             raise _not_finite(sample)
     except ZsadError as error:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import Any, Literal
@@ -43,6 +43,9 @@ _AUTO_FROM = 2.0  # sides of a tile that a picture must exceed before `auto` cut
 _MAX_CELLS = 2048  # a side of the stitched grid
 _MAX_MAP = 2048  # a side of the stitched map
 _PREVIEW = 2048  # a side of the picture that is kept for drawing
+OnTile = Callable[[int, int], None]
+"""Called with the number of tiles of a picture that are done, and of all of them."""
+
 _MAP_SHARE = {"map": 1.0, "map_and_global": 0.5, "map_and_cosine": 0.5}
 
 
@@ -209,6 +212,7 @@ def predict_large(
     config: Mapping[str, Any],
     words: str | None = None,
     batch_size: int | None = None,
+    on_tile: OnTile | None = None,
 ) -> Prediction:
     """The prediction of one picture, cut into tiles if it is large enough, without `source`.
 
@@ -220,6 +224,7 @@ def predict_large(
         config: the method's settings, which say how its score is made.
         words: what the picture shows, for methods whose prompts name it.
         batch_size: tiles a pass; None takes what suits the device.
+        on_tile: called after each pass.
 
     Raises:
         ImageError: it cannot be read, or has more pixels than the tiling allows.
@@ -243,6 +248,7 @@ def predict_large(
                 layout,
                 words=words,
                 batch_size=batch_size or backend.batch_size,
+                on_tile=on_tile,
             )
             stitches = _Stitched(stitched, stitched_spec(backend.spec, layout), highest, layout)
             _fuse(prediction, stitches, whole=tiling.whole, rule=map_rule(config))
@@ -274,11 +280,17 @@ def _tiles(picture: LargePicture, layout: Layout, preprocess: Preprocess) -> Ite
 
 
 def _stitch(
-    backend: Backend, tiles: Iterator[Float32], layout: Layout, *, words: str | None, batch_size: int
+    backend: Backend,
+    tiles: Iterator[Float32],
+    layout: Layout,
+    *,
+    words: str | None,
+    batch_size: int,
+    on_tile: OnTile | None,
 ) -> tuple[Float32, float]:
     """Blended logits (L, rows, columns) of all tiles, and the highest of their scores."""
     rows, columns = layout.weights(0), layout.weights(1)
-    stitched, highest = None, -math.inf
+    stitched, highest, done = None, -math.inf, 0
     places = layout.places()
     while group := list(islice(tiles, batch_size)):
         answer = backend.run(np.stack(group), _named(words, len(group)))
@@ -289,6 +301,9 @@ def _stitch(
             down = slice(layout.starts[0][row], layout.starts[0][row] + layout.tile[0])
             across = slice(layout.starts[1][column], layout.starts[1][column] + layout.tile[1])
             stitched[:, down, across] += logits * np.outer(rows[row, down], columns[column, across])
+        done += len(group)
+        if on_tile is not None:
+            on_tile(done, len(layout))
     assert stitched is not None  # a layout has at least one tile
     return stitched, highest
 
