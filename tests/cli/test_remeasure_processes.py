@@ -11,10 +11,10 @@ from zsad.device import available_cores
 @pytest.mark.parametrize(
     ("order", "images", "several"),
     [
-        ("after_softmax", 1725, False),
-        ("after_softmax", 4001, True),
-        ("before_softmax", 900, False),
-        ("before_softmax", 1725, True),
+        ("after_softmax", 800, False),
+        ("after_softmax", 1725, True),
+        ("before_softmax", 400, False),
+        ("before_softmax", 600, True),
     ],
 )
 def test_processes_are_started_where_they_shorten_the_work(order: str, images: int, several: bool) -> None:

@@ -90,8 +90,9 @@ def test_what_has_changed_is_not_taken_for_what_was_measured(data: DataSet, tmp_
     Image.fromarray(np.eye(40, 48, dtype=np.uint8)).save(masks[0])
     assert measure_again(tmp_path / "run", data).to_json() != before.to_json()
     Image.fromarray(np.eye(20, dtype=np.uint8)).save(masks[0])
-    with pytest.raises(DataError, match="must have the size of its image"):
-        measure_again(tmp_path / "run", data)
+    for processes in (1, 2):
+        with pytest.raises(DataError, match="must have the size of its image"):
+            measure_again(tmp_path / "run", data, processes=processes)
     os.utime(data.samples[3].image, ns=(1, 1))
     with pytest.raises(DataError, match="has changed since it was scored"):
         measure_again(tmp_path / "run", data)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-_MANY = 4000  # maps: the start of processes costs about as much as measuring some thousand
+_MANY = 800  # maps: a process starts in about the time in which another measures some hundred
 
 
 def remeasure_command(
@@ -89,8 +89,8 @@ def remeasure_command(
 
 
 def _enough(kept: dict[str, Any], images: int) -> int:
-    """How many processes shorten the work: of some thousand maps, those made layer by layer counting fourfold."""
+    """How many processes shorten the work: of some hundred maps, those made layer by layer counting twice."""
     from zsad.device import available_cores
 
     layered = kept.get("map_spec", {}).get("order") == "before_softmax"
-    return available_cores() if images * (4 if layered else 1) > _MANY else 1
+    return available_cores() if images * (2 if layered else 1) > _MANY else 1

@@ -2,8 +2,8 @@
 
 The masks at the size of the maps are kept beside the grids the first time, some hundred bytes each, so that the
 next time reads no picture at all. Classes are cut into parts that processes measure (threads would wait for each other
-in Python); what is counted are whole numbers, so that the parts together give the numbers of the whole to the last
-digit.
+in Python), this one among them; what is counted are whole numbers, so that the parts together give the numbers of the
+whole to the last digit.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import os
 import threading
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,7 @@ from zsad.types import Sample
 
 MASKS_FILE = "masks.npz"
 _PART = 64  # images a process measures before it takes the next
+_AHEAD = 6  # parts for each process that may be in work at once: what they counted takes some megabytes
 _Pair = tuple[Sample, dict[str, Any]]
 
 
@@ -127,8 +130,9 @@ def measure_again(
         folder: with run.json, predictions.jsonl and grids.npy; the masks are kept there, too.
         data: the data set, found where it lay when it was scored.
         classes: as in `evaluate`, like all that follow but the last.
-        processes: that measure at once. More than one need, as always with `multiprocessing`, a script that guards its
-            main part by `if __name__ == "__main__"`; exact metrics, which keep every pixel, take one.
+        processes: that measure at once, this one included. More than one need, as always with `multiprocessing`, a
+            script that guards its main part by `if __name__ == "__main__"`; exact metrics, which keep every pixel, take
+            one.
 
     Raises:
         DataError: no run there; nothing of the data set in it; an image that has changed since.
@@ -152,7 +156,7 @@ def measure_again(
     kinds = [groups[part[0][0].dataset or data.name, part[0][0].class_name] for part in parts]
     tasks = [_Task(part, _emptied(kind, limit)) for part, kind in zip(parts, kinds, strict=True)]
     done, alone = 0, processes < 2 or metrics == "exact" or len(tasks) < 2
-    found = _here(tasks, run, masks) if alone else _there(tasks, folder, masks, processes)
+    found = _here(tasks, run, masks) if alone else _shared(tasks, run, masks, processes)
     for task, scores in zip(tasks, found, strict=True):
         groups[scores.dataset, scores.name].merge(scores)
         done += len(task.pairs)
@@ -232,17 +236,56 @@ def _here(tasks: Iterable[_Task], run: _Run, masks: KeptMasks) -> Iterator[Class
         yield task.empty
 
 
-def _there(tasks: list[_Task], folder: Path, masks: KeptMasks, processes: int) -> Iterator[ClassScores]:
-    """Scores of all tasks, measured by processes of their own; masks that these had to read are kept."""
+def _shared(tasks: list[_Task], run: _Run, masks: KeptMasks, processes: int) -> Iterator[ClassScores]:
+    """Scores of all tasks, in order, measured here and by other processes; masks that these had to read are kept."""
     # Spawned, not forked: a forked process must not touch the threads that libraries may have started here.
-    context = get_context("spawn")
-    with ProcessPoolExecutor(
-        min(processes, len(tasks)), mp_context=context, initializer=_open, initargs=(folder,)
-    ) as pool:
-        for scores, read in pool.map(_measured, tasks):
+    pool = ProcessPoolExecutor(
+        min(processes, len(tasks)) - 1,
+        mp_context=get_context("spawn"),
+        initializer=_open,
+        initargs=(run.folder,),
+    )
+    ahead: deque[_InWork] = deque()
+    rest = iter(tasks)
+    try:
+        while True:
+            for task in islice(rest, _AHEAD * processes - len(ahead)):
+                ahead.append(_InWork(task, pool.submit(_measured, task)))
+            if not ahead:
+                return
+            if not ahead[0].ready() and (
+                waiting := next((one for one in reversed(ahead) if one.take()), None)
+            ):
+                # Others are at the first tasks, or are only just starting: the last one is done here.
+                [waiting.scores] = _here([waiting.task], run, masks)
+                continue
+            yield ahead.popleft().result(masks)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(slots=True)
+class _InWork:
+    """A task that another process measures, or did; or, once it is taken back, this one."""
+
+    task: _Task
+    future: Future[tuple[ClassScores, dict[str, bytes]]]
+    scores: ClassScores | None = None
+
+    def ready(self) -> bool:
+        return self.scores is not None or (self.future.done() and not self.future.cancelled())
+
+    def take(self) -> bool:
+        """Takes the task back; whether it could be."""
+        return self.scores is None and not self.future.cancelled() and self.future.cancel()
+
+    def result(self, masks: KeptMasks) -> ClassScores:
+        """Its scores, waited for; what masks were read for them goes into `masks`."""
+        if self.scores is None:
+            self.scores, read = self.future.result()
             masks.found.update(read)
             masks.new |= bool(read)
-            yield scores
+        return self.scores
 
 
 _opened: tuple[_Run, KeptMasks] | None = None  # of a measuring process

@@ -31,16 +31,15 @@ class Regions:
     @classmethod
     def find(cls, mask: NDArray[np.bool_]) -> Regions:
         """The regions of mask (H, W)."""
-        positions = _foreground(mask)
-        if positions.size == 0:
-            return cls(positions, positions, positions, 0)
-        first = np.append(0, _breaks(mask, positions))
-        lengths = np.diff(first, append=positions.size)
         # A column more than the mask has, so that the end of a row touches no start of the next one.
         stride = mask.shape[1] + 1
-        starts = positions[first]
-        starts += starts // mask.shape[1]
-        stops = starts + lengths
+        starts, stops = _runs(mask, stride)
+        lengths = stops - starts
+        if starts.size == 0:
+            return cls(starts, lengths, starts, 0)
+        before = np.cumsum(lengths) - lengths
+        positions = np.repeat(starts - starts // stride - before, lengths)
+        positions += np.arange(positions.size)
         # Run a touches run b of the next row, corners included, when b.stop >= a.start and b.start <= a.stop.
         low = np.searchsorted(stops, starts + stride, side="left")
         high = np.searchsorted(starts, stops + stride, side="right")
@@ -74,23 +73,20 @@ def label_regions(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
     return labels.reshape(mask.shape), regions.count
 
 
-def _foreground(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Flat positions of the foreground of mask (H, W); only rows from the first to the last with any are read."""
+def _runs(mask: NDArray[np.bool_], stride: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Where runs start and stop in a flat mask with rows of `stride` pixels, the last of which is background.
+
+    Only the rows from the first to the last with any foreground are read.
+    """
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
-        return rows
-    positions = np.flatnonzero(mask[rows[0] : rows[-1] + 1])
-    positions += rows[0] * mask.shape[1]
-    return positions
-
-
-def _breaks(mask: NDArray[np.bool_], positions: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Where in `positions` (m,) a run starts that is not the first one: after a gap, and in a new row."""
-    gaps = np.flatnonzero(positions[1:] != positions[:-1] + 1) + 1
-    wrapped = np.flatnonzero(mask[:-1, -1] & mask[1:, 0]) + 1
-    if wrapped.size == 0:
-        return gaps
-    return np.union1d(gaps, np.searchsorted(positions, wrapped * mask.shape[1]))
+        return rows, rows
+    used = mask[rows[0] : rows[-1] + 1]
+    # One pixel of background first, one behind each row: foreground begins and ends between two pixels.
+    flat = np.zeros(used.shape[0] * stride + 1, dtype=np.bool_)
+    flat[1:].reshape(-1, stride)[:, :-1] = used
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + rows[0] * stride
+    return changes[::2], changes[1::2]
 
 
 def _join(count: int, one: NDArray[np.intp], other: NDArray[np.intp]) -> NDArray[np.intp]:
