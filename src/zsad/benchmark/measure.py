@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from zsad.benchmark.bench import Bench
 from zsad.benchmark.faults import Fault, masked, missing_masks, of_the_set, relative, without_normals
+from zsad.benchmark.pixels import count_pixels
 from zsad.benchmark.results import CELLS, CellFiles, ClassRow, Problem
 from zsad.benchmark.scoring import KeptScorer, Scored
 from zsad.data.image import image_size
@@ -135,6 +136,18 @@ def measure(
     with suppress(OSError):
         (folder / OVERLAYS).rmdir()  # a measurement draws none
     files = _write(work, key, kept.rows, states, whole)
+    counted: dict[str, npt.NDArray[Any]] = {}
+    for title, pixels in count_pixels(
+        folder,
+        data,
+        states,
+        title=lambda dataset, name: class_title(dataset, name, whole),
+        name=lambda path: relative(path, whole),
+    ):
+        counted |= pixels.arrays(title)
+    if counted:
+        files = files.model_copy(update={"pixels": f"{CELLS}/{key}.pixels.npz"})
+        _save(work / CELLS / f"{key}.pixels.npz", counted)
     rows = [_row(row, faults, data) for row in table.rows if row.kind == "class"]
     rows += [_emptied(name) for name in whole.lost]
     notes = [line for line in table.notes if not line.endswith(EXACT_HINT)]

@@ -5,6 +5,7 @@
 | cells/KEY.json | a `CellResult` |
 | cells/KEY.scores.npz | in order of images: image, class_name (str), label (int8, -1: unknown), score (float64) |
 | cells/KEY.curves.npz | pixel level, at most 256 points: CLASS/roc_x, roc_y, pr_x, pr_y, pro_x, pro_y |
+| cells/KEY.pixels.npz | pixels of each image by groups of scores: see `zsad.benchmark.pixels` |
 | cells/KEY.grids/ | a run's folder as `zsad.infer.store` reads it: rows and score grids |
 
 Names of images are relative to their data set's folder.
@@ -13,9 +14,13 @@ Names of images are relative to their data set's folder.
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zsad.errors import DataError
@@ -65,6 +70,7 @@ class CellFiles(BaseModel):
 
     scores: str | None = None
     curves: str | None = None
+    pixels: str | None = None
     grids: str | None = None
 
 
@@ -112,6 +118,15 @@ class CellResult(BaseModel):
         """The unweighted mean over the classes for which a metric is defined; None where for none."""
         values = [value for row in self.rows if (value := row.metrics.get(column)) is not None]
         return sum(values) / len(values) if values else None
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+    """The arrays of a .npz file; None where it is missing or broken."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except (OSError, ValueError, EOFError, zlib.error, BadZipFile):
+        return None
 
 
 def cell_path(work: Path, key: str) -> Path:

@@ -1,32 +1,22 @@
-"""The scores beside the cells of a benchmark, resampled so that all methods see the same draws of images."""
+"""Scores and pixels beside the cells of a benchmark, resampled so that all methods see the same draws of images."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsad.benchmark.results import CellResult
+from zsad.benchmark.pixels import ClassPixels, read_pixels, sample_pixels
+from zsad.benchmark.results import CellResult, read_arrays
 from zsad.benchmark.statistics import RESAMPLES, Sampled, sample_class
 
 _AGREEMENT = 1e-6  # of a cell's metrics with those of the scores beside it
 
 Scored = dict[str, dict[str, tuple[int, float]]]  # label and score of each image, by class
-
-
-def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
-    """The arrays of a .npz file; None where it is missing or broken."""
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, zlib.error, BadZipFile):
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +58,7 @@ class ImageTable:
 
 @dataclass(frozen=True, slots=True)
 class TargetSamples:
-    """The resampled image metrics of one method on one target.
+    """The resampled metrics of one method on one target.
 
     `classes` by class and metric; `macro` by metric, the mean over the classes.
     """
@@ -85,6 +75,8 @@ def sample_target(
     resamples: int = RESAMPLES,
 ) -> tuple[dict[str, TargetSamples], int]:
     """The resampled metrics of all methods on one target, over the images that all of them have scored.
+
+    Pixel metrics are over the images that all of those have counted that have counted any.
 
     Args:
         cells: the finished ones of the target, by method and seed.
@@ -115,12 +107,60 @@ def sample_target(
             )
             if sampled is not None:
                 collected[method][name] = sampled
+    for method, name, sampled in _sample_pixels(cells, work=work, target=target, resamples=resamples):
+        collected.setdefault(method, {}).setdefault(name, {}).update(sampled)
     found = {}
     for method, classes in collected.items():
         macro = _macro(list(classes.values()), cells[method], complete=not left_out) if classes else {}
         if macro:
             found[method] = TargetSamples(classes, macro)
     return found, left_out
+
+
+def _sample_pixels(
+    cells: Mapping[str, Mapping[int | None, CellResult]], *, work: Path, target: str, resamples: int
+) -> Iterator[tuple[str, str, dict[str, Sampled]]]:
+    """Yields method, class and resampled pixel metrics, of the methods whose every seed has its pixels counted."""
+    tables = {
+        method: {
+            seed: read_pixels(work / cell.files.pixels) if cell.files.pixels else {}
+            for seed, cell in seeds.items()
+        }
+        for method, seeds in cells.items()
+    }
+    names = sorted({name for seeds in tables.values() for table in seeds.values() for name in table})
+    for name in names:
+        held = {
+            method: {seed: table[name] for seed, table in seeds.items()}
+            for method, seeds in tables.items()
+            if seeds and all(name in table for table in seeds.values())
+        }
+        every = [pixels for seeds in held.values() for pixels in seeds.values()]
+        clean, marked = (_common(every, kind) for kind in ("clean", "marked"))
+        for method, seeds in held.items() if marked else ():
+            exact = [_metrics_of(cells[method][seed], name) for seed in seeds]
+            yield (
+                method,
+                name,
+                sample_pixels(
+                    list(seeds.values()),
+                    exact,
+                    seeds=list(seeds),
+                    clean=clean,
+                    marked=marked,
+                    generator=np.random.default_rng([_digest(target), _digest(name), 1]),
+                    resamples=resamples,
+                ),
+            )
+
+
+def _common(every: Sequence[ClassPixels], kind: str) -> list[str]:
+    """The images that all have, sorted."""
+    return sorted(set.intersection(*(set(getattr(pixels, kind).tolist()) for pixels in every)))
+
+
+def _metrics_of(cell: CellResult, class_name: str) -> Mapping[str, float | None]:
+    return next((row.metrics for row in cell.rows if row.name == class_name), {})
 
 
 def _read(work: Path, cells: Mapping[int | None, CellResult]) -> dict[int | None, Scored]:
@@ -136,8 +176,8 @@ def _macro(
 ) -> dict[str, Sampled]:
     """Means over classes; where all images are there, only those that agree with what the cells say."""
     found = {}
-    for metric in classes[0]:
-        mean = Sampled.mean([each[metric] for each in classes])
+    for metric in dict.fromkeys(name for each in classes for name in each):
+        mean = Sampled.mean([each[metric] for each in classes if metric in each])
         told = [cells[seed].mean(metric) for seed in mean.seeds]
         if not complete or all(
             value is not None and abs(value - ours) <= _AGREEMENT

@@ -20,7 +20,7 @@ from zsad.errors import MetricError
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
 RESAMPLES, LEVEL = 2000, 0.95
 _MOST_ELEMENTS = 2_000_000  # of one array while resampling
-_MOST_LEFT_OUT = 1000  # images of a class; beyond, the acceleration is too small to matter
+MOST_LEFT_OUT = 1000  # images of a class; beyond, the acceleration is too small to matter
 ROUNDING = 1e-12
 
 Float64 = NDArray[np.float64]
@@ -177,7 +177,7 @@ def sample_class(
     left_out = [_without_each(*row) for row in rows]
     found = {}
     for metric in IMAGE_METRICS:
-        squared, cubed = _influence(np.mean([each[metric] for each in left_out], axis=0), sizes)
+        squared, cubed = influence(np.mean([each[metric] for each in left_out], axis=0), sizes)
         found[metric] = Sampled(
             tuple(seeds),
             np.array([each[metric][0] for each in values]),
@@ -192,6 +192,8 @@ def sample_class(
 def draw_counts(size: int, resamples: int, generator: np.random.Generator) -> Counts:
     """How often each of `size` images is in each of `resamples` draws with replacement, (size, resamples)."""
     counts = np.empty((size, resamples), np.uint16)
+    if size == 0:
+        return counts
     step = max(1, _MOST_ELEMENTS // size)
     for start in range(0, resamples, step):
         width = min(step, resamples - start)
@@ -261,13 +263,13 @@ def _without_each(normal: Float64, anomalous: Float64) -> dict[str, Float64]:
     """The metrics (n + m,) with one image left out, normal ones first; all alike where there are very many."""
     sizes = (normal.size, anomalous.size)
     total = sum(sizes)
-    if total > _MOST_LEFT_OUT:
+    if total > MOST_LEFT_OUT:
         return dict.fromkeys(IMAGE_METRICS, np.zeros(total))
     counts = np.ones((total, total), np.uint16) - np.eye(total, dtype=np.uint16)
     return counted_metrics(normal, anomalous, counts[: sizes[0]], counts[sizes[0] :])
 
 
-def _influence(left_out: Float64, sizes: Sequence[int]) -> tuple[float, float]:
+def influence(left_out: Float64, sizes: Sequence[int]) -> tuple[float, float]:
     """Sums of squares and cubes of the images' influences, by the jackknife of several samples."""
     squared = cubed = 0.0
     for part in np.split(left_out, np.cumsum(sizes)[:-1]):

@@ -21,7 +21,7 @@ from zsad.benchmark.comparison import (
 from zsad.benchmark.contestants import identity, letters_of, named
 from zsad.benchmark.results import CellResult
 from zsad.benchmark.sampling import TargetSamples, sample_target
-from zsad.benchmark.statistics import IMAGE_METRICS, RESAMPLES, Interval, Sampled, Spread
+from zsad.benchmark.statistics import RESAMPLES, Interval, Sampled, Spread
 from zsad.metrics.table import COLUMNS
 
 OVERALL = ""  # in place of a target: the mean over all of them
@@ -302,8 +302,6 @@ class Summary:
 
     def _sampled(self, name: str, target: str, metric: str) -> Sampled | None:
         """The resamples of a metric; None where some of the scores they need are not there."""
-        if metric not in IMAGE_METRICS:
-            return None
         targets = self.measured(name, metric) if target == OVERALL else [target]
         parts = [
             found.macro[metric]

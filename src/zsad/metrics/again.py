@@ -143,7 +143,7 @@ def measure_again(
     also = check_settings(metrics=metrics, pro=pro, limit=limit, also=also)
     folder = Path(folder)
     samples = chosen_samples(data, classes)
-    run = _Run.of(folder)
+    run = KeptRun.of(folder)
     pairs = [(sample, row) for sample in samples if (row := run.row(sample)) is not None]
     if not pairs:
         raise DataError(
@@ -172,7 +172,7 @@ def measure_again(
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class KeptRun:
     """What lies in a run's folder; rows by the path of their image, as it was given and as it is on the disk."""
 
     folder: Path
@@ -182,7 +182,7 @@ class _Run:
     places: dict[Path, str]
 
     @classmethod
-    def of(cls, folder: Path) -> _Run:
+    def of(cls, folder: Path) -> KeptRun:
         run = read_run_file(folder)
         if "map_spec" not in run:
             raise DataError(f"{folder} was written by no prediction, evaluation or benchmark; choose another")
@@ -228,7 +228,7 @@ def _emptied(whole: ClassScores, limit: float) -> ClassScores:
     return scores
 
 
-def _here(tasks: Iterable[_Task], run: _Run, masks: KeptMasks) -> Iterator[ClassScores]:
+def _here(tasks: Iterable[_Task], run: KeptRun, masks: KeptMasks) -> Iterator[ClassScores]:
     """Scores of all tasks, one after the other."""
     for task in tasks:
         for sample, row in task.pairs:
@@ -236,7 +236,7 @@ def _here(tasks: Iterable[_Task], run: _Run, masks: KeptMasks) -> Iterator[Class
         yield task.empty
 
 
-def _shared(tasks: list[_Task], run: _Run, masks: KeptMasks, processes: int) -> Iterator[ClassScores]:
+def _shared(tasks: list[_Task], run: KeptRun, masks: KeptMasks, processes: int) -> Iterator[ClassScores]:
     """Scores of all tasks, in order, measured here and by other processes; masks that these had to read are kept."""
     # Spawned, not forked: a forked process must not touch the threads that libraries may have started here.
     pool = ProcessPoolExecutor(
@@ -288,12 +288,12 @@ class _InWork:
         return self.scores
 
 
-_opened: tuple[_Run, KeptMasks] | None = None  # of a measuring process
+_opened: tuple[KeptRun, KeptMasks] | None = None  # of a measuring process
 
 
 def _open(folder: Path) -> None:
     global _opened
-    _opened = _Run.of(folder), KeptMasks.of(folder / MASKS_FILE)
+    _opened = KeptRun.of(folder), KeptMasks.of(folder / MASKS_FILE)
 
 
 def _measured(task: _Task) -> tuple[ClassScores, dict[str, bytes]]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from zsad.benchmark.results import CellResult
-from zsad.benchmark.sampling import ImageTable, read_arrays
+from zsad.benchmark.results import CellResult, read_arrays
+from zsad.benchmark.sampling import ImageTable
 from zsad.benchmark.summary import Summary
 from zsad.metrics.curves import curves
 from zsad.metrics.streaming import ImageScores

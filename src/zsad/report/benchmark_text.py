@@ -83,14 +83,15 @@ def notes(summary: Summary) -> list[str]:
         "Values are percent: the unweighted mean over the classes of a data set, then over the data sets. "
         "Undefined values are left out and counted. ± is the sample deviation over seeds.",
         f"Bold are the best method and those that are not significantly worse (p < {ALPHA} after Holm's "
-        f"correction); nothing is bold where all differences are inside the noise. Image metrics are compared on "
-        f"the same resamples of the images, and of the seeds where there are several; pixel metrics over the "
+        f"correction); nothing is bold where all differences are inside the noise. Methods are compared on the "
+        f"same resamples of the images, and of the seeds where there are several; where these are not known, over the "
         f"signs of the classes' differences, or over the seeds, and not at all where both are too few.",
     ]
     if summary.has_intervals:
         said.append(
             f"Intervals hold with {100 * LEVEL:.0f} % for another choice of images of the same classes "
-            f"(bootstrap within class and label, bias-corrected and accelerated)."
+            f"(bootstrap within class and label, for pixel metrics among images with and without anomalous pixels; "
+            f"bias-corrected and accelerated)."
         )
     entries = [
         summary.entry(n, t, m) for n in summary.names for t in places(summary) for m in summary.metrics
