@@ -185,6 +185,7 @@ def exact(maps: np.ndarray, masks: np.ndarray) -> Values:
 def reevaluate(order: str, *, images: int) -> dict[str, object]:
     """15 classes measured again from a run's folder of grids (4, 37, 37) float16, as `zsad remeasure` does."""
     from zsad.metrics.again import measure_again
+    from zsad.metrics.kept import STATES_FILE
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -194,18 +195,23 @@ def reevaluate(order: str, *, images: int) -> dict[str, object]:
         single = measure_again(folder, data).to_json()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         memory = held_mb("VmHWM") - before
+        counted = time.perf_counter()
+        third = measure_again(folder, data).to_json()
+        counted = time.perf_counter() - counted
+        (folder / STATES_FILE).unlink()
         wall_two = time.perf_counter()
         double = measure_again(folder, data, processes=2).to_json()
         wall_two = time.perf_counter() - wall_two
     seconds = {"cpu_seconds": cpu, "wall_seconds_one_process": wall, "wall_seconds_two_processes": wall_two}
-    return {"images": images, **seconds, "memory_mb": memory, "same_in_two_processes": single == double}
+    seconds["wall_seconds_counted_before"] = counted
+    return {"images": images, **seconds, "memory_mb": memory, "same": single == double == third}
 
 
 def write_run(folder: Path, order: str, *, images: int) -> DataSet:
     """A run of scores and grids as an evaluation leaves it, its masks kept; every fifth image is normal."""
     from zsad.data.manifest import DataSet
     from zsad.infer.store import GRIDS_FILE, ROWS_FILE, RUN_FILE, GridFile, row_line
-    from zsad.metrics.again import MASKS_FILE, KeptMasks
+    from zsad.metrics.kept import MASKS_FILE, KeptMasks
     from zsad.nn.maps import MapSpec
     from zsad.types import Sample
 
@@ -285,12 +291,13 @@ def render(results: dict[str, dict], again: dict[str, dict]) -> str:
         lines.append(f"| {name} | {value:.7f} | {found:.7f} | {abs(found - value):.1e} | {bound:.1e} |")
     lines += [
         "",
-        "| measured again from grids | images | CPU s | wall s | two processes, wall s | additional MB |",
+        "| measured again from grids | images | CPU s | wall s | two processes, wall s | counted before | more MB |",
     ]
-    lines += ["|---|---|---|---|---|---|"]
+    lines += ["|---|---|---|---|---|---|---|"]
     lines += [
         f"| {order} | {result['images']} | {result['cpu_seconds']:.2f} | {result['wall_seconds_one_process']:.2f} "
-        f"| {result['wall_seconds_two_processes']:.2f} | {result['memory_mb']:.0f} |"
+        f"| {result['wall_seconds_two_processes']:.2f} | {result['wall_seconds_counted_before']:.2f} "
+        f"| {result['memory_mb']:.0f} |"
         for order, result in again.items()
     ]
     return "\n".join(lines)
@@ -341,7 +348,7 @@ def main() -> None:
     print(render(results, again))
     if wrong := outside(results):
         raise SystemExit("the truth lies outside the bound of " + "; ".join(wrong))
-    if not all(result["same_in_two_processes"] for result in again.values()):
+    if not all(result["same"] for result in again.values()):
         raise SystemExit("two processes gave other numbers than one")
 
 

@@ -16,8 +16,9 @@ from zsad.errors import DataError
 from zsad.infer.prediction import Prediction
 from zsad.infer.store import as_stored
 from zsad.infer.writer import RunWriter, file_state
-from zsad.metrics import again
-from zsad.metrics.again import MASKS_FILE, measure_again
+from zsad.metrics import kept
+from zsad.metrics.again import keep_states, measure_again
+from zsad.metrics.kept import MASKS_FILE, STATES_FILE
 from zsad.metrics.protocols import evaluate
 from zsad.nn.maps import MapSpec
 from zsad.types import Sample
@@ -77,8 +78,38 @@ def test_numbers_are_those_of_the_evaluation_and_need_no_picture(
     def no(*_: object, **__: object) -> None:
         raise AssertionError("a picture was read")
 
-    monkeypatch.setattr(again, "load_mask", no)
+    monkeypatch.setattr(kept, "load_mask", no)
     assert measure_again(tmp_path / "run", data, **wanted).to_json() == first.to_json()
+
+
+def test_other_metrics_of_what_was_counted_take_no_map(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, states = tmp_path / "run", []
+    evaluate(Drawn(run), data, collect=states.append)
+    keep_states(run, data, states)
+    wanted = {"also": ["aupimo", "aupro@0.1"], "micro": True, "pro": "anomalyclip", "limit": 0.2}
+    expected = evaluate(Drawn(tmp_path / "other"), data, **wanted).to_json()
+    slow = measure_again(tmp_path / "other", data, **wanted)
+    assert slow.to_json() == expected and (tmp_path / "other" / STATES_FILE).is_file()
+
+    def no(*_: object, **__: object) -> None:
+        raise AssertionError("a map was made")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Prediction, "canonical_map", no)
+        seen: list[tuple[int, int]] = []
+        for folder in (run, tmp_path / "other"):
+            found = measure_again(folder, data, progress=lambda *now: seen.append(now), **wanted)
+            assert found.to_json() == expected
+        assert seen[-1] == (89, 89)
+        assert measure_again(run, data, classes=["nut"]).rows[0].name == "nut"
+    kept_file = run / STATES_FILE
+    kept_file.write_bytes(kept_file.read_bytes()[:-2000])
+    assert measure_again(run, data, **wanted).to_json() == expected
+    mask = next(sample.mask for sample in data.samples if sample.mask is not None)
+    Image.fromarray(np.eye(40, 48, dtype=np.uint8)).save(mask)
+    assert measure_again(run, data, **wanted).to_json() != expected
 
 
 def test_what_has_changed_is_not_taken_for_what_was_measured(data: DataSet, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from zsad.infer.prediction import Prediction
 from zsad.infer.store import OVERLAYS, as_stored
 from zsad.infer.writer import RunWriter, file_state
 from zsad.methods.base import Method
+from zsad.metrics.again import keep_states
 from zsad.metrics.curves import curves
 from zsad.metrics.protocols import EXACT_HINT, ClassScores, evaluate
 from zsad.metrics.table import COLUMNS, ResultRow
@@ -135,6 +136,7 @@ def measure(
         table = evaluate(kept, data, progress=report, collect=states.append)
     with suppress(OSError):
         (folder / OVERLAYS).rmdir()  # a measurement draws none
+    keep_states(folder, data, states)
     files = _write(work, key, kept.rows, states, whole)
     counted: dict[str, npt.NDArray[Any]] = {}
     for title, pixels in count_pixels(

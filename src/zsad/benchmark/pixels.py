@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from zsad.benchmark.results import read_arrays
 from zsad.benchmark.statistics import MOST_LEFT_OUT, RESAMPLES, Float64, Sampled, draw_counts, influence
 from zsad.data.manifest import DataSet
-from zsad.metrics.again import MASKS_FILE, KeptMasks, KeptRun
+from zsad.metrics.again import KeptRun
 from zsad.metrics.classes import ClassScores
+from zsad.metrics.kept import MASKS_FILE, KeptMasks
 from zsad.metrics.streaming import UNIT, PixelMetrics
 
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")

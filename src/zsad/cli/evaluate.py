@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zsad.errors import ZsadError
     from zsad.infer.prediction import Prediction
     from zsad.infer.writer import RunWriter
+    from zsad.metrics.classes import ClassScores
     from zsad.metrics.table import ResultTable
     from zsad.types import Sample
 
@@ -75,6 +76,7 @@ def evaluate_command(
     from zsad.infer.store import OVERLAYS
     from zsad.infer.writer import check_place
     from zsad.methods.registry import sources_note
+    from zsad.metrics.again import keep_states
     from zsad.metrics.protocols import evaluate
 
     check_place(out)
@@ -92,6 +94,7 @@ def evaluate_command(
     total = sum(classes is None or sample.class_name in classes for sample in found.samples)
     with progress("evaluating", total) as advance:
         position, detector.on_tile = Position(advance), advance.tiles
+        measured: list[ClassScores] = []
         try:
             with scorer.writer:
                 table = evaluate(
@@ -105,11 +108,13 @@ def evaluate_command(
                     also=also or (),
                     micro=micro,
                     transductive=domain if transductive else None,
+                    collect=measured.append,
                 )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"{position.done} of {total} images are scored, the same command goes on there"
             ) from None
+    keep_states(out, found, measured)
     with suppress(OSError):
         (out / OVERLAYS).rmdir()  # an evaluation draws none
     table.seen = overlap.sentence()

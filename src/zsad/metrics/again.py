@@ -1,23 +1,18 @@
 """Metrics taken again from what a run kept, its scores and score grids: without the model, in seconds.
 
-The masks at the size of the maps are kept beside the grids the first time, some hundred bytes each, so that the
-next time reads no picture at all. Classes are cut into parts that processes measure (threads would wait for each other
-in Python), this one among them; what is counted are whole numbers, so that the parts together give the numbers of the
-whole to the last digit.
+What an evaluation counted of each class is kept beside the grids, so that other metrics of it, whatever their limits,
+take no map at all. Where it is not there, maps are made again and counted. Their masks, at the size of the maps, are
+kept then, some hundred bytes each, so that the next time reads no picture. Classes are cut into parts that processes
+measure (threads would wait for each other in Python), this one among them; what is counted are whole numbers, so that
+the parts together give the numbers of the whole to the last digit.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import threading
-import zipfile
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,13 +21,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsad.data.image import load_mask
+import zsad
 from zsad.data.manifest import DataSet
 from zsad.errors import DataError
-from zsad.files import atomic_write
 from zsad.infer.store import GRIDS_FILE, read_grids, read_rows, read_run_file, restore
 from zsad.infer.writer import file_state
 from zsad.metrics.classes import ClassScores, Pro
+from zsad.metrics.kept import (
+    MASKS_FILE,
+    STATES_FILE,
+    KeptMasks,
+    KeptStates,
+    digest,
+    mask_key,
+)
 from zsad.metrics.protocols import (
     Metrics,
     Progress,
@@ -41,74 +43,14 @@ from zsad.metrics.protocols import (
     empty_groups,
     evaluate_scores,
 )
+from zsad.metrics.streaming import PixelMetrics
 from zsad.metrics.table import ResultTable
 from zsad.nn.maps import MapSpec
 from zsad.types import Sample
 
-MASKS_FILE = "masks.npz"
 _PART = 64  # images a process measures before it takes the next
 _AHEAD = 6  # parts for each process that may be in work at once: what they counted takes some megabytes
 _Pair = tuple[Sample, dict[str, Any]]
-
-
-@dataclass(slots=True)
-class KeptMasks:
-    """Masks (H, W) as maps are measured with, one bit a pixel and packed, by what `_mask_key` says of them."""
-
-    found: dict[str, bytes] = field(default_factory=dict)
-    new: bool = False
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @classmethod
-    def of(cls, path: Path) -> KeptMasks:
-        """Those of a file; none where it is missing or broken, as they can be made again."""
-        try:
-            with np.load(path, allow_pickle=False) as content:
-                keys, stops, packed = (content[name] for name in ("keys", "stops", "packed"))
-            data, starts = packed.tobytes(), [0, *stops[:-1].tolist()]
-            parts = zip(keys.tolist(), starts, stops.tolist(), strict=True)
-            return cls({key: data[start:stop] for key, start, stop in parts})
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return cls()
-
-    def read(
-        self, path: Path, size: tuple[int, int], *, image: Path, full: tuple[int, int]
-    ) -> NDArray[np.bool_]:
-        """The mask of `image`, which is `full` (H, W) pixels large, at `size` (H, W).
-
-        Raises:
-            ImageError: the file cannot be read.
-            DataError: the mask has another size than its image.
-        """
-        key = _mask_key(path, size, full)
-        if kept := self.found.get(key):
-            bits = np.frombuffer(zlib.decompress(kept), np.uint8)
-            return np.unpackbits(bits, count=size[0] * size[1]).view(np.bool_).reshape(size)
-        mask = load_mask(path, size=size, image=image, image_size=full)
-        self.put(mask, path, full=full)
-        return mask
-
-    def put(self, mask: NDArray[np.bool_], path: Path, *, full: tuple[int, int]) -> None:
-        """Keeps a mask (H, W) of the file `path`, made for an image of `full` (H, W) pixels."""
-        key, packed = _mask_key(path, (mask.shape[0], mask.shape[1]), full), np.packbits(mask).tobytes()
-        with self._lock:
-            self.found[key], self.new = zlib.compress(packed, 1), True
-
-    def write(self, path: Path) -> None:
-        """Writes them, whole or not at all; nothing where nothing is new.
-
-        Raises:
-            StorageError: the disk is full, or the folder cannot be written.
-        """
-        if not self.new:
-            return
-        parts = list(self.found.values())
-        arrays: dict[str, Any] = {
-            "keys": np.array(list(self.found)),
-            "stops": np.cumsum([len(part) for part in parts], dtype=np.int64),
-            "packed": np.frombuffer(b"".join(parts), np.uint8),
-        }
-        atomic_write(path, lambda stream: np.savez(stream, **arrays))
 
 
 def measure_again(
@@ -127,7 +69,7 @@ def measure_again(
     """The table that `evaluate` gives, from the folder that an evaluation, a prediction or a benchmark's cell left.
 
     Args:
-        folder: with run.json, predictions.jsonl and grids.npy; the masks are kept there, too.
+        folder: with run.json, predictions.jsonl and grids.npy; masks and what was counted are kept there, too.
         data: the data set, found where it lay when it was scored.
         classes: as in `evaluate`, like all that follow but the last.
         processes: that measure at once, this one included. More than one need, as always with `multiprocessing`, a
@@ -138,7 +80,7 @@ def measure_again(
         DataError: no run there; nothing of the data set in it; an image that has changed since.
         ConfigError: an unknown setting.
         MetricError: an impossible limit, or maps with NaN.
-        StorageError: the masks cannot be kept.
+        StorageError: nothing can be kept.
     """
     also = check_settings(metrics=metrics, pro=pro, limit=limit, also=also)
     folder = Path(folder)
@@ -151,11 +93,24 @@ def measure_again(
         )
     groups = empty_groups(samples, fallback=data.name, metrics=metrics, limit=limit)
     masks = KeptMasks.of(folder / MASKS_FILE)
-    parts = list(_parts(pairs))
+    states = KeptStates(folder / STATES_FILE)
+    keys: dict[tuple[str, str], str] = {}
+    rest: list[_Pair] = []
+    for kind, own in _by_class(pairs, data).items():
+        group = groups[kind]
+        key = run.key(own) if isinstance(group.pixels, PixelMetrics) else ""
+        if key and _filled(group, own, run, states, key):
+            continue
+        keys[kind] = key
+        rest += own
+    done = len(pairs) - len(rest)
+    if progress is not None and done:
+        progress(done, len(pairs))
+    parts = list(_parts(rest))
 
     kinds = [groups[part[0][0].dataset or data.name, part[0][0].class_name] for part in parts]
     tasks = [_Task(part, _emptied(kind, limit)) for part, kind in zip(parts, kinds, strict=True)]
-    done, alone = 0, processes < 2 or metrics == "exact" or len(tasks) < 2
+    alone = processes < 2 or metrics == "exact" or len(tasks) < 2
     found = _here(tasks, run, masks) if alone else _shared(tasks, run, masks, processes)
     for task, scores in zip(tasks, found, strict=True):
         groups[scores.dataset, scores.name].merge(scores)
@@ -163,12 +118,36 @@ def measure_again(
         if progress is not None:
             progress(done, len(pairs))
     masks.write(folder / MASKS_FILE)
+    for kind, key in keys.items():
+        states.put(groups[kind], key)
+    states.write()
     notes = list(data.notes)
     if len(pairs) < len(samples):
         notes.append(f"{len(samples) - len(pairs)} of {len(samples)} images were not scored and are left out")
     table = evaluate_scores(groups.values(), pro=pro, also=also, micro=micro, notes=notes)
     table.unreadable = len(samples) - len(pairs) + sum(len(group.unread_masks) for group in groups.values())
     return table
+
+
+def keep_states(folder: Path, data: DataSet, measured: Iterable[ClassScores]) -> None:
+    """Keeps what was counted of a run's classes, so that measuring it again takes no map.
+
+    Args:
+        folder: of the run, finished.
+        data: what was measured.
+        measured: the classes, with all of their scored images.
+
+    Raises:
+        DataError: the run cannot be read.
+        StorageError: it cannot be written into.
+    """
+    run, states = KeptRun.of(folder), KeptStates(folder / STATES_FILE)
+    found = [(sample, row) for sample in data.samples if (row := run.row(sample)) is not None]
+    pairs = _by_class(found, data)
+    for scores in measured:
+        if isinstance(scores.pixels, PixelMetrics):
+            states.put(scores, run.key(pairs.get((scores.dataset, scores.name), [])))
+    states.write()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +180,19 @@ class KeptRun:
             raise DataError(f"{sample.image} has changed since it was scored: score it again")
         return row
 
+    def key(self, pairs: Iterable[_Pair]) -> str:
+        """A key of all that decides what is counted of the images of a class."""
+
+        def lines() -> Iterator[object]:
+            yield zsad.__version__, self.spec.model_dump_json(), file_state(self.folder / GRIDS_FILE)
+            for sample, row in pairs:
+                own = file_state(self.folder / row["grid"]) if isinstance(row["grid"], str) else row["grid"]
+                size = (row["size"][0], row["size"][1])
+                mask = None if sample.mask is None else mask_key(sample.mask, self.spec.size, size)
+                yield sample.image, sample.label, row["file"], own, row.get("map_spec"), mask
+
+        return digest(lines())
+
     def add(self, scores: ClassScores, sample: Sample, row: dict[str, Any], masks: KeptMasks) -> None:
         """Adds a scored image to its class."""
         prediction = restore(row, self.grids, self.spec, folder=self.folder)
@@ -210,6 +202,27 @@ class KeptRun:
             return masks.read(path, size, image=sample.image, full=prediction.size)
 
         scores.add(sample, prediction, read_mask=read_mask)
+
+
+def _by_class(pairs: Iterable[_Pair], data: DataSet) -> dict[tuple[str, str], list[_Pair]]:
+    """The images of each class, by the names of its data set and its own."""
+    found: dict[tuple[str, str], list[_Pair]] = {}
+    for sample, row in pairs:
+        found.setdefault((sample.dataset or data.name, sample.class_name), []).append((sample, row))
+    return found
+
+
+def _filled(group: ClassScores, pairs: list[_Pair], run: KeptRun, states: KeptStates, key: str) -> bool:
+    """Adds all images of a class whose pixels were counted before; whether they were."""
+    known = ClassScores(group.dataset, group.name)
+    if group.pixels is None or not states.fill(known, key, limit=group.pixels.limit):
+        return False
+    pixels, known.pixels = known.pixels, None
+    for sample, row in pairs:
+        run.add(known, sample, row, KeptMasks())  # without pixels: its score alone
+    known.pixels = pixels
+    group.merge(known)
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,19 +318,6 @@ def _measured(task: _Task) -> tuple[ClassScores, dict[str, bytes]]:
     return scores, {key: mask for key, mask in masks.found.items() if key not in known}
 
 
-def _mask_key(path: Path, size: tuple[int, int], full: tuple[int, int]) -> str:
-    """A name for all that decides a mask: its file and the state of that, H and W it is taken at and made for."""
-    place = _resolved(path.parent.absolute()) / path.name
-    text = f"{place}|{file_state(path)}|{size}|{full}"
-    return hashlib.blake2b(os.fsencode(text), digest_size=16).hexdigest()
-
-
-@lru_cache(maxsize=256)
-def _resolved(folder: Path) -> Path:
-    """A folder without links on its way: a data set has few, and thousands of masks in them."""
-    return folder.resolve()
-
-
 def _parts(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
     """Runs of images of one class, at most `_PART` long."""
     part: list[_Pair] = []
@@ -326,7 +326,8 @@ def _parts(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
             yield part
             part = []
         part.append((sample, row))
-    yield part
+    if part:
+        yield part
 
 
 def _class(sample: Sample) -> tuple[str, str]:
