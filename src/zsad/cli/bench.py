@@ -23,14 +23,15 @@ def bench_command(
     """Measure this machine's matrix products, and what share of them each backend reaches with a model.
 
     The floor is the time that the model's products and convolutions would take at the best rate that a single large
-    product reaches here. With --backbone alone the method is plain CLIP on that tower; without its weights numbers
-    are drawn in their place, which changes no time.
+    product reaches here; products are run between the passes, too, as a machine's speed comes and goes. With
+    --backbone alone the method is plain CLIP on that tower; without its weights numbers are drawn in their place,
+    which changes no time.
 
     Args:
         model: Bundled model, run folder, checkpoint, or a method without training (clip, clip-tiny).
         backbone: Measure plain CLIP on this tower instead, by name or path.
         weights: File or folder of the backbone's weights; without, a known backbone gets drawn ones.
-        repeats: Passes of which the best counts.
+        repeats: Passes of each backend.
         threads: Processor threads; by default all cores.
     """
     from zsad.device import use_threads
@@ -55,7 +56,7 @@ def _measure(loaded: Loaded, *, repeats: int, threads: int) -> None:
 
     from zsad.cli.console import note
     from zsad.errors import ConfigError
-    from zsad.export.speed import Speed, flops_of, peaks, speeds
+    from zsad.export.speed import Products, Speed, flops_of, speeds
     from zsad.infer.backends.torch import TorchBackend
 
     runner = loaded.backend
@@ -63,14 +64,16 @@ def _measure(loaded: Loaded, *, repeats: int, threads: int) -> None:
         raise ConfigError(f"{loaded.file} is an exported graph; give the model it was made from")
     flops, rows = flops_of(runner), list[Speed | str]()
     note("zsad: measuring matrix products")
-    best = peaks()
-    helps = best["bf16"].rate > best["fp32"].rate
+    products = Products()
+    helps = products.best["bf16"].rate > products.best["fp32"].rate
     if not helps:
         rows.append("torch bf16: not measured, products in bf16 are slower than in fp32 on this processor")
     with tempfile.TemporaryDirectory(prefix="zsad-bench-") as scratch:
         for row in speeds(
             loaded,
             Path(scratch),
+            products=products,
+            flops=flops,
             repeats=repeats,
             threads=threads,
             precisions=("fp32", "bf16") if helps else ("fp32",),
@@ -78,10 +81,7 @@ def _measure(loaded: Loaded, *, repeats: int, threads: int) -> None:
             rows.append(row)
             if isinstance(row, Speed):
                 note(f"zsad: measured {row.backend} {row.precision}")
-                best = peaks(
-                    best
-                )  # again beside each, since other work and the processor's clock come and go
-    _print(loaded, rows, best, flops=flops, threads=threads)
+    _print(loaded, rows, products.best, flops=flops, threads=threads)
 
 
 def _print(
@@ -97,20 +97,18 @@ def _print(
             f"best product in {peak.precision}, {threads} threads: {peak.rate / 1e9:.0f} GFLOP/s ({peak.library}), "
             f"floor {1000 * flops / peak.rate:.0f} ms an image"
         )
-    say(
-        f"{'backend':<10} {'precision':<9} {'ms':>8} {'GFLOP/s':>8} {'share':>6}   {'processor ms':>12} {'share':>6}"
-    )
+    say(f"{'backend':<10} {'precision':<9} {'ms':>8} {'GFLOP/s':>8} {'of best':>8} {'beside':>7}")
     for row in rows:
         if isinstance(row, str):
             say(row)
             continue
-        rate, processor_rate, peak = flops / row.best.wall, flops / row.best.processor, best[row.precision]
+        rate = flops / row.seconds
         say(
-            f"{row.backend:<10} {row.precision:<9} {1000 * row.best.wall:8.1f} {rate / 1e9:8.0f} "
-            f"{100 * rate / peak.rate:4.0f} %   {1000 * row.best.processor:12.1f} "
-            f"{100 * processor_rate / peak.processor_rate:4.0f} %"
+            f"{row.backend:<10} {row.precision:<9} {1000 * row.seconds:8.1f} {rate / 1e9:8.0f} "
+            f"{100 * rate / best[row.precision].rate:6.0f} % {100 * row.beside:5.0f} %"
         )
-    say("share: of the best product; by processor time, which other work on the machine leaves alone")
+    say("of best: the best pass against the best product, a moment's rate on a machine with other work")
+    say("beside: a pass against the products run just before and behind it, the median of the passes")
 
 
 def _drawn(backbone: str) -> Loaded:

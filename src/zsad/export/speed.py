@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,37 +25,69 @@ _SHAPE = (1370, 1024, 4096)
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
-    """Seconds of one run: by the clock on the wall, and of the processor, of which other work takes nothing."""
-
-    wall: float
-    processor: float
-
-
-@dataclass(frozen=True, slots=True)
 class Peak:
-    """The best rate of matrix products found, in operations a second, and what reached it.
-
-    Attributes:
-        precision: of the products.
-        rate: by the wall's clock.
-        processor_rate: a second of processor time.
-        library: that reached `rate`.
-    """
+    """The best rate of matrix products found, in operations a second, and what reached it."""
 
     precision: str
     rate: float
-    processor_rate: float
     library: str
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What a backend takes for an image: the best of some passes."""
+    """What a backend takes for an image.
+
+    Attributes:
+        backend: its name.
+        precision: of its products.
+        seconds: of the best pass.
+        beside: the rate of a pass, of that which single products kept up just before and just behind it; the median
+            of the passes. Other work and the processor's clock change both alike.
+    """
 
     backend: str
     precision: str
-    best: Clock
+    seconds: float
+    beside: float
+
+
+class Products:
+    """This machine's matrix products, with the threads that are set, measured again and again.
+
+    Args:
+        seconds: that each way of multiplying is run for.
+
+    Attributes:
+        best: by precision, "fp32" and "bf16": the best product so far.
+    """
+
+    def __init__(self, *, seconds: float = 0.4) -> None:
+        rows, inner, columns = _SHAPE
+        left, right = torch.randn(rows, inner), torch.randn(columns, inner)
+        arrays = left.numpy(), np.ascontiguousarray(right.numpy().T)
+        halves = left.bfloat16(), right.bfloat16()
+        self._seconds = seconds
+        self._ways: dict[tuple[str, str], Callable[[], object]] = {
+            ("fp32", "torch"): lambda: torch.nn.functional.linear(left, right),
+            ("fp32", "numpy"): lambda: arrays[0] @ arrays[1],
+            ("bf16", "torch"): lambda: torch.nn.functional.linear(*halves),
+        }
+        self.best: dict[str, Peak] = {}
+        for precision, library in self._ways:
+            self._run(precision, library)
+
+    def rate(self, precision: str) -> float:
+        """What the best way of multiplying keeps up for a moment now, in operations a second."""
+        return self._run(precision, self.best[precision].library)
+
+    def _run(self, precision: str, library: str) -> float:
+        product, work = self._ways[precision, library], 2.0 * math.prod(_SHAPE)
+        product()
+        spans = list(_timed(product, seconds=self._seconds, count=1))
+        fastest, known = work / min(spans), self.best.get(precision)
+        if known is None or fastest > known.rate:
+            self.best[precision] = Peak(precision, fastest, library)
+        return work * len(spans) / sum(spans)
 
 
 def flops_of(backend: TorchBackend) -> float:
@@ -64,36 +99,12 @@ def flops_of(backend: TorchBackend) -> float:
         return counted(lambda: method(method.features(pixels)))[1]
 
 
-def peaks(known: Mapping[str, Peak] | None = None, *, seconds: float = 0.4) -> dict[str, Peak]:
-    """The machine's best matrix products, in fp32 and in bf16, with the threads that are set.
-
-    Args:
-        known: found before; kept where they are better.
-        seconds: to spend on each way of multiplying.
-    """
-    rows, inner, columns = _SHAPE
-    left, right = torch.randn(rows, inner), torch.randn(columns, inner)
-    arrays = left.numpy(), np.ascontiguousarray(right.numpy().T)
-    halves = left.bfloat16(), right.bfloat16()
-    ways: list[tuple[str, str, Callable[[], object]]] = [
-        ("fp32", "torch", lambda: torch.nn.functional.linear(left, right)),
-        ("fp32", "numpy", lambda: arrays[0] @ arrays[1]),
-        ("bf16", "torch", lambda: torch.nn.functional.linear(*halves)),
-    ]
-    best = dict(known or {})
-    for precision, library, product in ways:
-        clock = _best(product, seconds=seconds, count=1)
-        found = [2 * rows * inner * columns / span for span in (clock.wall, clock.processor)]
-        old = best.get(precision, Peak(precision, 0.0, 0.0, library))
-        name = library if found[0] > old.rate else old.library
-        best[precision] = Peak(precision, max(found[0], old.rate), max(found[1], old.processor_rate), name)
-    return best
-
-
 def speeds(
     loaded: Loaded,
     scratch: Path,
     *,
+    products: Products,
+    flops: float,
     repeats: int,
     threads: int,
     precisions: Sequence[Precision] = ("fp32", "bf16"),
@@ -103,6 +114,8 @@ def speeds(
     Args:
         loaded: a model in PyTorch, on the processor.
         scratch: an empty folder for graphs.
+        products: measured between the passes.
+        flops: of an image.
         repeats: passes, after one to warm up.
         threads: of the runtimes; PyTorch's are the process's own.
         precisions: in which PyTorch is asked.
@@ -111,17 +124,18 @@ def speeds(
     assert isinstance(model, TorchBackend)
     size = model.method.config.image_size
     pixels = np.random.default_rng(0).normal(size=(1, 3, size, size)).astype(np.float32)
+    stopwatch = _Stopwatch(products, flops, repeats)
     for precision in precisions:
         runner = TorchBackend(model.method, precision=precision)
-        yield Speed("torch", precision, _best(lambda: runner.run(pixels), count=repeats))  # noqa: B023 - used at once
+        yield stopwatch("torch", precision, lambda: runner.run(pixels))  # noqa: B023 - used at once
     if find_spec("onnxruntime") is None:
         yield "onnx, openvino: not installed, get them with: pip install 'zsad[openvino]'"
         return
-    yield from _graph_speeds(loaded, model, scratch / "model.onnx", pixels, repeats, threads)
+    yield from _graph_speeds(loaded, model, scratch / "model.onnx", pixels, stopwatch, threads)
 
 
 def _graph_speeds(
-    loaded: Loaded, model: TorchBackend, graph: Path, pixels: Float32, repeats: int, threads: int
+    loaded: Loaded, model: TorchBackend, graph: Path, pixels: Float32, stopwatch: _Stopwatch, threads: int
 ) -> Iterator[Speed | str]:
     from zsad.export.writer import unproven_card
     from zsad.infer.backends.onnx import OnnxBackend
@@ -144,15 +158,36 @@ def _graph_speeds(
         except ZsadError as error:
             yield f"{kind.name} {precision}: {error}"
             continue
-        yield Speed(kind.name, precision, _best(lambda: runner.run(pixels), count=repeats))  # noqa: B023 - used at once
+        yield stopwatch(kind.name, precision, lambda: runner.run(pixels))  # noqa: B023 - used at once
 
 
-def _best(run: Callable[[], object], *, seconds: float = 0.0, count: int) -> Clock:
-    """The least seconds of at least `count` runs, and of as many as fit into `seconds`, after one to warm up."""
-    run()
-    clocks = list[Clock]()
-    while len(clocks) < count or sum(clock.wall for clock in clocks) < seconds:
-        wall, processor = time.perf_counter(), time.process_time()
+@dataclass(frozen=True, slots=True)
+class _Stopwatch:
+    """Times passes of `flops` operations, `repeats` of each backend, with products between them."""
+
+    products: Products
+    flops: float
+    repeats: int
+
+    def __call__(self, backend: str, precision: Precision, run: Callable[[], object]) -> Speed:
         run()
-        clocks.append(Clock(time.perf_counter() - wall, max(time.process_time() - processor, 1e-9)))
-    return Clock(min(clock.wall for clock in clocks), min(clock.processor for clock in clocks))
+        spans, beside = [], [self.products.rate(precision)]
+        for span in _timed(run, seconds=0.0, count=self.repeats):
+            spans.append(span)
+            beside.append(self.products.rate(precision))
+        shares = [
+            self.flops / span / ((before + behind) / 2)
+            for span, (before, behind) in zip(spans, pairwise(beside), strict=True)
+        ]
+        return Speed(backend, precision, min(spans), statistics.median(shares))
+
+
+def _timed(run: Callable[[], object], *, seconds: float, count: int) -> Iterator[float]:
+    """Yields the seconds of at least `count` runs, and of as many as fit into `seconds`."""
+    done, spent = 0, 0.0
+    while done < count or spent < seconds:
+        start = time.perf_counter()
+        run()
+        span = time.perf_counter() - start
+        done, spent = done + 1, spent + span
+        yield span
