@@ -9,7 +9,7 @@ import numpy.typing as npt
 from markupsafe import Markup, escape
 
 _BINS = 25
-_WIDTH, _HEIGHT, _BASE, _LEFT = 640, 190, 156, 34
+_WIDTH, _HEIGHT, _BASE, _LEFT = 640, 194, 156, 34
 
 
 def histogram(
@@ -73,7 +73,7 @@ def _axis(top: int) -> str:
         f'<text x="{_LEFT - 6}" y="22" text-anchor="end">{top}</text>'
         f'<text x="{_LEFT - 6}" y="{_BASE + 4}" text-anchor="end">0</text>'
         f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH}" y1="{_BASE}" y2="{_BASE}"/>{ticks}'
-        f'<text x="{_LEFT + width / 2:.0f}" y="{_HEIGHT - 2}" text-anchor="middle">image score</text>'
+        f'<text x="{_LEFT + width / 2:.0f}" y="{_HEIGHT - 6}" text-anchor="middle">image score</text>'
     )
 
 
