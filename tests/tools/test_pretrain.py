@@ -101,6 +101,10 @@ def test_a_step_reaches_every_trained_parameter(corpus, tmp_path):
     batch = pretrain.read_batch(shards, np.arange(4), pretrain.View(side=6), "cpu")
     assert batch.maps.shape == (4, 12, 12, 400) and batch.last.shape == (4, 6, 6, 352)
     losses = trainer.losses(batch, np.random.default_rng(0))
+    with pretrain.mixed("cpu", "bf16"):
+        mixed = trainer.losses(batch, np.random.default_rng(0))
+    # A temperature of 1/14 stretches what bf16 rounds.
+    assert all(abs(mixed[name] - losses[name]) < 0.1 * abs(losses[name]) + 0.05 for name in losses)
     assert set(losses) == {"soft", "caption", "state", "dense", "image", "distil"}
     torch.stack(list(losses.values())).sum().backward()
     stages = ("visual.patch_embedding.first", "visual.patch_embedding.stages")

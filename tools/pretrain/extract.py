@@ -2,6 +2,10 @@
 
 For each item the joined maps of the teacher's early stages (what the stem puts out before training), the teacher's
 logits and last map, and the share of defect in every patch. Resumable: a shard that is complete is not made again.
+
+16 minutes for 5,500 items on two processor cores, of which drawing the corpus takes most; a GPU has not been measured.
+Always in full precision: bf16 would change the maps by 7 %. Shards of 500 items may be made anywhere and put together
+in one folder.
 """
 
 from __future__ import annotations
@@ -44,7 +48,13 @@ def _record(item: Item) -> dict[str, object]:
 
 @torch.inference_mode()
 def make_shard(
-    number: int, corpus: Corpus, stem: MobileStem, tail: TeacherTail, out: Path, pool: ThreadPoolExecutor
+    number: int,
+    corpus: Corpus,
+    stem: MobileStem,
+    tail: TeacherTail,
+    out: Path,
+    pool: ThreadPoolExecutor,
+    device: str,
 ) -> None:
     """Computes one shard and puts it in place whole."""
     columns: dict[str, list[np.ndarray]] = {"maps": [], "logits": [], "last": [], "shares": []}
@@ -53,12 +63,12 @@ def make_shard(
     pending = [pool.submit(corpus.item, index) for index in indices]
     for start in range(0, SHARD, BATCH):
         items = [future.result() for future in pending[start : start + BATCH]]
-        pixels = normalise([item.image for item in items])
-        maps, map16 = stage_maps(stem, pixels.to(memory_format=torch.channels_last))
+        pixels = normalise([item.image for item in items]).to(device, memory_format=torch.channels_last)
+        maps, map16 = stage_maps(stem, pixels)
         last, logits = tail(map16)
-        columns["maps"].append(maps.half().numpy())
-        columns["logits"].append(logits.half().numpy())
-        columns["last"].append(last.permute(0, 2, 3, 1).half().numpy())
+        columns["maps"].append(maps.half().cpu().numpy())
+        columns["logits"].append(logits.half().cpu().numpy())
+        columns["last"].append(last.permute(0, 2, 3, 1).half().cpu().numpy())
         columns["shares"].append(np.stack([token_shares(item.mask, stem.stride) for item in items]))
         records += [_record(item) for item in items]
     folder = out / f"shard{number:04d}"
@@ -70,19 +80,19 @@ def make_shard(
     scratch.replace(folder)
 
 
-def extract(corpus: Corpus, out: Path, *, count: int) -> None:
+def extract(corpus: Corpus, out: Path, *, count: int, device: str) -> None:
     """All shards of `count` items, each made once."""
     state, _ = load_state()
     stem = MobileStem(STEM, 64)
     warm_start(stem, state)
-    stem = stem.eval().to(memory_format=torch.channels_last)
-    tail = TeacherTail(state).eval()
+    stem = stem.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    tail = TeacherTail(state).eval().to(device)
     started = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
         for number in range(-(-count // SHARD)):
             if (out / f"shard{number:04d}").exists():
                 continue
-            make_shard(number, corpus, stem, tail, out, pool)
+            make_shard(number, corpus, stem, tail, out, pool, device)
             print(f"shard {number} at {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -95,6 +105,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for caches, checkpoints and the log")
     parser.add_argument("--items", type=int, default=5500)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--device", default="cpu", help="such as cuda")
 
 
 def corpus_of(options: argparse.Namespace) -> Corpus:
@@ -115,4 +126,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     arguments(parser)
     chosen = parser.parse_args()
-    extract(corpus_of(chosen), chosen.work / "features", count=chosen.items)
+    extract(corpus_of(chosen), chosen.work / "features", count=chosen.items, device=chosen.device)

@@ -206,7 +206,10 @@ def manifest_command(folder: Path, /, *, out: Path, split: str = "test", overwri
     from zsad.errors import ConfigError
 
     if out.is_dir() or out.suffix.lower() != ".json":
-        raise ConfigError(f"--out {out} is no name of a JSON file, expected one such as {out / 'meta.json'}")
+        place = out if out.is_dir() or not out.suffix else out.parent
+        raise ConfigError(
+            f"--out {out} is no name of a JSON file, expected one such as {place / 'meta.json'}"
+        )
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} is there already: give --overwrite or another --out")
     meta = write_meta(folder, out, split=split)

@@ -286,11 +286,11 @@ class _InWork:
     scores: ClassScores | None = None
 
     def ready(self) -> bool:
-        return self.scores is not None or (self.future.done() and not self.future.cancelled())
+        return self.scores is not None or self.future.done()
 
     def take(self) -> bool:
         """Takes the task back; whether it could be."""
-        return self.scores is None and not self.future.cancelled() and self.future.cancel()
+        return self.scores is None and self.future.cancel()
 
     def result(self, masks: KeptMasks) -> ClassScores:
         """Its scores, waited for; what masks were read for them goes into `masks`."""
