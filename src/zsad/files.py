@@ -7,12 +7,18 @@ import json
 import os
 import secrets
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from tokenize import TokenError
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from zsad.errors import StorageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
@@ -26,6 +32,22 @@ _REASONS = {
     errno.EISDIR: "it is a folder; choose the name of a file",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
 }
+# What NumPy, and the zip file below it, raise over damaged arrays; RuntimeError where bits ask for a password or for a
+# way of packing that nobody has.
+BROKEN_ARRAYS = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    TokenError,
+    TypeError,  # one array where several are expected, as is
+    AttributeError,  # in Python 3.10
+    zlib.error,
+    zipfile.BadZipFile,
+)
 _PREFIX, _SUFFIX = ".zsad-", ".tmp"
 
 
@@ -118,6 +140,17 @@ def parse_document(text: str | bytes) -> Any:
     except UnicodeEncodeError:
         raise ValueError("it holds half of a character (a lone surrogate)") from None
     return values
+
+
+def read_arrays(source: Path | BinaryIO) -> dict[str, NDArray[Any]] | None:
+    """The arrays of a .npz file; None where it is missing or broken."""
+    import numpy as np
+
+    try:
+        with np.load(source, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except BROKEN_ARRAYS:
+        return None
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsad.benchmark.results import read_arrays
 from zsad.benchmark.statistics import MOST_LEFT_OUT, RESAMPLES, Float64, Sampled, draw_counts, influence
 from zsad.data.manifest import DataSet
+from zsad.files import read_arrays
 from zsad.metrics.again import KeptRun
 from zsad.metrics.classes import ClassScores
 from zsad.metrics.kept import MASKS_FILE, KeptMasks

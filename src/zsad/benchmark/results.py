@@ -14,13 +14,9 @@ Names of images are relative to their data set's folder.
 from __future__ import annotations
 
 import json
-import zlib
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zsad.errors import DataError
@@ -118,15 +114,6 @@ class CellResult(BaseModel):
         """The unweighted mean over the classes for which a metric is defined; None where for none."""
         values = [value for row in self.rows if (value := row.metrics.get(column)) is not None]
         return sum(values) / len(values) if values else None
-
-
-def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
-    """The arrays of a .npz file; None where it is missing or broken."""
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, zlib.error, BadZipFile):
-        return None
 
 
 def cell_path(work: Path, key: str) -> Path:

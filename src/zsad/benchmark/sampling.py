@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsad.benchmark.pixels import ClassPixels, read_pixels, sample_pixels
-from zsad.benchmark.results import CellResult, read_arrays
+from zsad.benchmark.results import CellResult
 from zsad.benchmark.statistics import RESAMPLES, Sampled, sample_class
+from zsad.files import read_arrays
 
 _AGREEMENT = 1e-6  # of a cell's metrics with those of the scores beside it
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsad.errors import DataError
-from zsad.files import atomic_write, parse_json
+from zsad.files import BROKEN_ARRAYS, atomic_write, parse_json
 from zsad.infer.prediction import Prediction
 from zsad.infer.regions import Region
 from zsad.infer.roi import RegionOfInterest
@@ -176,7 +176,7 @@ def read_grids(path: Path) -> npt.NDArray[np.float16]:
         if path.stat().st_size == 0:  # all of them have files of their own
             return np.zeros((0, 1, 1, 1), np.float16)
         grids: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except BROKEN_ARRAYS as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no array or is cut off"
         raise DataError(f"{path} cannot be read ({reason}); run the same again, or --overwrite") from error
     return grids

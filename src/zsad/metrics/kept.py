@@ -9,9 +9,9 @@ import hashlib
 import io
 import os
 import threading
-import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from zsad.data.image import load_mask
 from zsad.errors import MetricError
-from zsad.files import atomic_write
+from zsad.files import atomic_write, read_arrays
 from zsad.infer.writer import file_state
 from zsad.metrics.classes import ClassScores
 from zsad.metrics.streaming import PixelMetrics
@@ -34,13 +34,14 @@ _MOST_STATES = 200  # some hundred kilobytes each; the oldest are given up
 
 def read_packed(path: Path) -> dict[str, bytes]:
     """The parts of a file that `write_packed` wrote; none where it is missing or broken."""
+    arrays = read_arrays(path) or {}
+    if {"keys", "stops", "packed"} - arrays.keys():
+        return {}
+    data, stops = arrays["packed"].tobytes(), arrays["stops"].tolist()
     try:
-        with np.load(path, allow_pickle=False) as content:
-            keys, stops, packed = (content[name] for name in ("keys", "stops", "packed"))
-        data, starts = packed.tobytes(), [0, *stops[:-1].tolist()]
-        parts = zip(keys.tolist(), starts, stops.tolist(), strict=True)
+        parts = zip(arrays["keys"].tolist(), [0, *stops[:-1]], stops, strict=True)
         return {key: data[start:stop] for key, start, stop in parts}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (TypeError, ValueError):  # not as many, or no numbers
         return {}
 
 
@@ -82,8 +83,9 @@ class KeptMasks:
         """
         key = mask_key(path, size, full)
         if kept := self.found.get(key):
-            bits = np.frombuffer(zlib.decompress(kept), np.uint8)
-            return np.unpackbits(bits, count=size[0] * size[1]).view(np.bool_).reshape(size)
+            with suppress(zlib.error, ValueError):  # damaged: read the file again
+                bits = np.frombuffer(zlib.decompress(kept), np.uint8)
+                return np.unpackbits(bits, count=size[0] * size[1]).view(np.bool_).reshape(size)
         mask = load_mask(path, size=size, image=image, image_size=full)
         self.put(mask, path, full=full)
         return mask
@@ -122,11 +124,10 @@ class KeptStates:
         if packed is None:
             return False
         try:
-            with np.load(io.BytesIO(zlib.decompress(packed)), allow_pickle=False) as content:
-                state = {name: content[name] for name in content.files}
+            state = read_arrays(io.BytesIO(zlib.decompress(packed))) or {}
             maskless, emptied = (int(count) for count in state.pop("left_out"))
             pixels = PixelMetrics.from_state(state)
-        except (KeyError, ValueError, EOFError, MetricError, zlib.error, zipfile.BadZipFile):
+        except (KeyError, TypeError, ValueError, MetricError, zlib.error):
             return False
         pixels.limit = limit  # decides nothing until the end
         scores.pixels, scores.maskless, scores.emptied = pixels, maskless, emptied

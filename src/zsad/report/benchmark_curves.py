@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from zsad.benchmark.results import CellResult, read_arrays
+from zsad.benchmark.results import CellResult
 from zsad.benchmark.sampling import ImageTable
 from zsad.benchmark.summary import Summary
+from zsad.files import read_arrays
 from zsad.metrics.curves import curves
 from zsad.metrics.streaming import ImageScores
 from zsad.report.axes import Axis
