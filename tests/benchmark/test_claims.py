@@ -69,6 +69,29 @@ def test_claim_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> None
         assert json.loads((tmp_path / "a.json").read_text())["pid"] == os.getpid()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_what_a_killed_process_left_is_swept_though_nobody_asks_for_it(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from zsad.benchmark.claims import Claims\n"
+        "own = Claims(Path(sys.argv[1])); assert own.take('finished')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert process.returncode == -signal.SIGKILL and (tmp_path / "finished.json").exists()
+    halves = [tmp_path / name for name in ("a.0f.tmp", "a.0f.void", ".0f.now")]
+    young = tmp_path / "b.1e.tmp"
+    for path in (*halves, young):
+        path.write_text("{}")
+    for path in halves:
+        os.utime(path, (1, 1))
+    living = Claims(tmp_path)
+    assert living.take("going on")
+    with Claims(tmp_path) as mine:
+        assert sorted(tmp_path.glob("*")) == [young, tmp_path / "going on.json"]
+        assert not mine.take("going on")
+    assert sorted(tmp_path.glob("*")) == [young, tmp_path / "going on.json"]
+
+
 def test_claim_of_another_machine_is_void_when_nobody_touches_it(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"pid": 1, "host": "elsewhere", "token": "x"}))

@@ -46,6 +46,7 @@ class Claims:
         self._beat = threading.Thread(target=self._keep_alive, name="zsad-claims", daemon=True)
 
     def __enter__(self) -> Claims:
+        self._sweep()
         self._beat.start()
         return self
 
@@ -54,6 +55,7 @@ class Claims:
         self._beat.join()
         for path in list(self._held):
             self._drop(path)
+        self._sweep()
 
     def take(self, name: str) -> bool:
         """Whether the work of this name is now this process's alone.
@@ -64,9 +66,7 @@ class Claims:
         path = self.folder / f"{name}.json"
         if not self._create(path):
             holder = _read(path)
-            if holder is None and path.exists() and self._age(path) < self.stale_seconds:
-                return False
-            if holder is not None and not self._is_void(path, holder):
+            if path.exists() and not self._is_void(path, holder):
                 return False
             if not self._clear(path, holder) or not self._create(path):
                 return False
@@ -111,12 +111,26 @@ class Claims:
             return False
         return True
 
-    def _is_void(self, path: Path, holder: dict[str, Any]) -> bool:
-        if holder["token"] == self.owner["token"]:
+    def _is_void(self, path: Path, holder: dict[str, Any] | None) -> bool:
+        """Whether nobody stands behind a claim any more; one that cannot be read may be in the making."""
+        if holder is not None and holder["token"] == self.owner["token"]:
             return False
-        if holder["host"] == self.owner["host"] and not _runs(holder["pid"]):
+        if holder is not None and holder["host"] == self.owner["host"] and not _runs(holder["pid"]):
             return True
         return self._age(path) > self.stale_seconds
+
+    def _sweep(self) -> None:
+        """Removes what killed processes left: who was killed between a result and the end of its claim leaves one
+        that nobody asks for again, and one killed in the midst of taking it leaves a file under another name."""
+        for path in self.folder.glob("*.json"):
+            holder = _read(path)
+            if self._is_void(path, holder):
+                self._clear(path, holder)
+        for pattern in ("*.tmp", "*.void", ".*.now"):
+            for path in self.folder.glob(pattern):
+                if self._age(path) > self.stale_seconds:
+                    with suppress(OSError):
+                        path.unlink(missing_ok=True)
 
     def _age(self, path: Path) -> float:
         """Seconds since a claim was touched, by the clock of the machine that holds the folder."""
