@@ -210,3 +210,15 @@ def remove_leftovers(folder: Path) -> None:
     for leftover in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
         with suppress(OSError):
             leftover.unlink()
+
+
+def bytes_below(folder: Path, *, suffix: str = "") -> int:
+    """The sizes of the files below a folder together, links left out; files and folders that others remove while they
+    are counted count as nothing, where `Path.rglob` and `stat` would raise."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            with suppress(OSError):
+                total += path.stat().st_size if name.endswith(suffix) and not path.is_symlink() else 0
+    return total

@@ -120,22 +120,17 @@ def _version(package: str) -> str:
 
 
 def _caches() -> Iterator[tuple[str, str]]:
+    from zsad.files import bytes_below
+
     folder = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser() / "hub"
-    state = f"{_size(folder)} in {folder}" if folder.is_dir() else f"none yet, would be {folder}"
+    state = (
+        f"{bytes_below(folder) / 1e9:.2f} GB in {folder}"
+        if folder.is_dir()
+        else f"none yet, would be {folder}"
+    )
     offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
     yield "hub", state + offline
     yield "features", "beside each training run, in its folder `features`"
-
-
-def _size(folder: Path) -> str:
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            if path.is_file() and not path.is_symlink():
-                total += path.stat().st_size
-        except OSError:
-            continue
-    return f"{total / 1e9:.2f} GB"
 
 
 def _bundled() -> Iterator[tuple[str, str]]:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from zsad.errors import DataError, StorageError
-from zsad.files import make_folder, parse_json, storage_errors, write_json
+from zsad.files import bytes_below, make_folder, parse_json, storage_errors, write_json
 from zsad.methods.base import ImageFeatures
 
 FORMAT = 1
@@ -151,7 +151,7 @@ class FeatureCache:
             return
         with storage_errors(self.root):
             free = shutil.disk_usage(self.root).free
-            used = sum(file.stat().st_size for file in self.root.glob("*/*.bin"))
+            used = bytes_below(self.root, suffix=".bin")
         advice = "train on fewer images (limit_per_class), set another cache_folder, or turn the cache off"
         problem = ""
         if self.max_bytes is not None and used + needed > self.max_bytes:
