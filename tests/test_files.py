@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 from shutil import rmtree
@@ -15,7 +14,7 @@ def test_bytes_below_counts_files_not_links(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(bytes(5))
     (tmp_path / "deep" / "deeper" / "b.bin").write_bytes(bytes(7))
     (tmp_path / "deep" / "c.json").write_bytes(bytes(11))
-    os.symlink(tmp_path / "a.bin", tmp_path / "link.bin")
+    (tmp_path / "link.bin").symlink_to(tmp_path / "a.bin")
     assert bytes_below(tmp_path) == 23
     assert bytes_below(tmp_path, suffix=".bin") == 12
     assert bytes_below(tmp_path / "none") == 0
