@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zsad.cli.main import main
 from zsad.train.checkpoint import read_card
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
@@ -49,7 +50,7 @@ def sources(out: Path) -> list[str]:
     return [json.loads(line)["source"] for line in (out / "predictions.jsonl").read_text().splitlines()]
 
 
-def test_interrupted_process_goes_on(toy, make_images, tmp_path: Path) -> None:
+def test_interrupted_process_goes_on(toy, make_images, tmp_path: Path, capsys) -> None:
     images = make_images(tmp_path / "in", MANY)
     out = tmp_path / "out"
     words = [*command(toy, out, "--batch-size", 1, "--no-report"), str(images)]
@@ -70,13 +71,12 @@ def test_interrupted_process_goes_on(toy, make_images, tmp_path: Path) -> None:
     assert said.count("\n") == 1 and "interrupted" in said
     done = sources(out)
     assert 3 <= len(done) < MANY + 5
-    again = subprocess.run([sys.executable, "-m", "zsad.cli.main", *words], capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert f"{len(done)} images of this run finished before" in again.stderr
+    assert main(words) == 0
+    assert f"{len(done)} images of this run finished before" in capsys.readouterr().err
     assert sources(out)[: len(done)] == done and len(set(sources(out))) == len(sources(out)) == MANY + 5
 
 
-def test_killed_process_leaves_whole_rows_and_goes_on(toy, make_images, tmp_path: Path) -> None:
+def test_killed_process_leaves_whole_rows_and_goes_on(toy, make_images, tmp_path: Path, capsys) -> None:
     images = make_images(tmp_path / "in", MANY)
     out = tmp_path / "out"
     words = [*command(toy, out, "--batch-size", 1, "--no-report"), str(images)]
@@ -94,9 +94,8 @@ def test_killed_process_leaves_whole_rows_and_goes_on(toy, make_images, tmp_path
     for row in rows:
         assert (out / row["overlay"]).stat().st_size > 500
     grids = np.load(out / "grids.npy")[: len(rows)].copy()
-    again = subprocess.run([sys.executable, "-m", "zsad.cli.main", *words], capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert f"{len(rows)} images of this run finished before" in again.stderr
+    assert main(words) == 0
+    assert f"{len(rows)} images of this run finished before" in capsys.readouterr().err
     assert (out / "predictions.jsonl").read_bytes().startswith(whole)
     assert len(set(sources(out))) == len(sources(out)) == MANY + 5
     assert np.array_equal(np.load(out / "grids.npy")[: len(rows)], grids)
