@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
@@ -22,6 +24,12 @@ from zsad.clip.weights import load_backbone
 from zsad.data.image import Preprocess
 from zsad.methods.registry import build
 from zsad.train.checkpoint import BackboneReference, Card, save_checkpoint
+
+# The same examples wherever and whenever the suite runs, however slow the machine; new ones on every run with
+# HYPOTHESIS_PROFILE=search.
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
 def write_backbone(folder: Path, *, seed: int = 0, name: str = "toy", embed_dim: int = 24) -> Path:

@@ -243,7 +243,7 @@ def test_wide_values_out_of_range_are_refused() -> None:
 ALLOWED = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.bool_))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.one_of(hnp.scalar_dtypes(), hnp.unicode_string_dtypes(max_len=2)).flatmap(
         lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=12))

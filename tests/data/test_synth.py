@@ -71,7 +71,7 @@ def test_every_kind_is_visible_on_flat_and_textured_images(kind: str, name: str)
         assert_honest(image, after, mask)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     height=st.integers(8, 130),
@@ -89,7 +89,7 @@ def test_mask_matches_changed_pixels(
     assert_honest(image, after, mask)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_defect_stays_on_the_foreground(seed: int) -> None:
     rng = np.random.default_rng(seed)

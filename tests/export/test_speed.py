@@ -55,7 +55,7 @@ def test_products_keep_their_best_and_tell_what_they_keep_up(monkeypatch: pytest
 def test_the_command_prints_floor_and_shares(
     toy: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "_SHAPE", (137, 256, 512))  # a hundredth of the work, which is not what is tested
+    monkeypatch.setattr(speed, "_SHAPE", (137, 256, 512))  # small: how fast it is, is not what is tested
     assert main(["bench", "--model", str(toy.model), "--repeats", "1", "--threads", "1"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"promptmoe on .*64 x 64 pixels: \d\.\d\d GFLOP an image", printed)

@@ -51,7 +51,7 @@ def made(scores: list[float], **wish: object) -> Calibration:
     return make_calibration(collected(scores), Wish.of(**wish), model=KEY)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(SCORES, st.floats(0, 1), st.sampled_from([0.0, 0.9]))
 def test_verdict_and_p_value_follow_the_stored_scores(scores: list[float], score: float, sure: float) -> None:
     calibration = made(scores, target_fpr=0.2, confidence=sure)
@@ -106,7 +106,7 @@ def test_pixel_rule_bounds_the_share_of_pixels() -> None:
     assert not few.met and few.value == pytest.approx(0.6, abs=1e-5) and few.promised == pytest.approx(1 / 3)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(SCORES, SCORES)
 def test_best_f1_is_that_of_all_cuts(normal: list[float], anomalous: list[float]) -> None:
     if len({*normal, *anomalous}) == 1:
@@ -246,7 +246,7 @@ def test_region_of_interest_is_all_that_counts(tmp_path: Path) -> None:
         ).mask((48, 64), (12, 16))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(1, 12), st.integers(1, 12))
 def test_masks_survive_their_runs(seed: int, height: int, width: int) -> None:
     mask = np.random.default_rng(seed).random((height, width)) < 0.5

@@ -38,7 +38,7 @@ def test_intervals_are_clopper_and_pearsons(hits: int, count: int) -> None:
     assert own == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(SCORES, RATES, CONFIDENCES)
 def test_limit_is_the_lowest_order_statistic_that_keeps_the_promise(
     scores: list[float], target: float, confidence: float
@@ -59,7 +59,7 @@ def test_limit_is_the_lowest_order_statistic_that_keeps_the_promise(
         assert limit.rate == pytest.approx(rate, abs=1e-9) and limit.rate > target
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SCORES, st.tuples(RATES, RATES), CONFIDENCES)
 def test_limit_falls_as_the_target_rises(
     scores: list[float], targets: tuple[float, float], confidence: float
@@ -72,7 +72,7 @@ def test_limit_falls_as_the_target_rises(
     assert surer.value >= low.value
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SCORES, st.floats(0, 1), RATES)
 def test_p_value_agrees_with_the_limit_on_average(scores: list[float], score: float, target: float) -> None:
     chance = p_value(np.sort(scores), score)

@@ -12,7 +12,7 @@ from zsad.errors import CalibrationError
 from zsad.infer.drift import _kolmogorov, compare, ks_test, martingale
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 1000))
 def test_ks_is_scipys_exact_one(first: int, second: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -28,7 +28,7 @@ def contains(polygon: np.ndarray, x: float, y: float) -> bool:
     return bool((crossing & (x < at)).sum() % 2)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.floats(0.2, 0.9))
 def test_regions_are_scipys_components(seed: int, threshold: float) -> None:
     values = smooth(seed)
@@ -46,7 +46,7 @@ def test_regions_are_scipys_components(seed: int, threshold: float) -> None:
     assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(st.integers(0, 10_000), st.floats(0.3, 0.8))
 def test_outline_parts_the_pixels_inside_from_those_around(seed: int, threshold: float) -> None:
     values = smooth(seed, size=(24, 30))
@@ -112,7 +112,7 @@ def test_small_ones_are_left_out_and_nothing_is_no_region() -> None:
             find_regions(values, threshold, size=(40, 40), min_area=area)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.floats(0, 2))
 def test_simplified_line_stays_near(seed: int, tolerance: float) -> None:
     angles = np.sort(np.random.default_rng(seed).uniform(0, 2 * np.pi, 60))

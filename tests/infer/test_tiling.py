@@ -70,7 +70,7 @@ def predict(source: object, tile: object, **looking: Any) -> Any:
     return predict_large(Darkness(), source, PREPROCESS, given, config=config)  # type: ignore[arg-type]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.tuples(st.integers(8, 4000), st.integers(8, 4000)),
     st.integers(16, 500),
@@ -258,7 +258,7 @@ def test_a_cut_off_tiff_is_an_image_error(tmp_path: Path) -> None:
 # rectangles
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(8, 30_000), st.integers(8, 30_000))
 def test_rectangles_keep_area_and_proportion(height: int, width: int) -> None:
     rows, columns = Preprocess((320, 320)).fitted((height, width), 16).image_size

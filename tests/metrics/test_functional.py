@@ -38,7 +38,7 @@ def test_equals_sklearn(dtype, levels):
     assert F.f1_max(scores, labels) == pytest.approx(sklearn_f1(labels, scores), abs=1e-12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.one_of(tied, free))
 def test_equals_loops(oracle, pairs):
     scores, labels = [s for s, _ in pairs], [y for _, y in pairs]
@@ -47,7 +47,7 @@ def test_equals_loops(oracle, pairs):
         assert getattr(F, name)(scores, labels) == pytest.approx(slow, abs=1e-12, nan_ok=True), name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(free)
 def test_monotone_transform_changes_nothing(pairs):
     scores, labels = np.array([s for s, _ in pairs]), np.array([y for _, y in pairs], int)

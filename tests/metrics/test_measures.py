@@ -135,7 +135,7 @@ small = st.integers(1, 3).flatmap(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(small, st.sampled_from([1, 3, 64]), st.sampled_from([0.1, 0.3, 1.0]))
 def test_truth_is_inside_the_bound_whatever_the_ties(parts, bins, limit):
     maps, masks, some = parts

@@ -16,7 +16,7 @@ masks = hnp.arrays(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(masks)
 def test_equals_flooding(oracle, mask):
     expected, count = oracle.label(mask)

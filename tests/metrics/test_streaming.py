@@ -71,7 +71,7 @@ small = st.integers(1, 3).flatmap(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(small, st.sampled_from([1, 2, 3, 4, 64]), st.sampled_from([0.1, 0.3, 1.0]))
 def test_truth_is_inside_the_bound_whatever_the_ties(pair, bins, limit):
     maps, masks = pair

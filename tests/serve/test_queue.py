@@ -121,7 +121,7 @@ def test_what_is_too_late_is_not_worked_on() -> None:
     assert work.batches == [["first"]]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 4), st.lists(st.sampled_from(["try", "take", "give", "leave"]), max_size=40))
 def test_places_never_exceed_their_count(count: int, steps: list[str]) -> None:
     async def play() -> None:

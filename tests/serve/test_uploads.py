@@ -90,7 +90,7 @@ contents = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(contents, st.data())
 def test_any_pieces_give_the_images_whole(images: list[bytes], data: st.DataObject) -> None:
     named = [(b"part %d.png" % index, content) for index, content in enumerate(images)]
@@ -103,7 +103,7 @@ def test_any_pieces_give_the_images_whole(images: list[bytes], data: st.DataObje
     assert budget.held == 0
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.binary(max_size=400), st.data())
 def test_mutated_forms_end_in_images_or_a_refusal(noise: bytes, data: st.DataObject) -> None:
     body = bytearray(form([(b"a.png", noise), (b"b.png", noise[::-1])]))
