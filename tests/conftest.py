@@ -31,6 +31,16 @@ settings.register_profile("steady", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
+# What a shell or a runner of tests says of its terminal is not what is tested here.
+for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR"):
+    os.environ.pop(name, None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """One thread for each test, whatever the one before it set: pictures are small, and workers share the cores."""
+    torch.set_num_threads(1)
+
 
 def write_backbone(folder: Path, *, seed: int = 0, name: str = "toy", embed_dim: int = 24) -> Path:
     """A random CLIP of four narrow blocks in zsad's own layout."""

@@ -34,14 +34,6 @@ def call(*words: object) -> tuple[int, str, str]:
     return code, said.getvalue(), told.getvalue()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes in MVTec's layout, each with three good images and three with a bright square."""

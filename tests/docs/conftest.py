@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -57,10 +56,7 @@ def place(world: Path, small_assets: Path, tmp_path: Path, monkeypatch: pytest.M
     _take(monkeypatch, small_assets)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(DOCS / "examples"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield folder
-    torch.set_num_threads(threads)
     sys.modules.pop("my_method", None)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 
 def _load() -> ModuleType:
@@ -22,11 +21,3 @@ def _load() -> ModuleType:
 def fake() -> ModuleType:
     """The module with the small method, the data and `run`."""
     return _load()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -46,7 +46,6 @@ def same_bits(one: Path, other: Path) -> None:
 def reference(fake, tmp_path_factory):
     """An uninterrupted run and its data."""
     root = tmp_path_factory.mktemp("reference")
-    torch.set_num_threads(1)
     data = fake.make_data(root / "data")
     method, model = fake.run(root / "run", data, TrainConfig(**SMALL))
     return data, method, model

@@ -174,12 +174,14 @@ class ResultTable:
         # As plain text: a file name in a note may hold what looks like markup.
         caption = Text("\n".join(self.notes)) if self.notes else None
         title = Text(f"SEEN DATA, not zero-shot: the model {self.seen}") if self.seen else None
-        table = Table(box=box.SIMPLE_HEAD, title=title, caption=caption, caption_justify="left")
+        table = Table(
+            box=box.SIMPLE_HEAD, title=title, caption=caption, caption_justify="left", collapse_padding=True
+        )
         several = len({row.dataset for row in self.rows if row.kind != "overall"}) > 1
         if several:
             table.add_column("data set", overflow="fold")
         table.add_column("class", overflow="fold")
-        table.add_column("images", justify="right")
+        table.add_column("images", justify="right", no_wrap=True)
         for heading in shown.values():
             table.add_column(heading, justify="right")
         previous = None
