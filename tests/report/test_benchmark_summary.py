@@ -14,7 +14,7 @@ from rich.console import Console
 
 from zsad.benchmark.results import CellResult, ClassRow, read_cells
 from zsad.benchmark.summary import FEWER, OVERALL, SEEN, Summary
-from zsad.metrics.table import COLUMNS
+from zsad.metrics.table import COLUMNS, ResultRow, ResultTable
 from zsad.report.benchmark import console_table
 from zsad.report.benchmark_text import (
     CSV_COLUMNS,
@@ -296,3 +296,20 @@ def test_terminal_table_says_it_all(cells: list[CellResult], summary: Summary) -
     narrow = Console(width=60, file=io.StringIO())
     narrow.print(console_table([cell("[red]m[/]", "set", {"x": 0.5})]))
     assert "[red]m[/]" in narrow.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_terminal_of_80_columns_loses_no_number() -> None:
+    measured = dict(zip(COLUMNS, (0.911, 0.922, 0.933, 0.944, 0.955, 0.966, 0.977), strict=True))
+    row = ClassRow(name="metal_nut", normal=220, anomalous=388, masks=388, metrics=measured)
+    names = ("promptmoe", "anomalyclip")
+    base = {"method": "clip", "backbone": "b", "backbone_sha256": "0" * 64, "target": "MagneticTile"}
+    found = [CellResult(**base, key=name, label=name, rows=(row,), trained_on=("MVTec",)) for name in names]
+    evaluated = ResultRow("MagneticTile", "metal_nut", "class", 220, 388, dict(measured))
+    for table, rows in ((console_table(found), 2), (ResultTable([evaluated]).render(), 1)):
+        console = Console(width=80, file=io.StringIO())
+        console.print(table)
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        for value in measured.values():
+            assert len(re.findall(rf" {100 * value:.1f}(?= |$)", text, re.MULTILINE)) >= rows, text
+        assert max(map(len, text.splitlines())) <= 80
+    assert "220 + 388" in text and "metal_nut" in text

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zsad.ablations import Ablations
 from zsad.ablations.study import Cell, Metrics, Study, Variant
-from zsad.metrics.table import COLUMNS
+from zsad.metrics.table import COLUMNS, plain_table
 from zsad.train.config import RUN_FIELDS
 
 if TYPE_CHECKING:
@@ -111,15 +111,13 @@ class Results:
 
     def render(self) -> list[RichTable]:
         """A `rich` table for each metric."""
-        from rich import box
-        from rich.table import Table
         from rich.text import Text
 
         tables = []
         for metric in self.study.table.metrics:
             headings, rows = self.cells(metric)
             title = Text(f"{COLUMNS[metric]}, in percent")
-            table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+            table = plain_table(title=title, title_justify="left", title_style="bold")
             for index, heading in enumerate(headings):
                 table.add_column(Text(heading), justify="right" if index else "left", overflow="fold")
             for row in rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,9 +14,10 @@ from zsad.benchmark.directions import DirectionMean, direction_means
 from zsad.benchmark.results import VERSION, CellResult
 from zsad.benchmark.summary import SEEN
 from zsad.files import write_json
-from zsad.metrics.table import COLUMNS
+from zsad.metrics.table import COLUMNS, plain_table
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
 RESULTS_FILE = "results.json"
@@ -30,13 +30,13 @@ class Written:
 
     Attributes:
         names: of the files, relative to the folder.
-        lines: the table for a terminal.
+        tables: for a terminal.
         holes: cells without a result, and why.
         problems: files of data sets that could not be used.
     """
 
     names: list[str]
-    lines: list[str]
+    tables: list[RenderableType]
     holes: list[tuple[str, str]]
     problems: int
 
@@ -64,23 +64,21 @@ def write_results(work: Path, cells: Sequence[CellResult]) -> Written:
         if cell.state == "failed"
     ]
     problems = {problem.path for cell in cells for problem in cell.problems}
-    names, lines = [RESULTS_FILE], _lines(direction_table(means))
+    names: list[str] = [RESULTS_FILE]
+    tables: list[RenderableType] = [direction_table(means)]
     if find_spec(_REPORT) is not None:
         report: Any = import_module(_REPORT)
         # A single direction's means are those of the table above, where they have their marks, too.
         apart = len({mean.trained_on for mean in means}) > 1
-        lines = _lines(report.console_table(list(cells), work=work)) + (lines if apart else [])
+        tables = [report.console_table(list(cells), work=work), *(tables if apart else [])]
         names += [path.relative_to(work).as_posix() for path in report.write_reports(work, list(cells))]
-    return Written(names, lines, holes, len(problems))
+    return Written(names, tables, holes, len(problems))
 
 
 def direction_table(means: Sequence[DirectionMean]) -> Table:
     """Means over data sets in percent, with deviations over seeds: a section for each direction."""
-    from rich import box
-    from rich.table import Table
-
     shown = [column for column in COLUMNS if any(mean.mean(column) is not None for mean in means)]
-    table = Table(box=box.SIMPLE_HEAD, title="mean over data sets, in percent", title_justify="left")
+    table = plain_table(title="mean over data sets, in percent", title_justify="left")
     for heading in ("trained on", "method", "sets"):
         table.add_column(heading, overflow="fold")
     for column in shown:
@@ -104,12 +102,3 @@ def _cell(mean: DirectionMean, column: str) -> str:
     if value is None:
         return "–"
     return f"{100 * value:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
-
-
-def _lines(renderable: Any) -> list[str]:
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), width=160, highlight=False)
-    with console.capture() as captured:
-        console.print(renderable)
-    return captured.get().rstrip("\n").split("\n")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zsad.benchmark.papers import Paper, Printed, papers_on, printed
 from zsad.benchmark.results import CellResult
 from zsad.data.catalog import Entry, bundled, letters
-from zsad.metrics.table import COLUMNS
+from zsad.metrics.table import COLUMNS, plain_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,10 +69,7 @@ class Reproduction:
 
     def render(self) -> Table:
         """A `rich` table in percent: paper, ours, difference; a dash where there is none; sources by short names."""
-        from rich import box
-        from rich.table import Table
-
-        table = Table(box=box.SIMPLE_HEAD)
+        table = plain_table()
         for heading in ("source", "class", "metric"):
             table.add_column(heading, overflow="fold")
         for heading in ("paper", "ours", "difference"):

@@ -143,8 +143,7 @@ def _write(results: Results, out: Path) -> list[str]:
 
 
 def _print(results: Results, written: list[str]) -> None:
-    from zsad.cli.console import printable, say
-    from zsad.cli.evaluate import say_table
+    from zsad.cli.console import printable, say, say_table
 
     study = results.study
     say(f"{study.table.title} ({results.paper.paper}, {study.table.source})")

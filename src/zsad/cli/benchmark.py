@@ -264,15 +264,15 @@ def _conclude(out: Path) -> int:
     """Writes results and report of what is there, prints the table, and returns the exit code."""
     from zsad.benchmark.conclude import write_results
     from zsad.benchmark.results import read_cells
-    from zsad.cli.console import note, printable, say
+    from zsad.cli.console import note, printable, say, say_table
     from zsad.errors import DataError
 
     cells = read_cells(out)
     if not cells:
         raise DataError(f"{out} holds no results of a benchmark; run one into it first")
     written = write_results(out, cells)
-    for line in written.lines:
-        say(line)
+    for table in written.tables:
+        say_table(table)
     for name, reason in written.holes:
         note(f"zsad: no result: {printable(name)}: {printable(reason)}")
     say(f"wrote {', '.join(written.names)} into {printable(out)}")

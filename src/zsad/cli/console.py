@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 from zsad.errors import printable as printable
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import Progress
 
 
@@ -22,6 +23,20 @@ def say(line: str = "") -> None:
 def note(line: str) -> None:
     """Prints a remark or an error on stderr."""
     _write(sys.stderr, line)
+
+
+def say_table(table: RenderableType) -> None:
+    """Prints a `rich` table, or several with lines between, as results are printed: as wide as the terminal.
+
+    A pipe or a file has no width: there it is 160 columns, unless COLUMNS asks for another.
+    """
+    from rich.console import Console
+
+    fixed = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal() else 160
+    console = Console(file=sys.stdout, width=fixed, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    say(captured.get().rstrip("\n"))
 
 
 def _write(stream: TextIO, line: str) -> None:

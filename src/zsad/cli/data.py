@@ -285,15 +285,12 @@ def _only(data: DataSet, classes: list[str]) -> DataSet:
 
 
 def _say_report(report: Report) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from zsad.cli.console import printable, say
-    from zsad.cli.evaluate import say_table
+    from zsad.cli.console import printable, say, say_table
+    from zsad.metrics.table import plain_table
 
     known = "" if report.known else ", not in the catalogue: counts are not compared"
     say(f"{printable(report.name)}: layout {report.layout}{known}")
-    table = Table(box=box.SIMPLE_HEAD)
+    table = plain_table()
     for heading in ("class", "normal", "anomalous", "masks", "without label"):
         table.add_column(heading, justify="left" if heading == "class" else "right", overflow="fold")
     for row in report.classes:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from zsad.detector import Detector
     from zsad.errors import ZsadError
     from zsad.infer.prediction import Prediction
@@ -202,30 +200,13 @@ def _writer(out: Path, detector: Detector, *, overwrite: bool) -> RunWriter:
 
 def print_table(table: ResultTable) -> None:
     """Prints the table of an evaluation and its notes."""
-    from zsad.cli.console import say
+    from zsad.cli.console import say, say_table
 
     rendered = table.render()
     rendered.caption = None
     say_table(rendered)
     for line in table.notes:
         say(f"note: {line}")
-
-
-def say_table(table: Table) -> None:
-    """Prints a `rich` table as results are printed."""
-    import os
-    import sys
-
-    from rich.console import Console
-
-    from zsad.cli.console import say
-
-    # A pipe or a file has no width; the table is not to be folded there, unless COLUMNS asks for it.
-    fixed = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal() else 160
-    console = Console(file=sys.stdout, width=fixed, highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-    say(captured.get().rstrip("\n"))
 
 
 def write_metrics(out: Path, table: ResultTable, more: dict[str, Any]) -> None:

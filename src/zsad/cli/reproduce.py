@@ -127,8 +127,7 @@ def _report(request: Request, method: str, dataset: str, place: Path) -> int:
     from zsad.benchmark.reproduce import compare, find_entry
     from zsad.benchmark.results import read_cell
     from zsad.cli.benchmark import run_cells
-    from zsad.cli.console import printable, say
-    from zsad.cli.evaluate import say_table
+    from zsad.cli.console import printable, say, say_table
     from zsad.errors import DataError
     from zsad.files import write_json
 

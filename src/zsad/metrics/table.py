@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,6 +25,9 @@ COLUMNS = {
     "pixel_ap": "pixel AP",
     "pixel_f1_max": "pixel F1-max",
 }
+
+# Names of classes and methods up to this length are never folded, however narrow the terminal.
+SHORT = 12
 
 # Heading of a further column, by the name in front of its limit.
 FURTHER = {
@@ -162,8 +165,6 @@ class ResultTable:
 
     def render(self, *, digits: int = 1) -> Table:
         """The rows in percent as a `rich` table; undefined is a dash, a column all undefined is left out."""
-        from rich import box
-        from rich.table import Table
         from rich.text import Text
 
         shown = {
@@ -174,13 +175,12 @@ class ResultTable:
         # As plain text: a file name in a note may hold what looks like markup.
         caption = Text("\n".join(self.notes)) if self.notes else None
         title = Text(f"SEEN DATA, not zero-shot: the model {self.seen}") if self.seen else None
-        table = Table(
-            box=box.SIMPLE_HEAD, title=title, caption=caption, caption_justify="left", collapse_padding=True
-        )
+        table = plain_table(title=title, caption=caption, caption_justify="left")
         several = len({row.dataset for row in self.rows if row.kind != "overall"}) > 1
         if several:
             table.add_column("data set", overflow="fold")
-        table.add_column("class", overflow="fold")
+        longest = max((len(row.name) for row in self.rows), default=0)
+        table.add_column("class", overflow="fold", no_wrap=longest <= SHORT)
         table.add_column("images", justify="right", no_wrap=True)
         for heading in shown.values():
             table.add_column(heading, justify="right")
@@ -194,6 +194,19 @@ class ResultTable:
             table.add_row(*lead, f"{row.normal} + {row.anomalous}", *cells, style=style)
             previous = row
         return table
+
+
+def plain_table(**settings: Any) -> Table:
+    """An empty `rich` table as all tables of results look: no frame, a line below the headings, and narrow enough that
+    an evaluation with every metric fits 80 columns.
+
+    Args:
+        settings: further arguments of `rich.table.Table`.
+    """
+    from rich import box
+    from rich.table import Table
+
+    return Table(box=box.SIMPLE_HEAD, collapse_padding=True, **settings)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zsad.benchmark.comparison import ALPHA
 from zsad.benchmark.statistics import LEVEL, Interval
 from zsad.benchmark.summary import FEWER, OVERALL, PARTIAL, SEEN, Entry, Summary
-from zsad.metrics.table import COLUMNS
+from zsad.metrics.table import COLUMNS, SHORT, plain_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -165,28 +165,25 @@ def text_of(entry: Entry) -> str:
 
 def console(summary: Summary) -> RenderableType:
     """One table for a terminal, a row for each method on each data set, with what there is to say below."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("data set", "method", "trained on"):
-        table.add_column(heading, overflow="fold")
+    table = plain_table()
+    sets = [summary.sets(name, target) for target in places(summary) for name in summary.names]
+    table.add_column("data set", overflow="fold")
+    table.add_column("method", overflow="fold", no_wrap=max(map(len, summary.names), default=0) <= SHORT)
+    if any(sets):
+        table.add_column("trained on", overflow="fold")
     for metric in summary.metrics:
         table.add_column(COLUMNS[metric], justify="right", min_width=5)
     for target in places(summary):
         table.add_section()
         for index, name in enumerate(name for name in summary.names if summary.asked(name, target)):
             lead = (target or MEAN) if index == 0 else ""
-            trained = summary.sets(name, target) or "–"
+            trained = [Text(summary.sets(name, target) or "–", style="dim")] if any(sets) else []
             cells = [summary.entry(name, target, metric) for metric in summary.metrics]
-            table.add_row(
-                Text(lead, style="bold"),
-                Text(name),
-                Text(trained, style="dim"),
-                *(Text(text_of(entry), style="bold" if entry.bold else "") for entry in cells),
-            )
+            values = (Text(text_of(entry), style="bold" if entry.bold else "") for entry in cells)
+            table.add_row(Text(lead, style="bold"), Text(name), *trained, *values)
     lines = [Text(f"hole: {name} on {target}: {reason}") for name, target, reason in holes(summary)]
     lines += [Text(f"note: {line}", style="dim") for line in notes(summary)]
     return Group(table, *lines)
