@@ -17,7 +17,7 @@ from zsad.infer.prediction import Prediction
 from zsad.infer.store import as_stored
 from zsad.infer.writer import RunWriter, file_state
 from zsad.metrics import kept
-from zsad.metrics.again import keep_states, measure_again
+from zsad.metrics.again import KeptRun, keep_states, measure_again
 from zsad.metrics.kept import MASKS_FILE, STATES_FILE
 from zsad.metrics.protocols import evaluate
 from zsad.nn.maps import MapSpec
@@ -87,7 +87,7 @@ def test_other_metrics_of_what_was_counted_take_no_map(
 ) -> None:
     run, states = tmp_path / "run", []
     evaluate(Drawn(run), data, collect=states.append)
-    keep_states(run, data, states)
+    keep_states(KeptRun.of(run), data, states)
     wanted = {"also": ["aupimo", "aupro@0.1"], "micro": True, "pro": "anomalyclip", "limit": 0.2}
     expected = evaluate(Drawn(tmp_path / "other"), data, **wanted).to_json()
     slow = measure_again(tmp_path / "other", data, **wanted)

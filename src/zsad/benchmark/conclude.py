@@ -64,7 +64,7 @@ def write_results(work: Path, cells: Sequence[CellResult]) -> Written:
         if cell.state == "failed"
     ]
     problems = {problem.path for cell in cells for problem in cell.problems}
-    names: list[str] = [RESULTS_FILE]
+    names = [RESULTS_FILE]
     tables: list[RenderableType] = [direction_table(means)]
     if find_spec(_REPORT) is not None:
         report: Any = import_module(_REPORT)

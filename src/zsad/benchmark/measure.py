@@ -25,7 +25,7 @@ from zsad.infer.prediction import Prediction
 from zsad.infer.store import OVERLAYS, as_stored
 from zsad.infer.writer import RunWriter, file_state
 from zsad.methods.base import Method
-from zsad.metrics.again import keep_states
+from zsad.metrics.again import KeptRun, keep_states
 from zsad.metrics.curves import curves
 from zsad.metrics.protocols import EXACT_HINT, ClassScores, evaluate
 from zsad.metrics.table import COLUMNS, ResultRow
@@ -136,11 +136,12 @@ def measure(
         table = evaluate(kept, data, progress=report, collect=states.append)
     with suppress(OSError):
         (folder / OVERLAYS).rmdir()  # a measurement draws none
-    keep_states(folder, data, states)
+    run = KeptRun.of(folder)
+    keep_states(run, data, states)
     files = _write(work, key, kept.rows, states, whole)
     counted: dict[str, npt.NDArray[Any]] = {}
     for title, pixels in count_pixels(
-        folder,
+        run,
         data,
         states,
         title=lambda dataset, name: class_title(dataset, name, whole),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsad.benchmark.statistics import MOST_LEFT_OUT, RESAMPLES, Float64, Sampled, draw_counts, influence
+from zsad.benchmark.statistics import MOST_ELEMENTS, MOST_LEFT_OUT, RESAMPLES, Float64, Sampled, draw_counts
 from zsad.data.manifest import DataSet
 from zsad.files import read_arrays
 from zsad.metrics.again import KeptRun
@@ -26,7 +26,6 @@ from zsad.metrics.streaming import UNIT, PixelMetrics
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")
 GROUPS = 256
 LIMIT = 0.3  # of PRO, as a benchmark measures it
-_MOST_ELEMENTS = 2_000_000  # of one array while resampling
 _ARRAYS = ("clean", "marked", "clean_normal", "normal", "anomalous", "weight")
 
 
@@ -100,7 +99,7 @@ class ClassPixels:
         images = [
             part.astype(float) for part in (self.clean_normal, self.normal, self.anomalous, self.weight)
         ]
-        step = max(1, _MOST_ELEMENTS // max(len(self.clean) + len(self.marked), self.weight.shape[1]))
+        step = max(1, MOST_ELEMENTS // max(len(self.clean) + len(self.marked), self.weight.shape[1]))
         for start in range(0, resamples, step):
             part = slice(start, start + step)
             times = marked[:, part].T.astype(float)
@@ -174,7 +173,7 @@ def _area(rates: Float64, overlaps: Float64) -> Float64:
 
 
 def count_pixels(
-    folder: Path,
+    run: KeptRun,
     data: DataSet,
     states: Iterable[ClassScores],
     *,
@@ -186,7 +185,7 @@ def count_pixels(
     The masks at the size of the maps are kept beside the grids, so that measuring again reads no picture.
 
     Args:
-        folder: the grids.
+        run: the cell's, with its grids.
         data: what was measured.
         states: of the classes, with all of their images.
         title: of a class, from the names of its data set and its own.
@@ -195,14 +194,11 @@ def count_pixels(
     Raises:
         StorageError: the masks cannot be kept.
     """
-    run, masks = KeptRun.of(folder), KeptMasks.of(folder / MASKS_FILE)
+    path = run.folder / MASKS_FILE
+    masks, scored = KeptMasks.of(path), run.by_class(data.samples, data)
 
     def images(state: ClassScores, limit: float) -> Iterator[tuple[str, PixelMetrics]]:
-        for sample in data.samples:
-            row = run.row(sample)
-            own = (sample.dataset or data.name, sample.class_name) == (state.dataset, state.name)
-            if row is None or not own:
-                continue
+        for sample, row in scored.get((state.dataset, state.name), []):
             pixels = PixelMetrics(limit=limit)
             run.add(ClassScores(state.dataset, state.name, pixels=pixels), sample, row, masks)
             if pixels.maps:
@@ -215,7 +211,7 @@ def count_pixels(
                 title(state.dataset, state.name),
                 ClassPixels.of(images(state, whole.limit), group_starts(whole)),
             )
-    masks.write(folder / MASKS_FILE)
+    masks.write(path)
 
 
 def read_pixels(path: Path) -> dict[str, ClassPixels]:
@@ -267,13 +263,11 @@ def sample_pixels(
             continue
         # What groups instead of scores change, taken of all images.
         off = np.array([value - each[metric] for value, each in zip(known, whole, strict=True)])
-        squared, cubed = influence(np.mean([each[metric] for each in left_out], axis=0), sizes)
-        sampled[metric] = Sampled(
-            tuple(seeds),
+        sampled[metric] = Sampled.of(
+            seeds,
             np.array([each[metric] for each in own]) + off,
             np.clip(np.stack([each[metric] for each in drawn]) + off[:, None], 0.0, 1.0),
-            squared,
-            cubed,
-            sum(sizes),
+            [each[metric] for each in left_out],
+            sizes,
         )
     return sampled

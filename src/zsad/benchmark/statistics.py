@@ -19,7 +19,7 @@ from zsad.errors import MetricError
 
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
 RESAMPLES, LEVEL = 2000, 0.95
-_MOST_ELEMENTS = 2_000_000  # of one array while resampling
+MOST_ELEMENTS = 2_000_000  # of one array while resampling
 MOST_LEFT_OUT = 1000  # images of a class; beyond, the acceleration is too small to matter
 ROUNDING = 1e-12
 
@@ -73,6 +73,27 @@ class Sampled:
     squared: float
     cubed: float
     images: int
+
+    @classmethod
+    def of(
+        cls,
+        seeds: Sequence[int | None],
+        values: Float64,
+        drawn: Float64,
+        left_out: Sequence[Float64],
+        sizes: Sequence[int],
+    ) -> Sampled:
+        """A metric of one class.
+
+        Args:
+            seeds: S of them.
+            values: (S,) of all images.
+            drawn: (S, R) of the resamples.
+            left_out: S times (N,), with one image left out.
+            sizes: of the samples that the N images were drawn from, one behind the other.
+        """
+        squared, cubed = _influence(np.mean(left_out, axis=0), sizes)
+        return cls(tuple(seeds), values, drawn, squared, cubed, sum(sizes))
 
     @classmethod
     def mean(cls, parts: Sequence[Sampled]) -> Sampled:
@@ -177,14 +198,12 @@ def sample_class(
     left_out = [_without_each(*row) for row in rows]
     found = {}
     for metric in IMAGE_METRICS:
-        squared, cubed = influence(np.mean([each[metric] for each in left_out], axis=0), sizes)
-        found[metric] = Sampled(
-            tuple(seeds),
+        found[metric] = Sampled.of(
+            seeds,
             np.array([each[metric][0] for each in values]),
             np.stack([each[metric] for each in drawn]),
-            squared,
-            cubed,
-            int(labels.size),
+            [each[metric] for each in left_out],
+            sizes,
         )
     return found
 
@@ -194,7 +213,7 @@ def draw_counts(size: int, resamples: int, generator: np.random.Generator) -> Co
     counts = np.empty((size, resamples), np.uint16)
     if size == 0:
         return counts
-    step = max(1, _MOST_ELEMENTS // size)
+    step = max(1, MOST_ELEMENTS // size)
     for start in range(0, resamples, step):
         width = min(step, resamples - start)
         places = generator.integers(0, size, size=(size, width)) * width + np.arange(width)
@@ -224,7 +243,7 @@ def counted_metrics(
     reached = np.searchsorted(ordered, ranked[first], side="right")
     resamples = normal_counts.shape[1]
     found = {metric: np.empty(resamples) for metric in IMAGE_METRICS}
-    step = max(1, _MOST_ELEMENTS // (normal.size + anomalous.size))
+    step = max(1, MOST_ELEMENTS // (normal.size + anomalous.size))
     for start in range(0, resamples, step):
         part = slice(start, start + step)
         false = np.zeros((normal.size + 1, min(step, resamples - start)))
@@ -269,7 +288,7 @@ def _without_each(normal: Float64, anomalous: Float64) -> dict[str, Float64]:
     return counted_metrics(normal, anomalous, counts[: sizes[0]], counts[sizes[0] :])
 
 
-def influence(left_out: Float64, sizes: Sequence[int]) -> tuple[float, float]:
+def _influence(left_out: Float64, sizes: Sequence[int]) -> tuple[float, float]:
     """Sums of squares and cubes of the images' influences, by the jackknife of several samples."""
     squared = cubed = 0.0
     for part in np.split(left_out, np.cumsum(sizes)[:-1]):

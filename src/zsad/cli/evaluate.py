@@ -74,7 +74,7 @@ def evaluate_command(
     from zsad.infer.store import OVERLAYS
     from zsad.infer.writer import check_place
     from zsad.methods.registry import sources_note
-    from zsad.metrics.again import keep_states
+    from zsad.metrics.again import KeptRun, keep_states
     from zsad.metrics.protocols import evaluate
 
     check_place(out)
@@ -112,7 +112,7 @@ def evaluate_command(
             raise KeyboardInterrupt(
                 f"{position.done} of {total} images are scored, the same command goes on there"
             ) from None
-    keep_states(out, found, measured)
+    keep_states(KeptRun.of(out), found, measured)
     with suppress(OSError):
         (out / OVERLAYS).rmdir()  # an evaluation draws none
     table.seen = overlap.sentence()

@@ -51,6 +51,7 @@ from zsad.types import Sample
 _PART = 64  # images a process measures before it takes the next
 _AHEAD = 6  # parts for each process that may be in work at once: what they counted takes some megabytes
 _Pair = tuple[Sample, dict[str, Any]]
+_Kind = tuple[str, str]  # names of data set and class
 
 
 def measure_again(
@@ -86,67 +87,64 @@ def measure_again(
     folder = Path(folder)
     samples = chosen_samples(data, classes)
     run = KeptRun.of(folder)
-    pairs = [(sample, row) for sample in samples if (row := run.row(sample)) is not None]
-    if not pairs:
+    scored = run.by_class(samples, data)
+    if not scored:
         raise DataError(
             f"{folder} holds no scores of {data.root}: give the data as they were given when scored"
         )
     groups = empty_groups(samples, fallback=data.name, metrics=metrics, limit=limit)
     masks = KeptMasks.of(folder / MASKS_FILE)
     states = KeptStates(folder / STATES_FILE)
-    keys: dict[tuple[str, str], str] = {}
-    rest: list[_Pair] = []
-    for kind, own in _by_class(pairs, data).items():
+    keys: dict[_Kind, str] = {}
+    tasks: list[_Task] = []
+    done, total = 0, sum(map(len, scored.values()))
+    for kind, own in scored.items():
         group = groups[kind]
         key = run.key(own) if isinstance(group.pixels, PixelMetrics) else ""
         if key and _filled(group, own, run, states, key):
+            done += len(own)
             continue
         keys[kind] = key
-        rest += own
-    done = len(pairs) - len(rest)
+        tasks += [
+            _Task(own[start : start + _PART], _emptied(group, limit)) for start in range(0, len(own), _PART)
+        ]
     if progress is not None and done:
-        progress(done, len(pairs))
-    parts = list(_parts(rest))
-
-    kinds = [groups[part[0][0].dataset or data.name, part[0][0].class_name] for part in parts]
-    tasks = [_Task(part, _emptied(kind, limit)) for part, kind in zip(parts, kinds, strict=True)]
+        progress(done, total)
     alone = processes < 2 or metrics == "exact" or len(tasks) < 2
     found = _here(tasks, run, masks) if alone else _shared(tasks, run, masks, processes)
     for task, scores in zip(tasks, found, strict=True):
         groups[scores.dataset, scores.name].merge(scores)
         done += len(task.pairs)
         if progress is not None:
-            progress(done, len(pairs))
+            progress(done, total)
     masks.write(folder / MASKS_FILE)
     for kind, key in keys.items():
         states.put(groups[kind], key)
     states.write()
     notes = list(data.notes)
-    if len(pairs) < len(samples):
-        notes.append(f"{len(samples) - len(pairs)} of {len(samples)} images were not scored and are left out")
+    if total < len(samples):
+        notes.append(f"{len(samples) - total} of {len(samples)} images were not scored and are left out")
     table = evaluate_scores(groups.values(), pro=pro, also=also, micro=micro, notes=notes)
-    table.unreadable = len(samples) - len(pairs) + sum(len(group.unread_masks) for group in groups.values())
+    table.unreadable = len(samples) - total + sum(len(group.unread_masks) for group in groups.values())
     return table
 
 
-def keep_states(folder: Path, data: DataSet, measured: Iterable[ClassScores]) -> None:
+def keep_states(run: KeptRun, data: DataSet, measured: Iterable[ClassScores]) -> None:
     """Keeps what was counted of a run's classes, so that measuring it again takes no map.
 
     Args:
-        folder: of the run, finished.
+        run: finished.
         data: what was measured.
         measured: the classes, with all of their scored images.
 
     Raises:
-        DataError: the run cannot be read.
-        StorageError: it cannot be written into.
+        DataError: an image has changed since.
+        StorageError: the run's folder cannot be written.
     """
-    run, states = KeptRun.of(folder), KeptStates(folder / STATES_FILE)
-    found = [(sample, row) for sample in data.samples if (row := run.row(sample)) is not None]
-    pairs = _by_class(found, data)
+    states, scored = KeptStates(run.folder / STATES_FILE), run.by_class(data.samples, data)
     for scores in measured:
         if isinstance(scores.pixels, PixelMetrics):
-            states.put(scores, run.key(pairs.get((scores.dataset, scores.name), [])))
+            states.put(scores, run.key(scored.get((scores.dataset, scores.name), [])))
     states.write()
 
 
@@ -180,6 +178,14 @@ class KeptRun:
             raise DataError(f"{sample.image} has changed since it was scored: score it again")
         return row
 
+    def by_class(self, samples: Iterable[Sample], data: DataSet) -> dict[_Kind, list[_Pair]]:
+        """The scored ones of a data set's samples with their rows, by the names of data set and class."""
+        found: dict[_Kind, list[_Pair]] = {}
+        for sample in samples:
+            if (row := self.row(sample)) is not None:
+                found.setdefault((sample.dataset or data.name, sample.class_name), []).append((sample, row))
+        return found
+
     def key(self, pairs: Iterable[_Pair]) -> str:
         """A key of all that decides what is counted of the images of a class."""
 
@@ -202,14 +208,6 @@ class KeptRun:
             return masks.read(path, size, image=sample.image, full=prediction.size)
 
         scores.add(sample, prediction, read_mask=read_mask)
-
-
-def _by_class(pairs: Iterable[_Pair], data: DataSet) -> dict[tuple[str, str], list[_Pair]]:
-    """The images of each class, by the names of its data set and its own."""
-    found: dict[tuple[str, str], list[_Pair]] = {}
-    for sample, row in pairs:
-        found.setdefault((sample.dataset or data.name, sample.class_name), []).append((sample, row))
-    return found
 
 
 def _filled(group: ClassScores, pairs: list[_Pair], run: KeptRun, states: KeptStates, key: str) -> bool:
@@ -316,19 +314,3 @@ def _measured(task: _Task) -> tuple[ClassScores, dict[str, bytes]]:
     known = set(masks.found)
     [scores] = _here([task], run, masks)
     return scores, {key: mask for key, mask in masks.found.items() if key not in known}
-
-
-def _parts(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
-    """Runs of images of one class, at most `_PART` long."""
-    part: list[_Pair] = []
-    for sample, row in pairs:
-        if part and (len(part) == _PART or _class(part[0][0]) != _class(sample)):
-            yield part
-            part = []
-        part.append((sample, row))
-    if part:
-        yield part
-
-
-def _class(sample: Sample) -> tuple[str, str]:
-    return sample.dataset, sample.class_name

@@ -10,7 +10,7 @@ import io
 import os
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -153,7 +153,7 @@ class KeptStates:
             write_packed(self._path, dict(kept))
 
 
-def digest(lines: Iterator[object]) -> str:
+def digest(lines: Iterable[object]) -> str:
     """A key of all that the lines say."""
     found = hashlib.blake2b(digest_size=16)
     for line in lines:
@@ -165,7 +165,7 @@ def mask_key(path: Path, size: tuple[int, int], full: tuple[int, int]) -> str:
     """A name for all that decides a mask: its file and the state of that, H and W it is taken at and made for."""
     place = _resolved(path.parent.absolute()) / path.name
     text = f"{place}|{file_state(path)}|{size}|{full}"
-    return digest(iter((text,)))
+    return digest([text])
 
 
 @lru_cache(maxsize=256)

@@ -169,10 +169,10 @@ def console(summary: Summary) -> RenderableType:
     from rich.text import Text
 
     table = plain_table()
-    sets = [summary.sets(name, target) for target in places(summary) for name in summary.names]
+    learned = any(summary.sets(name, target) for target in places(summary) for name in summary.names)
     table.add_column("data set", overflow="fold")
     table.add_column("method", overflow="fold", no_wrap=max(map(len, summary.names), default=0) <= SHORT)
-    if any(sets):
+    if learned:
         table.add_column("trained on", overflow="fold")
     for metric in summary.metrics:
         table.add_column(COLUMNS[metric], justify="right", min_width=5)
@@ -180,7 +180,7 @@ def console(summary: Summary) -> RenderableType:
         table.add_section()
         for index, name in enumerate(name for name in summary.names if summary.asked(name, target)):
             lead = (target or MEAN) if index == 0 else ""
-            trained = [Text(summary.sets(name, target) or "–", style="dim")] if any(sets) else []
+            trained = [Text(summary.sets(name, target) or "–", style="dim")] if learned else []
             cells = [summary.entry(name, target, metric) for metric in summary.metrics]
             values = (Text(text_of(entry), style="bold" if entry.bold else "") for entry in cells)
             table.add_row(Text(lead, style="bold"), Text(name), *trained, *values)
