@@ -27,10 +27,10 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from systems import FOLDS, Bench, KeptSource, Scorer, fused_run, read_once
-from zsad.data.image import load_image, load_mask
-from zsad.infer.overlay import anchored_scale, blend
+from zsad.images.decode import load_image, load_mask
 from zsad.nn.maps import render_map_numpy
-from zsad.report.canvas import Drawing
+from zsad.predict.overlay import anchored_scale, blend
+from zsad.studies.report.canvas import Drawing
 from zsad.train.scale import colour_scale
 from zsad.types import Sample
 

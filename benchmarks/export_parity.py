@@ -26,6 +26,7 @@ import numpy.typing as npt
 import torch
 
 import zsad
+from zsad.backends.torch import TorchBackend
 from zsad.cli.main import main as run_command
 from zsad.clip.model import CLIP
 from zsad.clip.presets import preset
@@ -34,10 +35,9 @@ from zsad.clip.weights import Backbone
 from zsad.detector import Detector
 from zsad.export.parity import MAP_LIMIT, SCORE_LIMIT
 from zsad.export.writer import export_model
-from zsad.infer.backends.torch import TorchBackend
-from zsad.infer.models import Loaded
-from zsad.infer.prediction import Prediction
+from zsad.loading import Loaded
 from zsad.methods.registry import METHODS, build
+from zsad.predict.prediction import Prediction
 from zsad.train.card import CardParts, card_of
 
 MODELS = tuple(f"{name}-tiny" for name in METHODS)
@@ -154,7 +154,7 @@ def compared(name: str, pairs: Iterable[tuple[str, Detector, Detector]], files: 
 
 def pictures(folder: Path, count: int) -> list[Path]:
     """The first `count` images below a folder."""
-    from zsad.data.loader import expand_inputs
+    from zsad.images.loader import expand_inputs
 
     return [sample.image for sample in expand_inputs([folder])][:count]
 

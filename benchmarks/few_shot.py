@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from zsad.data.image import load_image, load_mask
-from zsad.data.layouts import walk_images
+from zsad.comparison.batch import Mutual
+from zsad.comparison.compare import Comparison, fuse, look_closely, picture_key
+from zsad.comparison.references import collect_references
+from zsad.datasets.layouts import walk_images
 from zsad.detector import Detector, load
-from zsad.infer.comparing import Comparison, fuse, look_closely, picture_key
-from zsad.infer.mutual import Mutual
-from zsad.infer.references import collect_references
+from zsad.images.decode import load_image, load_mask
 from zsad.nn.maps import render_map_numpy
 
 STEP = 4  # pixels of the map that are measured: every fourth a side
@@ -34,7 +34,7 @@ class Seen:
         self.pixels = detector.preprocess(load_image(path, target=detector.preprocess.image_size))
         with torch.inference_mode():
             features, self.kinds = look_closely(detector.method, torch.from_numpy(self.pixels[None]))
-            self.output = detector.method.detect(features)
+            self.output = detector.method.predict(features)
         self.key, self.label = picture_key(self.pixels), int(path.parent.name != "good")
         size = detector.map_spec.size
         self.mask = np.zeros(size, bool)

@@ -29,7 +29,7 @@ import numpy as np
 import metrics_peers
 
 if TYPE_CHECKING:
-    from zsad.data.manifest import DataSet
+    from zsad.datasets.manifest import DataSet
 
 RESULTS = Path(__file__).parent / "results"
 SIZE = 518
@@ -184,8 +184,8 @@ def exact(maps: np.ndarray, masks: np.ndarray) -> Values:
 
 def reevaluate(order: str, *, images: int) -> dict[str, object]:
     """15 classes measured again from a run's folder of grids (4, 37, 37) float16, as `zsad remeasure` does."""
-    from zsad.metrics.again import measure_again
-    from zsad.metrics.kept import STATES_FILE
+    from zsad.runs.metric_cache import STATES_FILE
+    from zsad.runs.remeasure import measure_again
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -209,10 +209,10 @@ def reevaluate(order: str, *, images: int) -> dict[str, object]:
 
 def write_run(folder: Path, order: str, *, images: int) -> DataSet:
     """A run of scores and grids as an evaluation leaves it, its masks kept; every fifth image is normal."""
-    from zsad.data.manifest import DataSet
-    from zsad.infer.store import GRIDS_FILE, ROWS_FILE, RUN_FILE, GridFile, row_line
-    from zsad.metrics.kept import MASKS_FILE, KeptMasks
+    from zsad.datasets.manifest import DataSet
     from zsad.nn.maps import MapSpec
+    from zsad.runs.metric_cache import MASKS_FILE, KeptMasks
+    from zsad.runs.store import GRIDS_FILE, ROWS_FILE, RUN_FILE, GridFile, row_line
     from zsad.types import Sample
 
     rng, full = np.random.default_rng(0), (SIZE, SIZE)

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from systems import FOLDS, UNSEEN, Bench, read_once
-from zsad.benchmark.scoring import Scored
-from zsad.data.manifest import discover
+from zsad.datasets.manifest import discover
 from zsad.methods.fusion import TOP_SHARE
 from zsad.metrics.protocols import evaluate
 from zsad.nn.maps import MapSpec
 from zsad.nn.oddness import CUES, top_mean
+from zsad.studies.benchmark.scoring import Scored
 from zsad.types import Sample
 
 BATCH = 64

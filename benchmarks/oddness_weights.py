@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from systems import FOLDS, UNSEEN, Bench, fused_run, read_once
-from zsad.data.manifest import DataSet
+from zsad.datasets.manifest import DataSet
 from zsad.methods.base import Method
 from zsad.methods.fusion import TOP_SHARE, votes
 from zsad.methods.registry import METHODS

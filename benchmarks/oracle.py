@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from systems import FOLDS
 from zsad.clip.stem import MobileStem
 from zsad.clip.weights import load_backbone
-from zsad.data.image import Preprocess, load_mask
-from zsad.data.loader import iter_batches
-from zsad.data.manifest import discover
+from zsad.datasets.manifest import discover
+from zsad.images.decode import Preprocess, load_mask
+from zsad.images.loader import iter_batches
 from zsad.metrics.functional import auroc
 from zsad.nn.oddness import oddness, top_mean
 from zsad.types import Sample

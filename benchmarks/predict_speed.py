@@ -1,6 +1,6 @@
 """Images a second and peak memory of `zsad predict`, as a whole process, at several folder sizes.
 
-Pictures are drawn by `zsad.data.synth`, so anyone gets the same ones. The rate is taken between the smallest and the
+Pictures are drawn by `zsad.synth`, so anyone gets the same ones. The rate is taken between the smallest and the
 largest folder, so that the start of Python and the loading of the model do not count; it stands beside the plain one.
 
     python benchmarks/predict_speed.py [--model promptmoe-tiny] [--counts 50 400] [--side 512] [--json FILE]
@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from zsad.data import synth
+from zsad import synth
 
 
 def draw(folder: Path, count: int, side: int) -> None:

@@ -30,15 +30,15 @@ from typing import Any
 import torch
 
 from stem_cache import StemCache
-from zsad.benchmark.scoring import Scored
 from zsad.clip.weights import Backbone, load_backbone
-from zsad.data import image
-from zsad.data.image import Preprocess
-from zsad.data.manifest import DataSet, discover
+from zsad.datasets.manifest import DataSet, discover
+from zsad.images import decode as image
+from zsad.images.decode import Preprocess
 from zsad.methods.base import ImageFeatures, Method
 from zsad.methods.registry import METHODS, build
 from zsad.metrics import protocols
 from zsad.metrics.protocols import evaluate
+from zsad.studies.benchmark.scoring import Scored
 from zsad.train import samples as training_samples
 from zsad.train.cache import FeatureCache
 from zsad.train.card import CardParts, card_of, training_of
@@ -205,7 +205,7 @@ class Scorer:
     def predict_samples(self, samples: Sequence[Sample]) -> Iterator[Scored]:
         """What `evaluate` asks a detector for."""
         for chunk, features in self.bench.batches(self.method, samples):
-            output = self.method.detect(features)
+            output = self.method.predict(features)
             grids, spec = output.logits.numpy(), self.method.map_spec
             for sample, score, grid in zip(chunk, output.score.tolist(), grids, strict=True):
                 yield Scored(str(sample.image), sample.label, score, grid, spec)

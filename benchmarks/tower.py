@@ -92,11 +92,11 @@ def floor_gflop(config: VisionConfig, *, size: int, start: int) -> float:
 
 def in_openvino(backbone: Backbone, pixels: Tensor, *, start: int, threads: int) -> Callable[[], object]:
     """Plain CLIP on the tower, with its branch, as `zsad export` writes it and OpenVINO runs it."""
+    from zsad.backends.openvino import OpenVINOBackend
+    from zsad.backends.torch import TorchBackend
     from zsad.export.onnx import write_onnx
     from zsad.export.writer import unproven_card
-    from zsad.infer.backends.openvino import OpenVINOBackend
-    from zsad.infer.backends.torch import TorchBackend
-    from zsad.infer.models import Loaded
+    from zsad.loading import Loaded
     from zsad.methods.registry import build
     from zsad.train.card import CardParts, card_of
 

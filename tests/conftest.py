@@ -21,7 +21,7 @@ from zsad.clip.config import CLIPConfig, TextConfig, VisionConfig
 from zsad.clip.model import CLIP
 from zsad.clip.presets import Preset
 from zsad.clip.weights import load_backbone
-from zsad.data.image import Preprocess
+from zsad.images.decode import Preprocess
 from zsad.methods.registry import build
 from zsad.train.checkpoint import BackboneReference, Card, save_checkpoint
 
@@ -127,7 +127,7 @@ def toy_run(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_set(folder: Path, *, seed: int, count: int = 10) -> Path:
     """A data set of drawn scenes of 64 px as one class, normal and defective ones."""
-    from zsad.data.synth import write_data_set
+    from zsad.synth import write_data_set
 
     write_data_set(folder / "raw", count=count, seed=seed, size=(64, 64))
     for picture in sorted((folder / "raw").rglob("*.png")):

@@ -12,7 +12,7 @@ shift 2
 mkdir -p "$work"
 [ -d "$work/scenes" ] || python -c "
 import sys
-from zsad.data.synth import write_data_set
+from zsad.synth import write_data_set
 write_data_set(sys.argv[1], count=3000, seed=2, size=(320, 320), defective=0.6)" "$work/scenes"
 inputs=("scenes=$work/scenes")
 for name in MVTec MVTec3D-RGB CVC-ColonDB MagneticTile BSData CrackForest; do inputs+=("$name=$data/$name"); done

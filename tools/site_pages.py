@@ -95,7 +95,7 @@ def training_table() -> str:
 
 def catalogue_table() -> str:
     """The data sets of the catalogue."""
-    from zsad.data.catalog import bundled
+    from zsad.datasets.catalog import bundled
 
     rows = [
         (
@@ -114,7 +114,7 @@ def catalogue_table() -> str:
 
 def protocols_table() -> str:
     """The pairings of training and target sets that the papers use."""
-    from zsad.benchmark.protocols import protocols
+    from zsad.studies.benchmark.protocols import protocols
 
     rows = [
         (f"`{name}`", found.title, ", ".join(f"`{own}`" for own in found.used_by))

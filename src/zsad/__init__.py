@@ -11,13 +11,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from zsad.detector import Detector, load
-    from zsad.infer.prediction import Prediction
     from zsad.metrics.protocols import evaluate
+    from zsad.predict.prediction import Prediction
 
 _LAZY = {
     "Detector": "zsad.detector",
     "load": "zsad.detector",
-    "Prediction": "zsad.infer.prediction",
+    "Prediction": "zsad.predict.prediction",
     "evaluate": "zsad.metrics.protocols",
 }
 

@@ -12,11 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from zsad.card import Card
-from zsad.data.image import Preprocess, Source, read_image
-from zsad.errors import ConfigError, ImageError, ZsadError
-from zsad.infer.backends.base import Backend, Precision, as_backend
-from zsad.infer.calibrate import (
+from zsad.backends.base import Backend, Precision, as_backend
+from zsad.calibration.calibration import (
     Calibration,
     ModelKey,
     beside,
@@ -24,20 +21,23 @@ from zsad.infer.calibrate import (
     read_calibration,
     write_calibration,
 )
-from zsad.infer.engine import OnError, predict_pixels, predict_samples
-from zsad.infer.looking import SQUARE, Looking
-from zsad.infer.models import BackendName, Request, load_model, untrained_methods
-from zsad.infer.prediction import Prediction
-from zsad.infer.roi import RegionOfInterest
-from zsad.infer.thresholds import Normals, Wish
-from zsad.infer.tiling import OnTile, Tiling, predict_large
+from zsad.calibration.thresholds import CalibrationTarget, Normals
+from zsad.card import Card
+from zsad.errors import ConfigError, ImageError, ZsadError
+from zsad.images.decode import Preprocess, Source, read_image
+from zsad.loading import BackendName, Request, load_model, untrained_methods
 from zsad.nn.maps import MapSpec
+from zsad.predict.options import SQUARE, InputOptions
+from zsad.predict.pipeline import OnError, predict_pixels, predict_samples
+from zsad.predict.prediction import Prediction
+from zsad.predict.roi import RegionOfInterest
+from zsad.predict.tiles import OnTile, Tiling, predict_large
 from zsad.types import Sample
 
 if TYPE_CHECKING:
     import torch
 
-    from zsad.infer.comparing import Comparison
+    from zsad.comparison.compare import Comparison
     from zsad.methods.base import Method
 
 __all__ = ["DEFAULT_MODEL", "Detector", "load", "untrained_methods"]
@@ -120,7 +120,7 @@ class Detector:
             source: a path, the content of an image file as bytes, a Pillow image, or an array (H, W), (H, W, 1),
                 (H, W, 3) or (H, W, 4) of uint8, uint16, bool, or float in [0, 1].
             shows: what it shows, such as "metal nut", for methods whose prompts name the object.
-            tile: how a large picture is cut: "auto", "off", a side in pixels, or a `zsad.infer.tiling.Tiling`; None:
+            tile: how a large picture is cut: "auto", "off", a side in pixels, or a `zsad.predict.tiles.Tiling`; None:
                 as `looking` says. Thresholds only hold for pictures that are cut as in the calibration.
 
         Raises:
@@ -133,7 +133,7 @@ class Detector:
             raise ImageError(f"{prediction.source or 'image'} has no finite score: use device='cpu'")
         return self.judge(prediction)
 
-    def _look_at(self, source: Source, looking: Looking, shows: str | None) -> Prediction:
+    def _look_at(self, source: Source, looking: InputOptions, shows: str | None) -> Prediction:
         """The prediction for one image, without a verdict."""
         named = isinstance(source, str | Path)
         if looking.tiling is not None:
@@ -184,7 +184,7 @@ class Detector:
         Raises:
             DataError: no image is found.
         """
-        from zsad.data.loader import expand_inputs
+        from zsad.images.loader import expand_inputs
 
         samples = self._named(expand_inputs([folder]))
         yield from self.predict_samples(samples, batch_size=batch_size, on_error=on_error)
@@ -209,8 +209,8 @@ class Detector:
             ImageError: it cannot be opened, or is damaged: frames before that are yielded.
             ConfigError: `every` below 1, or PyAV is not installed.
         """
-        from zsad.data.address import numbered
-        from zsad.data.video import iter_frames
+        from zsad.images.address import numbered
+        from zsad.images.video import iter_frames
 
         for frame in iter_frames(source, every=every):
             address = numbered(source, frame.number)
@@ -315,15 +315,16 @@ class Detector:
             batch_size: images a pass.
             on_error: as in `predict_folder`.
             progress: called with the number of images done since the last call.
-            wish: fields of `zsad.infer.thresholds.Wish`: target_fpr, pixel_fpr, confidence, pixel_rule, goal.
+            wish: fields of `zsad.calibration.thresholds.CalibrationTarget`: target_fpr, pixel_fpr, confidence,
+                pixel_rule, goal.
 
         Raises:
             CalibrationError: no usable normal image, an unknown wish, or impossible numbers.
             DataError: the folder holds no image.
         """
-        from zsad.data.loader import expand_inputs
+        from zsad.images.loader import expand_inputs
 
-        wanted = Wish.of(**wish)
+        wanted = CalibrationTarget.of(**wish)
         samples = expand_inputs([normals]) if isinstance(normals, str | Path) else list(normals)
         held = list(labelled)
         # Verdicts of a former calibration are not wanted.
@@ -362,7 +363,7 @@ class Detector:
     ) -> Detector:
         """A detector that compares images with normal ones, too, and shares the model with this one.
 
-        It has no calibration: scores are others. What is compared and how it is fused stands in `zsad.infer.comparing`.
+        It has no calibration: scores are others. `zsad.comparison.compare` says what is compared and how it is fused.
 
         Args:
             references: normal images (a folder, a pattern, samples), or a file that `References.save` wrote.
@@ -376,7 +377,7 @@ class Detector:
             DataError: no image is found or can be used.
             CheckpointError: a file that is broken or of another model.
         """
-        from zsad.infer.compared import load_or_collect
+        from zsad.comparison.load import load_or_collect
 
         found = load_or_collect(
             self, references, limit=limit, pick=pick, scale=scale, on_error=on_error or _warn
@@ -391,7 +392,7 @@ class Detector:
         scale: Literal["standard", "distance"] = "standard",
         on_error: OnError | None = None,
     ) -> Detector:
-        """A detector that compares images with those of a batch, which need not be normal; see `zsad.infer.mutual`.
+        """A detector that compares images with those of a batch, which need not be normal; see `zsad.comparison.batch`.
 
         Args:
             samples: the batch (a folder, a pattern, samples); those to be scored, as a rule.
@@ -403,14 +404,14 @@ class Detector:
             ConfigError: the model is an exported graph, or a number makes no sense.
             DataError: fewer than two different images can be used.
         """
-        from zsad.infer.compared import collect_batch
+        from zsad.comparison.load import collect_batch
 
         return self._comparing(
             collect_batch(self, samples, others=others, scale=scale, on_error=on_error or _warn)
         )
 
     def _comparing(self, comparison: Comparison) -> Detector:
-        from zsad.infer.backends.torch import TorchBackend
+        from zsad.backends.torch import TorchBackend
 
         backend = TorchBackend(
             self.method, precision=cast("Precision", self.backend.precision), comparison=comparison

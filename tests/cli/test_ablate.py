@@ -12,9 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from zsad.ablations import Table, ablations, find_table, methods
-from zsad.ablations.study import Study
-from zsad.benchmark.scoring import copy_layers, is_part
 from zsad.cli.main import main
 from zsad.clip.presets import PRESETS
 from zsad.clip.weights import load_backbone
@@ -22,6 +19,9 @@ from zsad.errors import ConfigError
 from zsad.methods.base import Method
 from zsad.methods.registry import build, find
 from zsad.metrics.protocols import ClassScores
+from zsad.studies.ablations import Table, ablations, find_table, methods
+from zsad.studies.ablations.study import Study
+from zsad.studies.benchmark.scoring import copy_layers, is_part
 from zsad.train.cache import FeatureCache
 from zsad.train.config import TrainConfig
 
@@ -147,13 +147,13 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         table = find_table(method, name)
         return table.model_copy(update={"rows": table.rows[:2]})
 
-    monkeypatch.setattr("zsad.ablations.find_table", cut)
+    monkeypatch.setattr("zsad.studies.ablations.find_table", cut)
 
 
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders into which something was trained."""
-    from zsad.ablations import study
+    from zsad.studies.ablations import study
 
     train, seen = study.train, []
 

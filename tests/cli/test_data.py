@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from zsad.cli.main import main
-from zsad.data.catalog import bundled
-from zsad.data.manifest import discover
+from zsad.datasets.catalog import bundled
+from zsad.datasets.manifest import discover
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_fetch_tells_how_a_human_gets_it(call, tmp_path: Path) -> None:
 
 
 def test_fetch_of_what_is_installed_or_not(call, monkeypatch: pytest.MonkeyPatch) -> None:
-    import zsad.data.fetch as fetching
+    import zsad.datasets.fetch as fetching
 
     pytest.importorskip("elpv_dataset")
     code, printed, _ = call("data", "fetch", "elpv")
@@ -206,7 +206,7 @@ def test_fetch_of_what_is_installed_or_not(call, monkeypatch: pytest.MonkeyPatch
 
 
 def test_fetch_without_a_network_is_one_line(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import zsad.data.fetch as fetching
+    import zsad.datasets.fetch as fetching
 
     monkeypatch.setattr(fetching, "installed_folder", lambda entry: None)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from zsad.cli.main import main
-from zsad.infer.store import read_run
+from zsad.runs.store import read_run
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:

@@ -264,7 +264,7 @@ def test_untrained_method_on_a_named_backbone(predict, toy, tmp_path: Path) -> N
 def test_full_disk_is_one_line_and_finished_rows_stay(
     predict, toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from zsad.infer.store import GridFile
+    from zsad.runs.store import GridFile
 
     append, calls = GridFile.append, []
 

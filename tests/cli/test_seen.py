@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from zsad.cli.main import main
-from zsad.data.manifest import discover
-from zsad.data.overlap import names_of, overlap_of
+from zsad.datasets.manifest import discover
+from zsad.datasets.overlap import names_of, overlap_of
 from zsad.train.checkpoint import read_card
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from zsad.cli.main import main
-from zsad.infer.exports import FORMATS
+from zsad.runs.region_files import FORMATS
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
+from zsad.backends.torch import TorchBackend
 from zsad.clip.config import CLIPConfig, TextConfig, VisionConfig
 from zsad.clip.model import CLIP
 from zsad.clip.presets import Preset
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
-from zsad.data.image import Preprocess
 from zsad.export.parity import ProofImages
-from zsad.infer.backends.torch import TorchBackend
-from zsad.infer.models import Loaded
+from zsad.images.decode import Preprocess
+from zsad.loading import Loaded
 from zsad.methods.registry import build
 from zsad.train.card import CardParts, card_of
 

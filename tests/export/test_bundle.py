@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import zsad
+from zsad.backends.graph_card import ExportCard, card_path, find_graph, read_export
 from zsad.cli.main import main
 from zsad.errors import CheckpointError, ConfigError
 from zsad.export import cache, writer
-from zsad.export.bundle import ExportCard, card_path, find_graph, read_export
-from zsad.infer.models import Request, load_checkpoint_or_method
+from zsad.loading import Request, load_checkpoint_or_method
 from zsad.train.checkpoint import MODEL_FILE
 
 pytestmark = pytest.mark.skipif(

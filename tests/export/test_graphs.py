@@ -11,12 +11,12 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+from zsad.backends.onnx import OnnxBackend
 from zsad.errors import CheckpointError, ConfigError
 from zsad.export.int8 import quantize_dynamic
 from zsad.export.onnx import OPSET, write_onnx
 from zsad.export.parity import compare, require, require_alike
 from zsad.export.writer import unproven_card
-from zsad.infer.backends.onnx import OnnxBackend
 from zsad.methods.registry import METHODS
 from zsad.nn.clusters import kmeans
 
@@ -149,7 +149,7 @@ def test_eight_bits_are_proven_by_cosine_and_metrics(graph_of, drawn, tmp_path):
 @pytest.mark.parametrize("name", ["promptmoe", "adaclip", "moeclip", "winclip"])
 def test_openvino_gives_what_the_method_gives(graph_of, drawn, name):
     pytest.importorskip("openvino", reason="needs the extra: pip install 'zsad[openvino]'")
-    from zsad.infer.backends.openvino import OpenVINOBackend
+    from zsad.backends.openvino import OpenVINOBackend
 
     own, path, card = graph_of(name)
     require(
@@ -194,7 +194,7 @@ def test_oddness_within_the_picture_is_part_of_the_graph(loaded_of, drawn, tmp_p
     )
     if target == "openvino":
         pytest.importorskip("openvino", reason="needs the extra: pip install 'zsad[openvino]'")
-        from zsad.infer.backends.openvino import OpenVINOBackend
+        from zsad.backends.openvino import OpenVINOBackend
 
         backend = OpenVINOBackend(tmp_path / "model.onnx", card, precision="fp32", threads=1)
     else:

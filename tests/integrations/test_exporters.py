@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from zsad.errors import ConfigError, DataError
-from zsad.infer.prediction import Prediction
 from zsad.nn.maps import MapSpec
+from zsad.predict.prediction import Prediction
 
 SPEC = MapSpec(size=(32, 32), sigma=0, scale=(0.1, 0.9))
 

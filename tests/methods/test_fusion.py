@@ -133,17 +133,17 @@ def test_any_method_takes_it_and_is_what_it_was_without(towers, pixels, name):
         {**plain.adapter_state(), **{k: v for k, v in fused.adapter_state().items() if "fusion" in k}}
     )
     with torch.inference_mode():
-        own = plain.detect(plain.look(pixels))
-        features = fused.look(pixels)
+        own = plain.predict(plain.encode_image(pixels))
+        features = fused.encode_image(pixels)
         assert features.cues is not None and features.cues.shape == (len(pixels), 3, math.prod(features.grid))
         torch.testing.assert_close(fused(features).logits, own.logits)
-        both = fused.detect(features)
+        both = fused.predict(features)
     assert both.logits.shape == own.logits.shape and not torch.equal(both.logits, own.logits)
     torch.testing.assert_close(both.terms["method"], own.score)
 
 
 def test_cues_are_of_the_stem_where_there_is_one_else_of_the_first_tap(towers, pixels):
     method = build("promptmoe", {"oddness": "fused"}, towers).eval()
-    features, cut = method.look(pixels), method.clip.visual.patch_tokens(pixels)
+    features, cut = method.encode_image(pixels), method.clip.visual.patch_tokens(pixels)
     texture = features.patches[:, 0] if cut.texture is None else cut.texture
     torch.testing.assert_close(features.cues, oddness(texture, features.grid))

@@ -16,9 +16,9 @@ from zsad.clip.model import CLIP
 from zsad.clip.presets import preset
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
-from zsad.data.image import Preprocess
-from zsad.data.manifest import DataSet
+from zsad.datasets.manifest import DataSet
 from zsad.errors import ConfigError
+from zsad.images.decode import Preprocess
 from zsad.methods import mpama
 from zsad.methods.anomalyclip import AnomalyCLIPConfig
 from zsad.methods.base import ImageFeatures

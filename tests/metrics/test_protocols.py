@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad.data.image import load_mask
-from zsad.data.manifest import DataSet
+from zsad.datasets.manifest import DataSet
 from zsad.errors import ConfigError, DataError, MetricError
+from zsad.images.decode import load_mask
 from zsad.metrics import functional as F
 from zsad.metrics.aupimo import aupimo
 from zsad.metrics.protocols import COLUMNS, ClassScores, evaluate, evaluate_scores

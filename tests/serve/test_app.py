@@ -24,11 +24,11 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 from zsad_tests_serve_tools import decoded, form, png
 
-from zsad.data.image import read_image
+from zsad.calibration.calibration import Calibration, write_calibration
 from zsad.detector import load
 from zsad.errors import ConfigError
-from zsad.infer.calibrate import Calibration, write_calibration
-from zsad.infer.overlay import colour_table
+from zsad.images.decode import read_image
+from zsad.predict.overlay import colour_table
 from zsad.serve.app import _attended, create_app
 from zsad.serve.gate import is_loopback
 from zsad.serve.limits import ClientGone, Refusal
@@ -385,7 +385,7 @@ def test_unknown_addresses_and_verbs(client: TestClient) -> None:
 
 
 def test_a_region_of_interest_holds_for_all(toy: Any, tmp_path: Path) -> None:
-    from zsad.infer.roi import Area, RegionOfInterest
+    from zsad.predict.roi import Area, RegionOfInterest
     from zsad.serve.limits import Limits
 
     detector = load(toy.model, device="cpu")

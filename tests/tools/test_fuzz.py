@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from zsad.backends.graph_card import read_export
 from zsad.errors import CheckpointError, ConfigError
-from zsad.export.bundle import read_export
 from zsad.files import parse_json
-from zsad.infer.roi import read_region
+from zsad.predict.roi import read_region
 
 TOOLS = Path(__file__).parents[2] / "tools"
 pytest.importorskip("fastapi", reason="needs the extra serve")

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from zsad.clip.config import CLIPConfig, TextConfig, VisionConfig
 from zsad.clip.model import CLIP
-from zsad.data.image import Preprocess
-from zsad.data.manifest import DataSet
+from zsad.datasets.manifest import DataSet
+from zsad.images.decode import Preprocess
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
 from zsad.train.card import CardParts
 from zsad.train.checkpoint import BackboneReference

@@ -51,7 +51,7 @@ def test_the_last_measurement_is_that_of_the_finished_model(fake, data, tmp_path
         rows = [row for row, sample in enumerate(unseen) if sample.class_name == name]
         each.append(auroc(scores[rows], [unseen[row].label for row in rows]))
     assert measured[-1]["image_auroc"] == pytest.approx(sum(each) / 2, abs=1e-6)
-    # Looking changes nothing.
+    # InputOptions changes nothing.
     _, plain = fake.run(tmp_path / "plain", own, config)
     assert lines(plain.parent) == [record for record in records if "image_auroc" not in record]
     expected, found = load_file(plain), load_file(model)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from zsad.data import synth
+from zsad import synth
 
 SIDE = 256
 # Share of each source. Scenes carry most of what is learned about defects, photos most of what is learned about things.

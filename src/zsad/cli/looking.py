@@ -11,8 +11,8 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from zsad.detector import Detector
-    from zsad.infer.looking import Looking
-    from zsad.infer.prediction import Prediction
+    from zsad.predict.options import InputOptions
+    from zsad.predict.prediction import Prediction
     from zsad.types import Sample
 
 _FILE = "references.safetensors"
@@ -65,11 +65,11 @@ class Look:
         Parameter(help="Refuse larger pictures; by default 120,000,000, and 400,000,000 with --tile."),
     ] = None
 
-    def settings(self) -> Looking:
+    def settings(self) -> InputOptions:
         """ConfigError where something makes no sense."""
-        from zsad.data.pixels import MAX_PIXELS, Levels, Reading
-        from zsad.infer.looking import Looking
-        from zsad.infer.tiling import Tiling
+        from zsad.images.pixels import MAX_PIXELS, Levels, Reading
+        from zsad.predict.options import InputOptions
+        from zsad.predict.tiles import Tiling
 
         levels: Levels = self.levels  # type: ignore[assignment]
         if "," in self.levels:
@@ -81,7 +81,7 @@ class Look:
         )
         if tiling is not None and self.max_pixels is not None:
             tiling = Tiling(tiling.size, tiling.overlap, tiling.whole, self.max_pixels)
-        return Looking(tiling=tiling, keep_aspect=self.keep_aspect, reading=reading)
+        return InputOptions(tiling=tiling, keep_aspect=self.keep_aspect, reading=reading)
 
     @property
     def plain(self) -> bool:
@@ -134,7 +134,7 @@ def keep_references(detector: Detector, out: Path, look: Look) -> None:
     from zsad.cli.console import printable, say
 
     if look.references is not None and look.references.suffix != ".safetensors" and out.is_dir():
-        from zsad.infer.compared import save_references  # with PyTorch, which exported graphs do without
+        from zsad.comparison.load import save_references  # with PyTorch, which exported graphs do without
 
         save_references(detector, out / _FILE)
         say(f"wrote the references into {printable(out / _FILE)}, to be given to --references again")

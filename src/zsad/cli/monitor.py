@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
+    from zsad.calibration.calibration import Calibration
+    from zsad.calibration.drift import Drift
     from zsad.errors import ZsadError
-    from zsad.infer.calibrate import Calibration
-    from zsad.infer.drift import Drift
     from zsad.types import Sample
 
 EXIT_DRIFT = 4
@@ -50,10 +50,10 @@ def monitor_command(
         threads: Processor threads; by default all cores.
         json_: Print the numbers as JSON.
     """
+    from zsad.calibration.calibration import read_calibration
+    from zsad.calibration.drift import compare
     from zsad.cli.console import note, say
     from zsad.errors import CalibrationError
-    from zsad.infer.calibrate import read_calibration
-    from zsad.infer.drift import compare
 
     if last is not None and last < 1:
         raise CalibrationError(f"--last is {last}, expected 1 or more results")
@@ -92,9 +92,9 @@ def _report(sample: Sample, error: ZsadError) -> None:
 
 def _of_results(made: Calibration, results: Path) -> list[float]:
     """Scores in the order of the rows, of a run made as the calibration was."""
+    from zsad.calibration.drift import check_match
     from zsad.errors import DataError
-    from zsad.infer.drift import check_match
-    from zsad.infer.store import ROWS_FILE, RUN_FILE, read_rows, read_run_file
+    from zsad.runs.store import ROWS_FILE, RUN_FILE, read_rows, read_run_file
 
     folder = results.parent if results.name == ROWS_FILE else results
     if not (folder / ROWS_FILE).is_file():

@@ -89,13 +89,13 @@ def predict_command(
         every: Of videos and cameras take the 1st frame, and then each one so many frames later.
     """
     from zsad.cli.scoring import Options, Videos, conclude, look_at, score_images
-    from zsad.data.address import is_stream, is_video
-    from zsad.data.loader import expand_inputs
     from zsad.detector import load
     from zsad.device import thread_count, use_threads
     from zsad.errors import ConfigError
-    from zsad.infer.roi import read_region
-    from zsad.infer.writer import check_place
+    from zsad.images.address import is_stream, is_video
+    from zsad.images.loader import expand_inputs
+    from zsad.predict.roi import read_region
+    from zsad.runs.folder import check_place
 
     options = Options(
         out=out,

@@ -51,11 +51,11 @@ def remeasure_command(
     from zsad.card import Card
     from zsad.cli.console import Position, printable, progress
     from zsad.cli.evaluate import print_table, write_metrics
-    from zsad.data.manifest import discover
-    from zsad.data.overlap import check_unseen
+    from zsad.datasets.manifest import discover
+    from zsad.datasets.overlap import check_unseen
     from zsad.errors import ConfigError
-    from zsad.infer.store import read_run_file
-    from zsad.metrics.again import measure_again
+    from zsad.runs.remeasure import measure_again
+    from zsad.runs.store import read_run_file
 
     if processes is not None and processes < 1:
         raise ConfigError(f"--processes is {processes}, expected 1 or more")

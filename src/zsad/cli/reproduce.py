@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from zsad.benchmark.protocols import Pair
-    from zsad.benchmark.request import Request
+    from zsad.studies.benchmark.protocols import Pair
+    from zsad.studies.benchmark.request import Request
 
 _Many = Parameter(consume_multiple=True)
 
@@ -50,12 +50,12 @@ def reproduce_command(
         threads: Processor threads; by default all cores.
         allow_seen: Measure also on what the model was trained on, and say so.
     """
-    from zsad.benchmark.papers import papers_on
-    from zsad.benchmark.protocols import find_set
-    from zsad.benchmark.request import Request, read_recipes
     from zsad.cli.ablate import chosen_seeds
-    from zsad.infer.writer import check_place
     from zsad.methods.registry import find
+    from zsad.runs.folder import check_place
+    from zsad.studies.benchmark.papers import papers_on
+    from zsad.studies.benchmark.protocols import find_set
+    from zsad.studies.benchmark.request import Request, read_recipes
 
     find(method)
     papers_on(method)
@@ -87,11 +87,11 @@ def _entrant(
     Raises:
         ConfigError: it is to be trained, and its auxiliary set is not there; or there is no bundled model.
     """
-    from zsad.benchmark.papers import papers_on
-    from zsad.benchmark.protocols import Pair, find_set
-    from zsad.benchmark.reproduce import find_entry
     from zsad.errors import ConfigError
     from zsad.methods.registry import find
+    from zsad.studies.benchmark.papers import papers_on
+    from zsad.studies.benchmark.protocols import Pair, find_set
+    from zsad.studies.benchmark.reproduce import find_entry
     from zsad.train.checkpoint import bundled_models, read_card, resolve_model
 
     test = (str(place),)
@@ -124,12 +124,12 @@ def _report(request: Request, method: str, dataset: str, place: Path) -> int:
     Raises:
         DataError: the set could not be measured.
     """
-    from zsad.benchmark.reproduce import compare, find_entry
-    from zsad.benchmark.results import read_cell
     from zsad.cli.benchmark import run_cells
     from zsad.cli.console import printable, say, say_table
     from zsad.errors import DataError
     from zsad.files import write_json
+    from zsad.studies.benchmark.reproduce import compare, find_entry
+    from zsad.studies.benchmark.results import read_cell
 
     cells = [read_cell(path) for path in run_cells(request)]
     failed = next((cell for cell in cells if cell.state == "failed"), None)

@@ -19,13 +19,13 @@ from typing import Any
 
 from zsad.cli.console import clock, note, plural, printable, progress, say
 from zsad.cli.looking import shrunk_hint
-from zsad.data.address import is_stream
 from zsad.detector import Detector
 from zsad.errors import CalibrationError, ConfigError, DataError, ImageError, ZsadError
 from zsad.files import storage_errors
-from zsad.infer.prediction import Prediction
-from zsad.infer.roi import RegionOfInterest
-from zsad.infer.writer import RunWriter, file_state
+from zsad.images.address import is_stream
+from zsad.predict.prediction import Prediction
+from zsad.predict.roi import RegionOfInterest
+from zsad.runs.folder import RunWriter, file_state
 from zsad.types import Sample
 
 EXIT_OK, EXIT_SOME_FAILED = 0, 3
@@ -369,14 +369,14 @@ def conclude(outcome: Outcome, *, options: Options) -> None:
     say(f"{plural(outcome.scored, 'image')} scored in {clock(outcome.seconds)}{rate}{judged}{failed}")
     files = ["predictions.jsonl", "scores.csv"] + (["overlays/"] if options.overlay else [])
     if options.regions:
-        from zsad.infer.exports import write_regions
+        from zsad.runs.region_files import write_regions
 
         files += [path.name for path in write_regions(options.out, options.regions)]
     if options.report:
         if find_spec("jinja2") is None:
             note("zsad: no report.html: it needs jinja2, get it with: pip install 'zsad[report]'")
         else:
-            from zsad.report.html import write_report
+            from zsad.runs.page import write_report
 
             files.append(write_report(options.out).name)
     say(f"wrote {', '.join(files)} into {printable(options.out)}")

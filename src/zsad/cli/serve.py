@@ -74,7 +74,7 @@ def serve_command(
     from zsad.detector import load
     from zsad.device import thread_count, use_threads
     from zsad.errors import ConfigError
-    from zsad.infer.roi import read_region
+    from zsad.predict.roi import read_region
 
     missing = [name for name in ("fastapi", "uvicorn", "python_multipart") if find_spec(name) is None]
     if missing:

@@ -56,10 +56,10 @@ def train_command(
     import os
 
     from zsad.clip.weights import load_backbone
-    from zsad.data.manifest import discover
+    from zsad.datasets.manifest import discover
     from zsad.device import select_device, use_threads
-    from zsad.infer.writer import check_place
     from zsad.methods.registry import build, find
+    from zsad.runs.folder import check_place
     from zsad.train.card import CardParts
     from zsad.train.distributed import current_place, joined
     from zsad.train.loop import train

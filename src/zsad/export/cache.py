@@ -6,11 +6,11 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
+from zsad.backends.base import Precision
+from zsad.backends.graph_card import find_graph, read_export
+from zsad.backends.torch import TorchBackend
 from zsad.errors import ZsadError
-from zsad.export.bundle import find_graph, read_export
-from zsad.infer.backends.base import Precision
-from zsad.infer.backends.torch import TorchBackend
-from zsad.infer.models import Loaded, Request, load_checkpoint_or_method
+from zsad.loading import Loaded, Request, load_checkpoint_or_method
 
 _COUNT = 2
 """Images of the proof of a graph that is made unasked: enough to find a wrong one, few enough not to wait for."""
@@ -44,8 +44,8 @@ def load_fastest(request: Request) -> Loaded:
 
 def _in_openvino(loaded: Loaded, request: Request, *, precision: Precision) -> Loaded:
     from zsad import __version__
+    from zsad.backends.openvino import OpenVINOBackend
     from zsad.export.writer import export_model
-    from zsad.infer.backends.openvino import OpenVINOBackend
 
     identity = loaded.backend.identity(loaded.card)
     folder = cache_folder() / f"{identity}-{__version__}"

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from zsad.backends.base import Float32
+from zsad.backends.graph_card import missing_runtime
 from zsad.errors import CheckpointError
-from zsad.export.bundle import missing_runtime
-from zsad.infer.backends.base import Float32
 
 
 def quantize_dynamic(source: Path, target: Path) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zsad.backends.graph_card import missing_runtime
 from zsad.errors import CheckpointError, ConfigError
-from zsad.export.bundle import missing_runtime
 from zsad.methods.base import Method, Output
 
 OPSET = 17
@@ -64,7 +64,7 @@ class _Graph(nn.Module):
 
     def output(self, pixels: Tensor) -> Output:
         """The method's output."""
-        result: Output = self.method.detect(replace(self.method.look(pixels), words=self._words))
+        result: Output = self.method.predict(replace(self.method.encode_image(pixels), words=self._words))
         return result
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:

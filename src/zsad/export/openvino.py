@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zsad.backends.openvino import import_openvino
 from zsad.errors import CheckpointError
-from zsad.infer.backends.openvino import import_openvino
 
 
 def write_openvino(onnx: Path, path: Path) -> None:

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from zsad.data.image import Preprocess, load_image
+from zsad.backends.base import Answer, Backend, Float32
+from zsad.backends.graph_card import Proof
 from zsad.errors import CheckpointError, ConfigError, DataError, ZsadError
-from zsad.export.bundle import Proof
-from zsad.infer.backends.base import Answer, Backend, Float32
+from zsad.images.decode import Preprocess, load_image
 from zsad.nn.maps import render_map_numpy
 from zsad.types import Sample
 
@@ -54,7 +54,7 @@ class ProofImages:
     @classmethod
     def drawn(cls, preprocess: Preprocess, count: int, *, seed: int = 6) -> ProofImages:
         """Drawn scenes, every second one with a defect; the same for the same seed."""
-        from zsad.data.synth import generate
+        from zsad.synth import generate
 
         images = list[ProofImage]()
         for index in range(count):
@@ -71,8 +71,8 @@ class ProofImages:
         Raises:
             DataError: there is none.
         """
-        from zsad.data.loader import expand_inputs
-        from zsad.data.manifest import discover
+        from zsad.datasets.manifest import discover
+        from zsad.images.loader import expand_inputs
 
         try:
             samples = _mixed(discover(folder).samples)
@@ -172,7 +172,7 @@ def require_alike(proof: Proof) -> None:
 
 
 def _read(path: Path, label: int | None, mask: Path | None, preprocess: Preprocess) -> ProofImage:
-    from zsad.data.image import load_mask
+    from zsad.images.decode import load_mask
 
     return ProofImage(preprocess(load_image(path)), label, None if mask is None else load_mask(mask))
 

@@ -7,19 +7,19 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from zsad.data.image import Preprocess
+from zsad.backends.exported import ExportedBackend
+from zsad.backends.graph_card import ExportCard, Proof, Target, card_path, file_sha256
+from zsad.backends.onnx import OnnxBackend
+from zsad.backends.openvino import OpenVINOBackend
+from zsad.backends.torch import TorchBackend
 from zsad.errors import ConfigError
-from zsad.export.bundle import ExportCard, Proof, Target, card_path, file_sha256
 from zsad.export.int8 import quantize_dynamic, quantize_static
 from zsad.export.onnx import Recorded, write_onnx
 from zsad.export.openvino import write_openvino
 from zsad.export.parity import ProofImages, compare, require, require_alike
 from zsad.files import make_folder, storage_errors, write_text
-from zsad.infer.backends.exported import ExportedBackend
-from zsad.infer.backends.onnx import OnnxBackend
-from zsad.infer.backends.openvino import OpenVINOBackend
-from zsad.infer.backends.torch import TorchBackend
-from zsad.infer.models import Loaded
+from zsad.images.decode import Preprocess
+from zsad.loading import Loaded
 
 _SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 _COUNT = 20
@@ -148,7 +148,7 @@ def _open(graph: Path, card: ExportCard) -> ExportedBackend:
 
 def _calibration(loaded: Loaded, graph: str, folder: Path, int8: bool) -> dict[str, str] | None:
     """Copies the calibration that lies beside the model beside the graph; eight bits need one of their own."""
-    from zsad.infer.calibrate import beside
+    from zsad.calibration.calibration import beside
 
     own = None if loaded.file is None else beside(loaded.file)
     if int8 or own is None or not own.is_file():

@@ -54,7 +54,7 @@ class ZeroShotModel(nn.Module):
     def forward(self, images: Tensor) -> InferenceBatch:
         """Scores (B,) in [0, 1] and maps (B, H, W) in [0, 1] of images (B, 3, H, W)."""
         words = None if self.shows is None else (self.shows,) * len(images)
-        output = self.method.detect(replace(self.method.look(images), words=words))
+        output = self.method.predict(replace(self.method.encode_image(images), words=words))
         spec = self.method.map_spec.model_copy(update={"size": tuple(images.shape[-2:])})
         return InferenceBatch(pred_score=output.score, anomaly_map=render_map(output.logits, spec))
 

@@ -15,8 +15,8 @@ import numpy as np
 from zsad.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from zsad.infer.prediction import Prediction
-    from zsad.infer.regions import Region
+    from zsad.predict.prediction import Prediction
+    from zsad.predict.regions import Region
 
 
 def to_labels(prediction: Prediction, *, label: str = "anomaly") -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from zsad.errors import ConfigError
 
 if TYPE_CHECKING:
-    from zsad.infer.prediction import Prediction
-    from zsad.infer.regions import Region
+    from zsad.predict.prediction import Prediction
+    from zsad.predict.regions import Region
 
 
 def needed_regions(prediction: Prediction) -> tuple[Region, ...]:

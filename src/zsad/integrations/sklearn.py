@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from zsad.calibration.calibration import Calibration, make_calibration
+from zsad.calibration.thresholds import CalibrationTarget, Normals
 from zsad.errors import ConfigError, DataError
-from zsad.infer.calibrate import Calibration, make_calibration
-from zsad.infer.thresholds import Normals, Wish
 
 try:
     from sklearn.base import BaseEstimator, OutlierMixin
@@ -24,8 +24,8 @@ except ImportError as error:
     raise ConfigError("this needs scikit-learn, get it with: pip install scikit-learn") from error
 
 if TYPE_CHECKING:
-    from zsad.data.image import Source
     from zsad.detector import Detector
+    from zsad.images.decode import Source
 
 Float64 = npt.NDArray[np.float64]
 
@@ -87,7 +87,7 @@ class ImageOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  
         """
         from zsad.detector import load
 
-        wish = Wish.of(target_fpr=self.target_fpr, confidence=self.confidence)
+        wish = CalibrationTarget.of(target_fpr=self.target_fpr, confidence=self.confidence)
         detector = load(self.model, backbone=self.backbone, device=self.device, calibration=None)
         detector.shows = self.shows
         seen = Normals()

@@ -11,8 +11,8 @@ from zsad.errors import ConfigError
 from zsad.integrations.regions import needed_regions
 
 if TYPE_CHECKING:
-    from zsad.infer.prediction import Prediction
-    from zsad.infer.regions import Region
+    from zsad.predict.prediction import Prediction
+    from zsad.predict.regions import Region
 
 
 def to_detections(prediction: Prediction, *, class_name: str = "anomaly", masks: str = "polygons") -> Any:

@@ -186,7 +186,7 @@ class Method(nn.Module, ABC):
         return side, side
 
     @torch.no_grad()
-    def look(self, pixels: Pixels) -> ImageFeatures:
+    def encode_image(self, pixels: Pixels) -> ImageFeatures:
         """All that is asked of pixels (B, 3, H, W), without gradients: features, and cues where they are fused in."""
         if self.fusion is None:
             return self.features(pixels)
@@ -201,7 +201,7 @@ class Method(nn.Module, ABC):
             texture = features.patches[:, 0, -cut.grid[0] * cut.grid[1] :]
         return replace(features, cues=oddness(texture, cut.grid))
 
-    def detect(self, features: ImageFeatures) -> Output:
+    def predict(self, features: ImageFeatures) -> Output:
         """What `forward` says, with the cues fused in where the configuration wants them."""
         output: Output = self(features)
         if self.fusion is None or features.cues is None:

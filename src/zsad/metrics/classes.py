@@ -50,7 +50,7 @@ _NAMED_AT_MOST = 20
 
 
 class ScoredImage(Protocol):
-    """What an evaluation reads of a prediction: see `zsad.infer.prediction.Prediction`."""
+    """What an evaluation reads of a prediction: see `zsad.predict.prediction.Prediction`."""
 
     @property
     def score(self) -> float: ...
@@ -139,7 +139,7 @@ class ClassScores:
         """Mask of `size` (H, W), empty for a normal image; None when its file cannot be read."""
         if label == 0 or sample.mask is None:
             return np.zeros(size, dtype=np.bool_)
-        from zsad.data.image import load_mask
+        from zsad.images.decode import load_mask
 
         try:
             mask = load_mask(sample.mask, size=size) if read_mask is None else read_mask(sample.mask, size)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zsad.errors import MetricError
+from zsad.metrics.components import Regions
 from zsad.metrics.pro import (
     ANOMALYCLIP_THRESHOLDS,
     MVTEC3D_THRESHOLDS,
@@ -28,7 +29,6 @@ from zsad.metrics.pro import (
     mvtec3d_pro,
     quantile_ranks,
 )
-from zsad.metrics.regions import Regions
 
 Floats = NDArray[np.floating]
 Maps = NDArray[Any] | Sequence[ArrayLike]

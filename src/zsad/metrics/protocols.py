@@ -23,7 +23,7 @@ from zsad.metrics.transductive import Domain
 from zsad.types import Sample
 
 if TYPE_CHECKING:
-    from zsad.data.manifest import DataSet
+    from zsad.datasets.manifest import DataSet
 
 __all__ = [
     "COLUMNS",
@@ -124,7 +124,7 @@ def evaluate(
 
     Args:
         detector: predicts the samples of the data set.
-        data: a folder or manifest, or what `zsad.data.manifest.discover` made of it.
+        data: a folder or manifest, or what `zsad.datasets.manifest.discover` made of it.
         classes: names of the classes to measure; all when None.
         progress: called as `progress(done, total)` after each image.
         metrics: "streaming" (constant memory, pixel metrics with a bound) or "exact" (keeps every pixel).
@@ -148,7 +148,7 @@ def evaluate(
     """
     also = check_settings(metrics=metrics, pro=pro, limit=limit, also=also)
     if isinstance(data, (str, Path)):
-        from zsad.data.manifest import discover
+        from zsad.datasets.manifest import discover
 
         data = discover(data)
     samples = chosen_samples(data, classes)
@@ -207,7 +207,7 @@ def _pooled(dataset: str, classes: Iterable[ClassScores], *, pro: Pro, also: Seq
 
 def _check_masks(samples: Sequence[Sample]) -> None:
     """DataError for a mask of another size than its image; files without a readable header are left for later."""
-    from zsad.data.manifest import check_mask
+    from zsad.datasets.manifest import check_mask
 
     for sample in samples:
         if sample.label != 0:

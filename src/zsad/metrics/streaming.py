@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from zsad.errors import MetricError
 from zsad.metrics import bounds as certain
 from zsad.metrics.aupimo import RATE_BOUNDS, log_area
+from zsad.metrics.components import Regions
 from zsad.metrics.exact import (
     PIXEL_MEASURES,
     ExactPixelMetrics,
@@ -40,7 +41,6 @@ from zsad.metrics.pro import (
     mvtec3d_pro,
     quantile_ranks,
 )
-from zsad.metrics.regions import Regions
 
 __all__ = [
     "PIXEL_MEASURES",

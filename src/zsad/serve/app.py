@@ -16,9 +16,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 import zsad
+from zsad.calibration.calibration import parse_calibration
+from zsad.calibration.thresholds import CalibrationTarget, PixelRule
 from zsad.errors import CalibrationError
-from zsad.infer.calibrate import parse_calibration
-from zsad.infer.thresholds import PixelRule, Wish
 from zsad.methods.registry import sources_note
 from zsad.serve import metrics, streams
 from zsad.serve.gate import Gate, problem
@@ -36,7 +36,7 @@ from zsad.serve.service import Service
 from zsad.serve.uploads import Upload, read_uploads
 
 _STATIC = Path(__file__).parent / "static"
-_BASE = Path(zsad.__file__).parent / "report" / "templates" / "style.css"
+_BASE = Path(zsad.__file__).parent / "runs" / "templates" / "style.css"
 _MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _CALIBRATION_BYTES = 16 * MEGA
 _NO_MODEL_TO_RELY_ON = (
@@ -147,7 +147,7 @@ async def calibrate(
 ) -> Response:
     """Thresholds from the normal images of a form. They judge all answers from now on, until the service ends."""
     try:
-        wish = Wish.of(
+        wish = CalibrationTarget.of(
             target_fpr=target_fpr, pixel_fpr=pixel_fpr, confidence=confidence, pixel_rule=pixel_rule
         )
     except CalibrationError as error:

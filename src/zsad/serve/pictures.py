@@ -7,9 +7,9 @@ import io
 
 from PIL import Image
 
-from zsad.data.image import load_image
-from zsad.infer.overlay import colour_table, levels, opacity_table
-from zsad.infer.prediction import Prediction
+from zsad.images.decode import load_image
+from zsad.predict.overlay import colour_table, levels, opacity_table
+from zsad.predict.prediction import Prediction
 
 PREVIEW_SIDE = 1024
 

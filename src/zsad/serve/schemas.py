@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from zsad.infer.calibrate import Calibration
+from zsad.calibration.calibration import Calibration
 
 Include = Literal["heatmap", "picture", "grid"]
 

@@ -23,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from zsad.data.image import read_image
+from zsad.calibration.calibration import Calibration
 from zsad.detector import Detector
 from zsad.errors import ConfigError, ImageError, TooManyPixelsError
-from zsad.infer.calibrate import Calibration
-from zsad.infer.engine import predict_pixels
-from zsad.infer.prediction import Prediction
+from zsad.images.decode import read_image
+from zsad.predict.pipeline import predict_pixels
+from zsad.predict.prediction import Prediction
 from zsad.serve.limits import Budget, Limits, Places, Refusal
 from zsad.serve.metrics import Metrics
 from zsad.serve.pictures import heat_layer, preview

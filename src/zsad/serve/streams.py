@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+from zsad.calibration.calibration import make_calibration
+from zsad.calibration.thresholds import CalibrationTarget, Normals
 from zsad.errors import CalibrationError, ImageError
-from zsad.infer.calibrate import make_calibration
-from zsad.infer.prediction import Prediction
-from zsad.infer.thresholds import Normals, Wish
+from zsad.predict.prediction import Prediction
 from zsad.serve.limits import Refusal
 from zsad.serve.service import Scored, Service
 from zsad.serve.uploads import Upload, read_uploads
@@ -92,7 +92,7 @@ async def score_batch(service: Service, request: Request) -> Row:
     return {"images": len(rows), "failed": sum("error" in one for one in rows), "results": rows}
 
 
-async def calibrate(service: Service, request: Request, wish: Wish) -> Row:
+async def calibrate(service: Service, request: Request, wish: CalibrationTarget) -> Row:
     """Thresholds from the normal images of the request, in use from now on.
 
     Raises:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zsad.data.augment import MOSAIC_SHARE, draw_motion, mosaic, move
 from zsad.errors import ConfigError
 from zsad.train.config import TrainConfig
 from zsad.train.samples import AUGMENT, TrainingSet, stream
+from zsad.train.transforms import MOSAIC_SHARE, draw_motion, mosaic, move
 
 
 class Augmenter:

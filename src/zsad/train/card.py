@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zsad.data.image import Preprocess
+from zsad.images.decode import Preprocess
 from zsad.methods.registry import find, names
 from zsad.train.checkpoint import BackboneReference, Card, Training
 from zsad.train.config import RUN_FIELDS, TrainConfig
 
 if TYPE_CHECKING:
     from zsad.clip.weights import Backbone
-    from zsad.data.manifest import DataSet
+    from zsad.datasets.manifest import DataSet
     from zsad.methods.base import Method
     from zsad.train.samples import TrainingSet
 
@@ -74,7 +74,7 @@ def training_of(
         config: the settings.
         steps: of the optimiser.
     """
-    from zsad.data.overlap import names_of, pack_tags
+    from zsad.datasets.overlap import names_of, pack_tags
 
     return Training(
         datasets=tuple(dict.fromkeys(name for dataset in sets for name in names_of(dataset))),

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from zsad.clip.vision import Pixels
-from zsad.data.image import Preprocess
-from zsad.data.loader import iter_batches
 from zsad.errors import DataError
+from zsad.images.decode import Preprocess
+from zsad.images.loader import iter_batches
 from zsad.methods.base import ImageFeatures, Method
 from zsad.nn.oddness import CUES
 from zsad.train.augment import Augmenter
@@ -145,7 +145,7 @@ class FeatureSource:
 
     def _compute(self, pixels: torch.Tensor) -> ImageFeatures:
         with torch.no_grad():
-            return self.method.look(pixels.to(self.device))
+            return self.method.encode_image(pixels.to(self.device))
 
     def _extract(self, items: Sequence[Item], cache: FeatureCache, place: Place, report: Report) -> None:
         digests = {item.sample: item.digest for item in items}
@@ -250,7 +250,7 @@ def _add_features(
             tower = method.clip.visual
             if len(readers) > 1 and id(tower) not in cut:
                 cut[id(tower)] = tower.patch_tokens(pixels)
-            features = method.look(cut.get(id(tower), pixels))
+            features = method.encode_image(cut.get(id(tower), pixels))
             if not cache.record_bytes:
                 cache.check_space(count, record_bytes=Layout.of(features).record_bytes)
             cache.add(hashes, features)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from zsad.data.manifest import DataSet
+from zsad.datasets.manifest import DataSet
 from zsad.errors import ConfigError, TrainingError
 from zsad.methods.base import Method
 from zsad.train.augment import Augmenter, check_augment

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from zsad.data.image import image_size, load_mask
 from zsad.errors import DataError, ZsadError
+from zsad.images.decode import image_size, load_mask
 from zsad.train.cache import content_hash
 from zsad.train.config import TrainConfig
 from zsad.types import Sample

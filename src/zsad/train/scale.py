@@ -110,7 +110,7 @@ def colour_scale(
     with torch.no_grad():
         for done, shown in enumerate(source.batches(training, batches), 1):
             maps = render_map(
-                method.detect(shown.features).logits.float(), method.map_spec, size=training.size
+                method.predict(shown.features).logits.float(), method.map_spec, size=training.size
             )
             normal.add(maps[shown.labels == 0])
             anomalous.add(maps[shown.masks > 0])

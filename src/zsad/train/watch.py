@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from zsad.data.manifest import DataSet
+from zsad.datasets.manifest import DataSet
 from zsad.errors import DataError
 from zsad.metrics.functional import auroc
 from zsad.train.cache import content_hash

@@ -1,0 +1,226 @@
+"""Thresholds for images and pixels: from normal images alone, or for images from labelled ones.
+
+From normals, both are order statistics with an exact bound (`zsad.calibration.conformal`):
+
+* image: a normal image exceeds it at most at the rate wished for. The verdict is "anomalous" above it.
+* pixel, by rule "maxima" (the default): the same for the highest map value of each image. A good image then shows
+  no region at all, at most at that rate; that is what an inspector notices, and images, not pixels, are exchangeable.
+  By rule "pixels": on average over images, at most that share of a good image's pixels lies above it (conformal risk
+  control: Angelopoulos et al., ICLR 2024, Eq. 4). It lies lower, outlines more, and lets good parts show specks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from zsad.calibration.conformal import (
+    check_confidence,
+    check_rate,
+    check_scores,
+    promised_rate,
+    upper_limit,
+)
+from zsad.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from zsad.predict.prediction import Prediction
+
+BINS = 8192
+"""Bins of [0, 1] in which pixels are counted; thresholds by the rule "pixels" are rounded up to their borders."""
+
+PixelRule = Literal["maxima", "pixels"]
+
+
+class Frozen(BaseModel):
+    """A part of a calibration: cannot be changed, knows no other keys, holds finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class CalibrationTarget(Frozen):
+    """What a calibration is to promise."""
+
+    target_fpr: float = Field(default=0.01, description="Rate of normal images that may be called anomalous.")
+    pixel_fpr: float | None = Field(
+        default=None, description="The same for the pixel threshold; by default equal."
+    )
+    confidence: float = Field(
+        default=0.95, description="Of the promise for this calibration; 0: on average over calibrations."
+    )
+    pixel_rule: PixelRule = Field(default="maxima", description="What the pixel threshold is taken from.")
+    goal: str = Field(default="f1", description="With labelled images: f1, or recall=0.99.")
+
+    @property
+    def pixel_target(self) -> float:
+        """The rate for pixels."""
+        return self.target_fpr if self.pixel_fpr is None else self.pixel_fpr
+
+    @classmethod
+    def of(cls, **fields: Any) -> CalibrationTarget:
+        """A wish of these fields, checked.
+
+        Raises:
+            CalibrationError: an unknown field, or a number out of range.
+        """
+        try:
+            return cls(**fields).check()
+        except ValidationError as error:
+            first = error.errors()[0]
+            name, known = ".".join(map(str, first["loc"])), ", ".join(cls.model_fields)
+            raise CalibrationError(
+                f"{name} = {first['input']!r} is no possible wish: {first['msg'].lower()}; wishes are {known}"
+            ) from None
+
+    def check(self) -> CalibrationTarget:
+        """This wish; CalibrationError where a number is out of range."""
+        check_rate(self.target_fpr, name="target false-positive rate")
+        check_rate(self.pixel_target, name="pixel false-positive rate")
+        check_confidence(self.confidence)
+        parse_goal(self.goal)
+        return self
+
+
+class Threshold(Frozen):
+    """A limit and what it promises."""
+
+    value: float = Field(description="Above it is anomalous.")
+    rule: Literal["normals", "maxima", "pixels", "f1", "recall"] = Field(description="How it was chosen.")
+    target: float | None = Field(description="False alarm rate or recall wished for; None for F1.")
+    promised: float | None = Field(
+        description="False alarm rate that is not exceeded (by rule recall: the recall reached at least), with the "
+        "calibration's confidence; None where nothing is promised."
+    )
+    met: bool = Field(description="Whether there were images enough to promise the target.")
+
+    @model_validator(mode="after")
+    def _rated(self) -> Threshold:
+        if self.rule in ("normals", "maxima", "pixels") and not 0 < (self.target or 0) < 1:
+            raise ValueError(f"target is {self.target}, expected a share above 0 and below 1")
+        return self
+
+
+class Labelled(Frozen):
+    """How an image threshold chosen from labelled images does on those very images."""
+
+    normal: int
+    anomalous: int
+    false_alarms: int = Field(description="Normal images above the threshold.")
+    found: int = Field(description="Anomalous images above the threshold.")
+
+
+class Normals:
+    """Collects what calibration needs of normal images, one by one, in constant memory but for two numbers each."""
+
+    def __init__(self) -> None:
+        self.scores: list[float] = []
+        self.peaks: list[float] = []
+        self._shares = np.zeros(BINS)
+
+    def add(self, prediction: Prediction) -> None:
+        """Adds a prediction made with the region of interest, if any, already in place."""
+        values = prediction.canonical_map()
+        inside = prediction.inside(values.shape)
+        chosen = values if inside is None else values[inside]
+        self.scores.append(prediction.score)
+        self.peaks.append(float(chosen.max()))
+        places = np.clip((chosen.ravel() * np.float32(BINS)).astype(np.int64), 0, BINS - 1)
+        self._shares += np.bincount(places, minlength=BINS) / chosen.size
+
+    def image_threshold(self, wish: CalibrationTarget) -> Threshold:
+        """The limit of image scores."""
+        return _order_statistic(self.scores, wish.target_fpr, wish, rule="normals")
+
+    def pixel_threshold(self, wish: CalibrationTarget) -> Threshold:
+        """The limit of map values; see the module's text for the rules."""
+        if wish.pixel_rule == "maxima":
+            return _order_statistic(self.peaks, wish.pixel_target, wish, rule="maxima")
+        return _pixel_risk(self._shares, check_scores(self.peaks, what="maps"), wish.pixel_target)
+
+
+def _order_statistic(
+    values: Sequence[float], target: float, wish: CalibrationTarget, *, rule: Literal["normals", "maxima"]
+) -> Threshold:
+    limit = upper_limit(values, target=target, confidence=wish.confidence)
+    return Threshold(value=limit.value, rule=rule, target=target, promised=limit.rate, met=limit.met)
+
+
+def _pixel_risk(shares: NDArray[np.float64], peaks: NDArray[np.float64], target: float) -> Threshold:
+    """Conformal risk control: the lowest t with (sum of shares above t + 1) / (n + 1) <= target."""
+    check_rate(target, name="target rate")
+    count = peaks.size
+    # Share of pixels above the lower border of each bin, summed over images; and above 1, where there are none.
+    above = np.concatenate((np.cumsum(shares[::-1])[::-1], [0.0]))
+    risk = (above + 1) / (count + 1)
+    enough = np.flatnonzero(risk <= target * (1 + 1e-12))
+    if enough.size == 0:
+        rate = promised_rate(count, 0.0)
+        return Threshold(value=float(peaks[-1]), rule="pixels", target=target, promised=rate, met=False)
+    value = min(float(enough[0]) / BINS, float(peaks[-1]))
+    return Threshold(value=value, rule="pixels", target=target, promised=target, met=True)
+
+
+def parse_goal(goal: str) -> float | None:
+    """The recall of "recall=0.99", or None for "f1".
+
+    Raises:
+        CalibrationError: neither.
+    """
+    name, _, number = goal.strip().lower().partition("=")
+    if name == "f1" and not number:
+        return None
+    try:
+        if name == "recall" and 0 < float(number) < 1:
+            return float(number)
+    except ValueError:
+        pass
+    raise CalibrationError(f"goal is {goal!r}, expected f1, or recall=0.99 (above 0 and below 1)")
+
+
+def labelled_threshold(
+    normal: Sequence[float], anomalous: Sequence[float], *, goal: str, confidence: float
+) -> tuple[Threshold, Labelled]:
+    """The image threshold from labelled images.
+
+    With recall=r it is the highest limit that anomalous images fall to at most at the rate 1 - r: the same order
+    statistic as for normals, turned round. With f1 it lies midway between the scores around the best cut.
+
+    Raises:
+        CalibrationError: a label is missing, all scores are equal, NaN, or an unknown goal.
+    """
+    recall = parse_goal(goal)
+    below = check_scores(normal, what="scores of labelled normal images")
+    above = check_scores(anomalous, what="scores of labelled anomalous images")
+    if min(below[0], above[0]) == max(below[-1], above[-1]):
+        raise CalibrationError(
+            f"all {below.size + above.size} labelled images have the score {below[0]:.4g}, so no threshold parts them; "
+            "check the model and the images"
+        )
+    if recall is None:
+        threshold = Threshold(value=_best_f1(below, above), rule="f1", target=None, promised=None, met=True)
+    else:
+        limit = upper_limit(-above, target=1 - recall, confidence=confidence)
+        value = float(np.nextafter(-limit.value, -np.inf))  # the image at the limit is found, too
+        threshold = Threshold(
+            value=value, rule="recall", target=recall, promised=1 - limit.rate, met=limit.met
+        )
+    hits = [int((scores > threshold.value).sum()) for scores in (below, above)]
+    return threshold, Labelled(normal=below.size, anomalous=above.size, false_alarms=hits[0], found=hits[1])
+
+
+def _best_f1(below: NDArray[np.float64], above: NDArray[np.float64]) -> float:
+    """The threshold of the best F1; of equally good ones the highest."""
+    both = np.unique(np.concatenate([below, above]))
+    # Cutting below each score that occurs: everything from it upwards is anomalous.
+    found = above.size - np.searchsorted(above, both, side="left")
+    alarms = below.size - np.searchsorted(below, both, side="left")
+    f1 = 2 * found / (found + alarms + above.size)
+    best = int(np.flatnonzero(f1 >= f1.max() - 1e-12)[-1])
+    lowest = best == 0
+    return float(np.nextafter(both[0], -np.inf) if lowest else (both[best - 1] + both[best]) / 2)

@@ -1,0 +1,1 @@
+"""Images compared with other images: normal references, or the others of a batch."""

@@ -1,0 +1,1 @@
+"""Data sets: layouts, manifests, the catalogue, and checks of what a folder holds."""

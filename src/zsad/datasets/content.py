@@ -1,0 +1,195 @@
+"""What images and masks hold: fingerprints of decoded pixels, values of masks, duplicates among many images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from zsad.errors import ZsadError
+from zsad.images.decode import mask_values, read_image, resize_mask
+from zsad.types import Sample
+
+_LOOK_ROWS, _LOOK_COLUMNS = 8, 9
+_BLOCK = 1024  # images compared at once: 1024 x 1024 distances of one byte are 1 MB
+
+
+@dataclass(slots=True)
+class Content:
+    """What was found in the files of one sample.
+
+    Attributes:
+        sample: whose files these are.
+        pixels: 64 bits of the SHA-256 of the decoded RGB image and its size; None when it cannot be read.
+        look: 64 bits, each whether a patch is brighter than its left neighbour (difference hash): similar images
+            differ in few bits. Sees neither colours nor anything small.
+        size: (H,W) of the image in pixels.
+        mask_size: (H,W) of the mask, None without one.
+        values: how often each value stands in the mask.
+        emptied: the mask has foreground, but none at the model's size.
+        problems: (path, reason) of files that cannot be read.
+    """
+
+    sample: Sample
+    pixels: int | None = None
+    look: int = 0
+    size: tuple[int, int] | None = None
+    mask_size: tuple[int, int] | None = None
+    values: dict[float, int] = field(default_factory=dict)
+    emptied: bool = False
+    problems: list[tuple[Path, str]] = field(default_factory=list)
+
+    @property
+    def foreground(self) -> int:
+        """Pixels of the mask that are not 0."""
+        return sum(count for value, count in self.values.items() if value > 0)
+
+
+def read_contents(
+    samples: Sequence[Sample],
+    *,
+    size: tuple[int, int],
+    masks: bool = True,
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
+) -> list[Content]:
+    """Decode every image, and every mask, of the samples; what cannot be read is told in the result.
+
+    Args:
+        samples: in any order, kept.
+        size: (H,W) that masks are resized to when looking for those that vanish.
+        masks: False reads images only.
+        workers: decoding threads.
+        progress: called with 1 for every sample.
+    """
+
+    def read(sample: Sample) -> Content:
+        return read_content(sample, size=size, masks=masks)
+
+    contents = []
+    with ThreadPoolExecutor(workers, thread_name_prefix="zsad-check") as pool:
+        try:
+            for content in pool.map(read, samples):
+                contents.append(content)
+                if progress is not None:
+                    progress(1)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    return contents
+
+
+def read_content(sample: Sample, *, size: tuple[int, int], masks: bool = True) -> Content:
+    """Decode the files of one sample; see `read_contents`."""
+    content = Content(sample)
+    try:
+        image, content.size = read_image(sample.image)
+        content.pixels, content.look = pixel_hash(image), look_hash(image)
+    except ZsadError as error:
+        content.problems.append((sample.image, str(error)))
+    if sample.mask is None or not masks:
+        return content
+    try:
+        values = mask_values(sample.mask)
+    except ZsadError as error:
+        content.problems.append((sample.mask, str(error)))
+        return content
+    content.mask_size = (int(values.shape[0]), int(values.shape[1]))
+    content.values = _count(values)
+    content.emptied = content.foreground > 0 and not resize_mask(values > 0, size).any()
+    return content
+
+
+def pixel_hash(image: Image.Image) -> int:
+    """64 bits of the SHA-256 over size and RGB values: equal for files that decode to the same image."""
+    digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
+    digest.update(image.convert("RGB").tobytes())
+    return int.from_bytes(digest.digest()[:8], "big")
+
+
+def look_hash(image: Image.Image) -> int:
+    """64 bits of a difference hash: the signs of the horizontal steps of a grey image of 8 x 9 pixels."""
+    grey = image.convert("L").resize((_LOOK_COLUMNS, _LOOK_ROWS), Image.Resampling.BOX)
+    values = np.asarray(grey).astype(np.int16)
+    bits = np.packbits((values[:, 1:] > values[:, :-1]).ravel())
+    return int.from_bytes(bits.tobytes(), "big")
+
+
+def same_pixels(
+    first: Sequence[Content], second: Sequence[Content] | None = None
+) -> list[tuple[Content, Content]]:
+    """Pairs of images with the same pixels: across two lists or, with one, each with the first of its kind."""
+    known: dict[int, Content] = {}
+    pairs = []
+    for content in second or ():
+        if content.pixels is not None:
+            known.setdefault(content.pixels, content)
+    for content in first:
+        if content.pixels is None:
+            continue
+        if content.pixels in known:
+            pairs.append((content, known[content.pixels]))
+        elif second is None:
+            known[content.pixels] = content
+    return pairs
+
+
+def similar_looks(
+    first: Sequence[Content], second: Sequence[Content], *, most: int
+) -> list[tuple[Content, Content, int]]:
+    """Pairs across two lists whose looks differ in at most `most` of 64 bits, with the number of bits.
+
+    Each image of `first` is paired with its nearest one of `second`; pairs with the same pixels are left out.
+    """
+    left, right = _readable(first), _readable(second)
+    if not left or not right:
+        return []
+    columns = np.array([content.look for content in right], dtype=np.uint64)
+    pairs = []
+    for start in range(0, len(left), _BLOCK):
+        rows = left[start : start + _BLOCK]
+        nearest, distance = _nearest(np.array([content.look for content in rows], dtype=np.uint64), columns)
+        for content, position, bits in zip(rows, nearest.tolist(), distance.tolist(), strict=True):
+            other = right[position]
+            if bits <= most and other.pixels != content.pixels:
+                pairs.append((content, other, bits))
+    return pairs
+
+
+def _nearest(
+    rows: npt.NDArray[np.uint64], columns: npt.NDArray[np.uint64]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint8]]:
+    """Position and Hamming distance of the nearest of `columns` for each of `rows`."""
+    best = np.zeros(len(rows), dtype=np.intp)
+    distance = np.full(len(rows), 255, dtype=np.uint8)
+    for start in range(0, len(columns), _BLOCK):
+        found = _bits(rows[:, None] ^ columns[None, start : start + _BLOCK])
+        position = found.argmin(axis=1)
+        least = found[np.arange(len(rows)), position]
+        better = least < distance
+        best[better], distance[better] = position[better] + start, least[better]
+    return best, distance
+
+
+def _bits(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
+    """Number of set bits of each value."""
+    table = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
+    octets = np.ascontiguousarray(values).view(np.uint8).reshape(*values.shape, 8)
+    return np.asarray(table[octets].sum(axis=-1, dtype=np.uint8))
+
+
+def _readable(contents: Sequence[Content]) -> list[Content]:
+    return [content for content in contents if content.pixels is not None]
+
+
+def _count(values: npt.NDArray[np.generic]) -> dict[float, int]:
+    if values.dtype.kind in "bu":
+        counts = np.bincount(values.ravel().astype(np.int64))
+        return {float(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    found, numbers = np.unique(values, return_counts=True)
+    return {float(value): int(number) for value, number in zip(found.tolist(), numbers.tolist(), strict=True)}

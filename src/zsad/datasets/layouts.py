@@ -1,0 +1,368 @@
+"""The folder layouts of the field's data sets, recognised by looking; nothing is ever guessed.
+
+MVTec (class/test/kind with class/ground_truth/kind), good against other folders, images/ with masks/, DAGM
+(class/Test with Label/ inside), BMAD (kind/img with kind/label) and flat folders; `zsad.datasets.published` has those
+with a list of labels or with masks beside the images. Masks are paired by name, never by position.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from zsad.errors import DataError
+from zsad.images.decode import IMAGE_SUFFIXES
+from zsad.types import Sample
+
+_NORMAL = {"good", "ok", "normal", "nominal"}
+_IMAGES = {"images", "image", "imgs", "img", "rgb", "testimage", "testimages", "original"}
+_MASKS = {"masks", "mask", "gt", "testmask", "testmasks", "label", "labels", "annotations", "segmentation"}
+_MASKS |= {"anomalymask", "anomalymasks"}
+_SPLITS = {"train", "test", "val", "valid", "validation"}
+MASK_ENDINGS = ("_mask", "_label", "_gt", "_segmentation", "-mask")
+_ENDINGS = tuple(dict.fromkeys(e for x in MASK_ENDINGS for e in (x, x.upper(), x.title())))  # _Segmentation
+_NAMED_AT_MOST = 20
+_MASK_NAME = re.compile(r"(?P<stem>.+)_label\.\w+", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A file with which something is wrong: `reason` says what, in words that go before a path.
+
+    `lost` names the class of which nothing can be read, where that is what is wrong: `class`, or `dataset/class`.
+    """
+
+    path: Path
+    reason: str
+    lost: str = ""
+
+
+@dataclass(slots=True)
+class Found:
+    """What was read from one folder or file; `is_class` when it is one class rather than a whole data set.
+
+    `findings` are the files among `notes` with which something is wrong, all of them.
+    """
+
+    layout: str
+    samples: list[Sample]
+    notes: list[str] = field(default_factory=list)
+    is_class: bool = False
+    findings: list[Finding] = field(default_factory=list)
+
+
+def is_hidden(name: str) -> bool:
+    """True for what operating systems leave behind: dot files, `._*` twins, `__MACOSX`."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def entries(folder: Path) -> list[Path]:
+    """Return the visible entries of a folder, sorted by name.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
+    try:
+        return sorted((p for p in folder.iterdir() if not is_hidden(p.name)), key=lambda p: p.name)
+    except OSError as error:
+        raise DataError(
+            f"folder {folder} cannot be listed ({error.strerror}): check its permissions"
+        ) from error
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the visible folders directly inside a folder, sorted by name."""
+    return [path for path in entries(folder) if path.is_dir()]
+
+
+def is_image(path: Path) -> bool:
+    """True for a file whose suffix is one of the known image formats."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def _is_dead_link(path: Path) -> bool:
+    """True for a link of an image's name that leads nowhere: to be reported, not passed over."""
+    return path.is_symlink() and path.suffix.lower() in IMAGE_SUFFIXES and not os.path.exists(path)  # noqa: PTH110
+
+
+def walk_images(folder: Path, *, skip_masks: bool = False) -> Iterator[Path]:
+    """Yield the images below a folder in a fixed order; every real folder is entered once, so loops end.
+
+    Links that lead nowhere are yielded, so that whoever reads them says so.
+    """
+    seen: set[tuple[int, int]] = set()
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        status = current.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        inside = entries(current)
+        yield from (path for path in inside if is_image(path) or _is_dead_link(path))
+        deeper = [path for path in inside if path.is_dir() and not (skip_masks and is_mask_folder(path))]
+        pending.extend(reversed(deeper))
+
+
+def is_mask_folder(path: Path) -> bool:
+    """True for the folder names under which masks are published (masks, ground_truth, GT, Label, ...)."""
+    name = re.sub(r"[^a-z0-9]", "", path.name.lower())
+    return name in _MASKS or "groundtruth" in name
+
+
+def lost_class(path: Path, name: str) -> Finding:
+    """What is said of a class that is there by name and has no image."""
+    return Finding(path, "class without images", name)
+
+
+def listed(text: str, paths: Iterable[Path]) -> list[str]:
+    """Return one note a path, and one that counts the rest of a long list."""
+    found = list(paths)
+    notes = [f"{text}: {path}" for path in found[:_NAMED_AT_MOST]]
+    if len(found) > _NAMED_AT_MOST:
+        notes.append(f"{text}: {len(found) - _NAMED_AT_MOST} more")
+    return notes
+
+
+def noted(findings: list[Finding]) -> list[str]:
+    """Return notes on findings, those of a reason together, long lists counted."""
+    by_reason: dict[str, list[Path]] = {}
+    for finding in findings:
+        by_reason.setdefault(finding.reason, []).append(finding.path)
+    return [note for reason, paths in by_reason.items() for note in listed(reason, paths)]
+
+
+def read_class(folder: Path, split: str) -> Found | None:
+    """Read a folder that is one class (MVTec, DAGM, good against others, images and masks), else None."""
+    inside = subfolders(folder)
+    part = next((path for path in inside if path.name.lower() == split.lower()), None)
+    masks = [path for path in inside if is_mask_folder(path)]
+    if [path.name for path in inside] == ["Data"]:  # VisA's CLASS/Data/Images; the class is not called Data
+        return read_class(inside[0], split)
+    if part is not None:
+        return _read_part(part, folder.name, masks)
+    if any(path.name.lower() in _SPLITS and _kind_folders(path) for path in inside):
+        note = f"{folder} has no folder {split!r}: left out, choose another split or add the folder"
+        findings = [Finding(folder, f"class without a folder {split!r}", folder.name)]
+        return Found("mvtec", [], [note], is_class=True, findings=findings)
+    if folder.name.lower() == split.lower() and not masks:
+        masks = [path for path in subfolders(folder.parent) if is_mask_folder(path)]
+        if found := _read_kinds(folder, folder.parent.name, masks):
+            return found
+    if found := _read_kinds(folder, folder.name, masks):
+        return found
+    images = [path for path in inside if _is_image_folder(path)]
+    name = folder.parent.name if folder.name == "Data" else folder.name
+    if len(images) == 1 and masks:
+        return _read_kinds(images[0], name, masks) or _read_pairs(images, name, masks)
+    return _read_beside(folder, masks) if masks else None
+
+
+def _is_image_folder(path: Path) -> bool:
+    return re.sub(r"[^a-z0-9]", "", path.name.lower()) in _IMAGES
+
+
+def _read_beside(folder: Path, masks: list[Path]) -> Found | None:
+    """Read folders of any name beside mask folders, all anomalous (Endo, ISIC); None when no mask fits."""
+    images = _kind_folders(folder)
+    if any("test" in path.name.lower() for path in images):
+        images = [path for path in images if "test" in path.name.lower()]
+        masks = [path for path in masks if "test" in path.name.lower()] or masks
+    found = _read_pairs(images, folder.name, masks)
+    return found if found is not None and any(sample.mask for sample in found.samples) else None
+
+
+def read_flat(folder: Path) -> Found:
+    """Read every image below a folder, without labels."""
+    samples = [
+        Sample(path, kind=path.parent.name if path.parent != folder else "")
+        for path in walk_images(folder, skip_masks=True)
+    ]
+    notes = ["no folder is named good, ok or normal: labels are not known, no metric can be computed"]
+    return Found("flat", samples, notes)
+
+
+def _kind_folders(folder: Path) -> list[Path]:
+    """Return the folders inside that hold images and no masks."""
+    return [
+        path
+        for path in subfolders(folder)
+        if not is_mask_folder(path) and next(walk_images(path), None) is not None
+    ]
+
+
+def _read_part(part: Path, class_name: str, masks: list[Path]) -> Found | None:
+    """Read class/test of MVTec and its kin, or class/Test of DAGM."""
+    kinds = _kind_folders(part)
+    label_folders = [path for path in subfolders(part) if is_mask_folder(path)]
+    if not kinds and label_folders:
+        return _read_dagm(part, class_name, label_folders)
+    if not kinds:
+        found = read_flat(part)
+        samples = [replace(sample, class_name=class_name) for sample in found.samples]
+        findings = [] if samples else [lost_class(part, class_name)]
+        notes = found.notes if samples else [f"{part} holds no images"]
+        return Found("flat", samples, notes, is_class=True, findings=findings)
+    if not masks and not any(_is_normal(kind, kinds) for kind in subfolders(part)):
+        samples = [Sample(p, class_name, kind=kind.name) for kind in kinds for p in walk_images(kind)]
+        note = f"{part} has neither a folder good, ok or normal nor masks: labels are not known"
+        return Found("flat", samples, [note], is_class=True)
+    return _labelled("mvtec", kinds, class_name, masks)
+
+
+def _read_kinds(folder: Path, class_name: str, masks: list[Path]) -> Found | None:
+    """Read folder/{good,...}; None when no folder has a normal name."""
+    kinds = _kind_folders(folder)
+    names = {kind.name.lower() for kind in kinds}
+    # An empty folder good/ says that all others are anomalous, just as a filled one does.
+    if not kinds or not any(_is_normal(kind, kinds) for kind in subfolders(folder)):
+        return None
+    notes = []
+    if {"yes", "no"} <= names | {path.name.lower() for path in subfolders(folder)} and "yes" in names:
+        notes = [f"ignored beside yes/ and no/: {k}" for k in kinds if k.name.lower() not in ("yes", "no")]
+        kinds = [kind for kind in kinds if kind.name.lower() in ("yes", "no")]
+    found = _labelled("folders", kinds, class_name, masks)
+    found.notes = notes + found.notes
+    return found
+
+
+def _is_normal(kind: Path, kinds: list[Path]) -> bool:
+    name = kind.name.lower()
+    return name in _NORMAL or (name == "no" and any(other.name.lower() == "yes" for other in kinds))
+
+
+def _labelled(layout: str, kinds: list[Path], class_name: str, masks: list[Path]) -> Found:
+    """Turn kind folders into samples: normal by the folder's name, anomalous otherwise, masks by stem."""
+    pairing = MaskIndex(masks)
+    samples = []
+    findings: list[Finding] = []
+    for kind in kinds:
+        normal = _is_normal(kind, kinds)
+        if inner := [path for path in subfolders(kind) if is_mask_folder(path)]:
+            layout = "bmad"
+            part = _read_inner(kind, class_name, inner, label=0 if normal else 1)
+            samples += part.samples
+            findings += part.findings
+            continue
+        for path in walk_images(kind):
+            mask = None if normal else pairing.find(path.relative_to(kind), kind.name)
+            samples.append(Sample(path, class_name, 0 if normal else 1, mask, kind.name))
+    anomalous = {kind.name for kind in kinds if not _is_normal(kind, kinds)}
+    findings += pairing.findings(samples, anomalous)
+    return Found(layout, samples, noted(findings), is_class=True, findings=findings)
+
+
+def _read_inner(kind: Path, class_name: str, masks: list[Path], *, label: int) -> Found:
+    """Read a kind folder that holds its own masks: BMAD's kind/img with kind/label, MVTec 3D's kind/rgb with gt."""
+    named = [path for path in subfolders(kind) if _is_image_folder(path)]
+    folder = named[0] if len(named) == 1 else kind
+    pairing = MaskIndex(masks)
+    samples = []
+    for path in walk_images(folder, skip_masks=True):
+        mask = pairing.find(path.relative_to(folder), "")
+        samples.append(Sample(path, class_name, label, mask if label else None, kind.name))
+    return Found("bmad", samples, findings=pairing.findings(samples, None))
+
+
+def _read_pairs(folders: list[Path], class_name: str, masks: list[Path]) -> Found | None:
+    """Read images/ with masks/: all anomalous."""
+    pairing = MaskIndex(masks)
+    samples = [
+        Sample(path, class_name, 1, pairing.find(path.relative_to(folder), ""))
+        for folder in folders
+        for path in walk_images(folder)
+    ]
+    if not samples:
+        return None
+    findings = pairing.findings(samples, None)
+    return Found("folders", samples, noted(findings), is_class=True, findings=findings)
+
+
+def _read_dagm(part: Path, class_name: str, masks: list[Path]) -> Found | None:
+    """Read DAGM's Test folder, where exactly the anomalous images have a file in Label/."""
+    pairing = MaskIndex(masks)
+    named = _named_masks(masks)
+    samples = []
+    missing = []
+    for path in walk_images(part, skip_masks=True):
+        mask = pairing.find(path.relative_to(part), "")
+        defect = mask is not None or path.stem.lower() in named
+        if defect and mask is None:
+            missing.append(Finding(path, "anomalous image without the mask that Labels.txt names"))
+        samples.append(Sample(path, class_name, int(defect), mask, "defect" if defect else "good"))
+    notes = [f"{part}: images without a file in {masks[0].name}/ are taken as normal, as DAGM means it"]
+    findings = missing + pairing.leftovers(None)
+    if not samples:
+        return None
+    return Found("dagm", samples, notes + noted(findings), is_class=True, findings=findings)
+
+
+def _named_masks(folders: list[Path]) -> set[str]:
+    """The images, by lower-case stem, whose masks DAGM's Labels.txt names; not every copy has that list.
+
+    Of its columns only the names of masks are read, so that their order does not matter.
+    """
+    found: set[str] = set()
+    for path in (path for folder in folders for path in entries(folder) if path.name.lower() == "labels.txt"):
+        try:
+            words = path.read_text(encoding="utf-8", errors="replace").split()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+        found.update(m["stem"].lower() for m in map(_MASK_NAME.fullmatch, words) if m)
+    return found
+
+
+class MaskIndex:
+    """Masks by their path without suffix below the mask folders; remembers which were used."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        self._folders = folders
+        self._by_key: dict[str, list[Path]] = {}
+        self._used: set[Path] = set()
+        self._ambiguous: list[Path] = []
+        self._shared: list[Path] = []
+        for folder in folders:
+            for path in walk_images(folder):
+                key = path.relative_to(folder).with_suffix("").as_posix()
+                self._by_key.setdefault(key, []).append(path)
+
+    def find(self, relative: Path, kind: str) -> Path | None:
+        """Return the one mask of an image, given its path below its kind folder, else None."""
+        stem = PurePosixPath(relative.as_posix()).with_suffix("")
+        own = bool(kind) and any((folder / kind).is_dir() for folder in self._folders)
+        key = f"{kind}/{stem}" if own else str(stem)
+        for ending in ("", *_ENDINGS):
+            candidates = self._by_key.get(key + ending, [])
+            if len(candidates) == 1:
+                if candidates[0] in self._used:
+                    self._shared.append(candidates[0])
+                self._used.add(candidates[0])
+                return candidates[0]
+            if candidates:
+                self._ambiguous += [path for path in candidates if path not in self._ambiguous]
+                return None
+        return None
+
+    def leftovers(self, kinds: set[str] | None) -> list[Finding]:
+        """Return the masks without image; `kinds` restricts this to the folders of these kinds."""
+        taken = self._used.union(self._ambiguous)
+        unused = []
+        for key in sorted(self._by_key):
+            top = key.split("/")[0]
+            foreign = kinds is not None and "/" in key and top not in kinds
+            unused += [p for p in self._by_key[key] if not foreign and p not in taken]
+        ambiguous = [Finding(p, "several masks for one image, none is taken") for p in self._ambiguous]
+        twice = [Finding(p, "mask of several images of one name") for p in self._shared]
+        return ambiguous + twice + [Finding(p, "mask without an image of its name") for p in unused]
+
+    def findings(self, samples: list[Sample], kinds: set[str] | None) -> list[Finding]:
+        """Return anomalous images without mask while others have one, and masks without image."""
+        anomalous = [sample for sample in samples if sample.label == 1]
+        if not anomalous or not self._by_key:
+            return []
+        reason = "anomalous image without a mask of its name"
+        missing = [Finding(sample.image, reason) for sample in anomalous if sample.mask is None]
+        return missing + self.leftovers(kinds)

@@ -1,0 +1,1 @@
+"""Images: opening, decoding, pixels, large pictures, DICOM, video, and loading many of them."""

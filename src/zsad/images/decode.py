@@ -1,0 +1,290 @@
+"""Reading of images and masks, and the one preprocessing that turns an image into the numbers a model sees.
+
+Whatever is wrong with a file ends as an `ImageError` of one line; no exception of the decoder ever leaves
+this module. Pillow's own refusal of truncated files (`ImageFile.LOAD_TRUNCATED_IMAGES = False`) is relied on
+and never changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from zsad.errors import ConfigError, DataError, ImageError
+from zsad.images.address import DICOM_SUFFIXES
+from zsad.images.open import check_pixels, check_sides, decoding, opened, opened_content
+from zsad.images.pixels import MAX_PIXELS, PLAIN, Reading, oriented, to_bytes, to_rgb, upright_size
+
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".gif",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".jp2",
+        ".avif",
+        *DICOM_SUFFIXES,
+    }
+)
+"""File suffixes (lower case) that count as images when a folder is searched."""
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+Source = str | Path | bytes | Image.Image | npt.NDArray[Any]
+
+
+def load_image(
+    source: Source,
+    *,
+    max_pixels: int | None = None,
+    target: tuple[int, int] | None = None,
+    reading: Reading = PLAIN,
+) -> Image.Image:
+    """Return `source` as an upright RGB image.
+
+    EXIF orientation is applied, an animation gives its first frame, a page or a frame has an address such as
+    `scan.tif#2` (`zsad.images.address`). What files leave open, such as which grey values of more than 8 bits become
+    black and white, says `reading`.
+
+    Args:
+        source: a path, the content of an image file as bytes, a Pillow image, or an array (H,W), (H,W,1), (H,W,3) or
+            (H,W,4) of uint8, uint16, bool, or float in [0,1].
+        max_pixels: refuse larger images, before they are decoded; None: what `reading` says.
+        target: (H,W) the image will be resized to; JPEGs are then decoded at the smallest of the scales 1,
+            1/2, 1/4, 1/8 that keeps both sides at least twice as large. None decodes in full.
+        reading: depth, transparency, DICOM window.
+
+    Raises:
+        ImageError: missing, empty, truncated, not an image, a side below 8 px, or (TooManyPixelsError) too large.
+        ConfigError: a DICOM file or a video, and the package that reads it is not installed.
+    """
+    return read_image(source, max_pixels=max_pixels, target=target, reading=reading)[0]
+
+
+def read_image(
+    source: Source,
+    *,
+    max_pixels: int | None = None,
+    target: tuple[int, int] | None = None,
+    name: str = "image given as bytes",
+    reading: Reading = PLAIN,
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Like `load_image`, and also return the (H,W) of the upright image before any reduced decoding.
+
+    `name` is what messages call an image given as bytes.
+    """
+    if max_pixels is not None:
+        reading = replace(reading, max_pixels=max_pixels)
+    if isinstance(source, bytes):
+        with opened_content(source, name, reading) as image:
+            return _upright_rgb(image, name, reading, target)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, reading)
+    if isinstance(source, Image.Image):
+        with decoding("image given as an object"):
+            return _upright_rgb(source, "image given as an object", reading)
+    if not isinstance(source, str | Path):
+        raise ImageError(
+            f"cannot use {type(source).__name__} as an image: give a path, bytes, a PIL image or a NumPy array"
+        )
+    with opened(Path(source), reading) as image:
+        return _upright_rgb(image, str(source), reading, target)
+
+
+def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return (H,W) of the upright image from its header alone, without decoding pixels.
+
+    Raises:
+        ImageError: as `load_image`, except that a truncated body goes unnoticed.
+    """
+    with opened(Path(path), Reading(max_pixels=max_pixels)) as image:
+        return upright_size(image)
+
+
+def load_mask(
+    path: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    image: str | Path | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> npt.NDArray[np.bool_]:
+    """Return a mask as bool (H,W); any value above 0 is foreground, alpha is ignored.
+
+    With `size` the mask (as 0/255) is resized by Pillow's bilinear filter and cut at more than half, as the
+    field's common protocol does. Defects thinner than about half an output pixel can vanish that way.
+
+    Args:
+        path: the mask file.
+        size: (H,W) of the result; None keeps the file's own size.
+        image: path of the image the mask belongs to, for the message.
+        image_size: (H,W) of that image; when given, a mask of another size is refused.
+
+    Raises:
+        ImageError: the file cannot be read.
+        DataError: the mask has another size than its image.
+    """
+    foreground = mask_values(path) > 0
+    if image_size is not None and foreground.shape != tuple(image_size):
+        own, full = (f"{width}x{height} px" for height, width in (foreground.shape, image_size))
+        raise DataError(
+            f"mask {path} is {own} but its image {image or ''} is {full}: "
+            "a mask must have the size of its image, export the mask again"
+        )
+    return foreground if size is None else resize_mask(foreground, size)
+
+
+def mask_values(path: str | Path) -> npt.NDArray[Any]:
+    """Return the values of a mask file (H,W) as they are stored, of colours the largest; alpha is ignored.
+
+    A file of 1 bit a pixel has the values 0 and 255.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    with opened(Path(path), PLAIN) as file:
+        file.load()
+        image = oriented(file)
+        if image.mode == "1":
+            image = image.convert("L")
+        elif image.mode not in ("L", "F") and not image.mode.startswith("I"):
+            image = image.convert("RGB")  # palette indices and alpha are not values
+        values = np.asarray(image)
+    return values if values.ndim == 2 else np.asarray(values.max(axis=2))
+
+
+def resize_mask(foreground: npt.NDArray[np.bool_], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Return a mask as bool of `size` (H,W): bilinear, cut at more than half, see `load_mask`."""
+    if tuple(size) == foreground.shape:
+        return foreground
+    picture = Image.fromarray(foreground.astype(np.uint8) * 255)
+    resized = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(resized) > 127  # value / 255 > 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """Resize to exactly `image_size` (aspect ratio not kept), scale to [0,1], normalise.
+
+    Raises:
+        ConfigError: a size or a standard deviation that is not positive, or an unknown interpolation.
+    """
+
+    image_size: tuple[int, int]
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+    def __post_init__(self) -> None:
+        sides: tuple[object, ...] = self.image_size  # from a card they may be anything
+        whole = all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides)
+        if len(self.image_size) != 2 or not whole or min(self.image_size) < 1:
+            raise ConfigError(f"image_size is {self.image_size}, expected two positive whole numbers (H, W)")
+        if math.prod(self.image_size) > MAX_PIXELS:
+            raise ConfigError(
+                f"image_size is {self.image_size}, more than {MAX_PIXELS // 10**6} megapixels; expected a smaller one"
+            )
+        parts: tuple[object, ...] = (*self.mean, *self.std)  # from a card they may be anything
+        finite = all(isinstance(part, int | float) and math.isfinite(part) for part in parts)
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
+            raise ConfigError(f"mean {self.mean} and std {self.std}: expected 3 numbers each, std above 0")
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise ConfigError(f"interpolation is {self.interpolation!r}, expected 'bicubic' or 'bilinear'")
+
+    def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
+        """Return the normalised float32 (3,H,W) of a Pillow image."""
+        if image.mode != "RGB":
+            image = load_image(image)
+        height, width = self.image_size
+        with decoding("image given as an object"):
+            resized = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        pixels = np.asarray(resized, dtype=np.float32) / np.float32(255)
+        pixels = (pixels - np.asarray(self.mean, dtype=np.float32)) / np.asarray(self.std, dtype=np.float32)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def fitted(self, size: tuple[int, int], patch: int) -> Preprocess:
+        """For an image of `size` (H,W): about as many pixels, in the image's own proportions, sides whole patches.
+
+        Neither side gets fewer than a quarter of its patches, so a very thin image is squeezed somewhat.
+
+        Example:
+            >>> Preprocess((320, 320)).fitted((1080, 1920), 16).image_size
+            (240, 432)
+        """
+        rows, columns = (max(1, side // patch) for side in self.image_size)
+        total, ratio = rows * columns, (size[0] / size[1])
+        high = min(max(round((total * ratio) ** 0.5), -(-rows // 4)), 4 * rows)
+        wide = min(max(round((total / ratio) ** 0.5), -(-columns // 4)), 4 * columns)
+        return replace(self, image_size=(high * patch, wide * patch))
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that are the same for equal settings on every machine."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """Build from `to_dict()`'s result.
+
+        Raises:
+            ConfigError: an unknown or missing key, or a value of the wrong kind.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ConfigError(
+                f"preprocessing has the unknown keys {unknown}, expected some of {sorted(known)}"
+            )
+        try:
+            settings: dict[str, Any] = {k: v if isinstance(v, str) else tuple(v) for k, v in values.items()}
+            return cls(**settings)
+        except TypeError as error:
+            raise ConfigError(f"preprocessing cannot be read from {dict(values)}: {error}") from error
+
+
+def _upright_rgb(
+    image: Image.Image, name: str, reading: Reading, target: tuple[int, int] | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Return the image as upright RGB, and its full (H,W)."""
+    check_pixels(image.size, name, reading.max_pixels)
+    check_sides(image.size, name)
+    size = upright_size(image)
+    if target is not None:
+        height, width = target if size == image.size[::-1] else target[::-1]
+        image.draft(None, (2 * width, 2 * height))
+    image.load()
+    return to_rgb(oriented(image), name, reading), size
+
+
+def _from_array(array: npt.NDArray[Any], reading: Reading) -> tuple[Image.Image, tuple[int, int]]:
+    name = f"array of shape {array.shape} and dtype {array.dtype}"
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageError(
+            f"{name} is no image, expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), channels last"
+        )
+    height, width = int(array.shape[0]), int(array.shape[1])
+    check_pixels((width, height), name, reading.max_pixels)
+    check_sides((width, height), name)
+    values = to_bytes(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array, name, reading)
+    return to_rgb(Image.fromarray(np.ascontiguousarray(values)), name, reading), (height, width)

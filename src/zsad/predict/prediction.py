@@ -1,0 +1,231 @@
+"""What a detector says of one image: score, grid, map, overlay."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from zsad.errors import ConfigError, ImageError
+from zsad.images.decode import load_image
+from zsad.images.pixels import PLAIN, Reading
+from zsad.nn.maps import MapSpec, render_map_numpy
+from zsad.predict.overlay import anchored_scale, blend, outline
+from zsad.predict.regions import Region, find_regions
+from zsad.predict.roi import RegionOfInterest
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class Prediction:
+    """The result for one image. Only the small grid is stored: maps are rebuilt from it when asked for.
+
+    Attributes:
+        source: path of the image; None for one given as array or Pillow image.
+        size: (H, W) of the upright image.
+        score: image score in [0, 1], higher is more anomalous; never changed by a calibration.
+        verdict: "normal" or "anomalous" once a detector is calibrated, else None.
+        seconds: time of the model for this image (of a batch: its equal share).
+        grid: (L, h, w) logits of the patches, a grid a layer.
+        spec: how the grid becomes a map.
+        routing: for each pool of experts their weights (L, E); None for a method without experts.
+        terms: the parts of the score by name, for a method that has them apart.
+        label: 0 normal, 1 anomalous, None where not known.
+        picture: the image itself where it was given in memory; of a large one that was cut into tiles, shrunk.
+        p_value: how often a normal image scores as high, once a detector is calibrated.
+        threshold: the image score above which the verdict is "anomalous".
+        pixel_threshold: the map value above which regions lie.
+        min_area: regions smaller than so many pixels of the image are left out.
+        region: where anomalies count; None: everywhere.
+        reading: how the file is read again for drawing.
+        time: seconds since the beginning, for a frame of a video.
+    """
+
+    source: str | None
+    size: tuple[int, int]
+    score: float
+    verdict: str | None
+    seconds: float
+    grid: Float32
+    spec: MapSpec
+    routing: dict[str, Float32] | None = None
+    terms: dict[str, float] | None = None
+    label: int | None = None
+    picture: Image.Image | None = field(default=None, repr=False, compare=False)
+    p_value: float | None = None
+    threshold: float | None = None
+    pixel_threshold: float | None = None
+    min_area: float = 0.0
+    region: RegionOfInterest | None = field(default=None, repr=False)
+    found: tuple[Region, ...] | None = field(default=None, repr=False, compare=False)
+    reading: Reading = field(default=PLAIN, repr=False, compare=False)
+    time: float | None = None
+
+    @property
+    def is_anomalous(self) -> bool | None:
+        """The verdict as a truth value; None without calibration."""
+        return None if self.verdict is None else self.verdict == "anomalous"
+
+    @property
+    def regions(self) -> tuple[Region, ...] | None:
+        """Connected parts above the pixel threshold, the highest first; None without a pixel threshold."""
+        if self.found is None and self.pixel_threshold is not None:
+            self.found = self.find_regions(self.pixel_threshold, min_area=self.min_area)
+        return self.found
+
+    def find_regions(self, threshold: float, *, min_area: float = 0.0) -> tuple[Region, ...]:
+        """Connected parts above any threshold of map values; see `zsad.predict.regions.find_regions`."""
+        return find_regions(self.canonical_map(), threshold, size=self.size, min_area=min_area)
+
+    def confine(self, region: RegionOfInterest | None) -> None:
+        """Looks at a region of interest alone: the score becomes the highest map value inside.
+
+        Raises:
+            ImageError: nothing of the image lies inside, or the region is made for images of another size.
+        """
+        if region is None:
+            return
+        region.mask(self.size, self.spec.size)  # may refuse, before anything is changed
+        self.region, self.found = region, None
+        if math.isfinite(self.score):
+            self.score = float(self.canonical_map().max())
+
+    def inside(self, size: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
+        """(H, W) of `size`, true where anomalies count; None: everywhere."""
+        return None if self.region is None else self.region.mask(self.size, (size[0], size[1]))
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Map values of the coldest and hottest colour: the model's, or anchored at the pixel threshold."""
+        scale = self.spec.scale
+        return scale if self.pixel_threshold is None else anchored_scale(scale, self.pixel_threshold)
+
+    @property
+    def map(self) -> Float32:
+        """(H, W) anomaly map in [0, 1] at the image's own size, rebuilt at each access."""
+        return self.map_at(self.size)
+
+    def canonical_map(self) -> Float32:
+        """The map at the size on which metrics are taken, `spec.size`; zero outside the region of interest."""
+        return self.map_at(self.spec.size)
+
+    def map_at(self, size: tuple[int, int]) -> Float32:
+        """The map at any size (H, W); zero outside the region of interest."""
+        values = render_map_numpy(self.grid, self.spec, size=size)
+        inside = self.inside(size)
+        if inside is not None:
+            values *= inside
+        return values
+
+    def overlay(
+        self, image: Image.Image | None = None, *, max_side: int | None = None, opacity: float = 0.7
+    ) -> Image.Image:
+        """The picture with its heat map and the outlines of its regions; where the map is low it shows unaltered.
+
+        The colours stand for `scale`, the same for every image of a run, so overlays can be compared. With a pixel
+        threshold, nothing below it is coloured.
+
+        Args:
+            image: the picture; None reads it from `source` again.
+            max_side: shrink the result so that no side is longer; None keeps the image's size.
+            opacity: in [0, 1], of the hottest places.
+
+        Raises:
+            ConfigError: `max_side` below 1.
+            ImageError: no picture is given or known, or its file is gone or broken.
+        """
+        picture = self._picture(image, max_side)
+        mixed = blend(picture, self.canonical_map(), scale=self.scale, opacity=opacity)
+        inside = self.inside((picture.height, picture.width))
+        if inside is not None:  # colours must not spread over the border, either
+            mixed = Image.composite(mixed, picture, Image.fromarray(inside))
+        shown = [region.polygon for region in self.regions or ()]
+        return outline(mixed, shown, size=self.size) if shown else mixed
+
+    def thumbnail(self, *, max_side: int) -> Image.Image:
+        """The picture without heat map, no side longer than `max_side`; errors as `overlay`."""
+        return self._picture(None, max_side)
+
+    def _picture(self, image: Image.Image | None, max_side: int | None) -> Image.Image:
+        if max_side is not None and max_side < 1:
+            raise ConfigError(f"max_side is {max_side}, expected 1 or more")
+        given = image if image is not None else self.picture
+        if given is None and self.source is None:
+            raise ImageError("the picture is not known any more: give it, as in prediction.overlay(image)")
+        # Half the side: the decoder keeps at least twice the target, so the shrinking below stays sharp.
+        target = None if max_side is None else (max(1, max_side // 2),) * 2
+        picture = load_image(
+            given if given is not None else str(self.source), target=target, reading=self.reading
+        )
+        if max_side is not None and max(picture.size) > max_side:
+            picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        return picture
+
+    def to_dict(self, *, grid: bool = False) -> dict[str, Any]:
+        """Plain JSON values: everything but the picture, and the grid only if asked for."""
+        values: dict[str, Any] = {
+            "source": self.source,
+            "size": list(self.size),
+            "score": float(f"{self.score:.9g}"),  # all that a float32 holds
+            "verdict": self.verdict,
+            "ms": round(1000 * self.seconds, 2),
+        }
+        if self.p_value is not None:
+            values["p_value"] = float(f"{self.p_value:.7g}")
+        if self.threshold is not None:
+            values["threshold"] = self.threshold
+        if self.pixel_threshold is not None:
+            values["pixel_threshold"] = self.pixel_threshold
+            values["regions"] = [region.to_dict() for region in self.regions or ()]
+        if self.time is not None:
+            values["time"] = self.time
+        if self.label is not None:
+            values["label"] = self.label
+        if self.terms is not None:
+            values["terms"] = {name: float(f"{value:.9g}") for name, value in self.terms.items()}
+        if self.routing is not None:
+            values["routing"] = {name: _rounded(weights) for name, weights in self.routing.items()}
+        if grid:
+            values["map_spec"] = self.spec.model_dump(mode="json")
+            values["grid"] = _rounded(self.grid)
+        return values
+
+    def save(self, folder: str | Path, *, name: str | None = None) -> dict[str, Path]:
+        """Writes `name.json`, `name.overlay.jpg` and `name.map.png` (16 bits, 65535 for 1.0) into `folder`.
+
+        Args:
+            folder: created where missing.
+            name: stem of the files; None takes the source's, or "prediction".
+
+        Returns:
+            The paths under "json", "overlay" and "map".
+
+        Raises:
+            ImageError: the picture is not known any more.
+            StorageError: the disk is full or the folder cannot be written.
+        """
+        from zsad.files import atomic_write, write_text
+
+        stem = name or (Path(self.source).stem if self.source else "prediction")
+        paths = {
+            kind: Path(folder) / f"{stem}.{suffix}"
+            for kind, suffix in (("overlay", "overlay.jpg"), ("map", "map.png"), ("json", "json"))
+        }
+        overlay = self.overlay()
+        depth = Image.fromarray(np.rint(np.clip(self.map, 0, 1) * 65535).astype(np.uint16))
+        atomic_write(paths["overlay"], lambda stream: overlay.save(stream, format="JPEG", quality=90))
+        atomic_write(paths["map"], lambda stream: depth.save(stream, format="PNG"))
+        write_text(paths["json"], json.dumps(self.to_dict(grid=True)) + "\n")
+        return paths
+
+
+def _rounded(values: Float32) -> Any:
+    """Nested lists with four decimals; as float64, since a float32 has no short decimal form."""
+    return np.round(values.astype(np.float64), 4).tolist()

@@ -1,0 +1,1 @@
+"""The folder of a run: scored, evaluated and measured again resumably, exported and shown."""

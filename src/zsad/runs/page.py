@@ -1,0 +1,281 @@
+"""One self-contained HTML page about a run: opens anywhere, without network, from the run's folder alone."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from PIL import Image
+
+from zsad.errors import ConfigError, DataError, ImageError
+from zsad.files import write_bytes
+from zsad.methods.registry import sources_note
+from zsad.nn.maps import MapSpec
+from zsad.predict.overlay import colour_table
+from zsad.predict.prediction import Prediction
+from zsad.runs.store import (
+    GRIDS_FILE,
+    REPORT_FILE,
+    read_grids,
+    read_rows,
+    read_run_file,
+    region_of_run,
+    restore,
+)
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_THUMBNAIL_SIDE = 360
+_TABLE_ROWS = 3000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of a run is shown with pictures and in the table; the page says what is left out."""
+
+    worst: int = 60
+    best: int = 12
+    rows: int = _TABLE_ROWS
+
+
+def write_report(folder: str | Path, *, limits: Limits | None = None) -> Path:
+    """Writes report.html into the folder of a run and returns its path.
+
+    Args:
+        folder: of the run, with run.json, predictions.jsonl and grids.npy.
+        limits: how many images are shown.
+
+    Raises:
+        ConfigError: jinja2 is not installed.
+        DataError: the folder holds no run, or one without results.
+        StorageError: the page cannot be written.
+    """
+    path = Path(folder) / REPORT_FILE
+    page = render_report(Path(folder), limits=limits or Limits())
+    write_bytes(path, page.encode("utf-8", "backslashreplace"))
+    return path
+
+
+def render_report(folder: Path, *, limits: Limits) -> str:
+    """The page as text; errors as `write_report`."""
+    check_templates()
+    run = read_run_file(folder)
+    rows: list[dict[str, Any]] = []
+    errors: list[dict[str, Any]] = []
+    for row in read_rows(folder):
+        (errors if "error" in row else rows).append(row)
+    if not rows:
+        raise DataError(f"{folder} holds no finished predictions, so there is nothing to report")
+    rows.sort(key=lambda row: (-row["score"], row["source"]))
+    return render_page(_TEMPLATES / "report.html", _content(folder, run, rows, errors, limits))
+
+
+def render_page(template: Path, content: dict[str, Any]) -> str:
+    """Render a page from a template that extends `base.html`, with the style sheet that all pages share.
+
+    Raises:
+        ConfigError: jinja2 is not installed.
+    """
+    check_templates()
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, _TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["integer"] = lambda value: f"{value:,}"
+    style = Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    return environment.get_template(template.name).render(style=style, **content)
+
+
+def check_templates() -> None:
+    """Raises a ConfigError where jinja2, which makes the pages, is not installed."""
+    try:
+        import jinja2  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("the report needs jinja2, get it with: pip install 'zsad[report]'") from error
+
+
+def _content(
+    folder: Path,
+    run: dict[str, Any],
+    rows: list[dict[str, Any]],
+    errors: list[dict[str, Any]],
+    limits: Limits,
+) -> dict[str, Any]:
+    from zsad.runs.svg import histogram
+
+    spec = MapSpec.model_validate(run["map_spec"])
+    chosen = _chosen(len(rows), limits)
+    grids, region = read_grids(folder / GRIDS_FILE), region_of_run(run)
+    found = {index: restore(rows[index], grids, spec, region=region, folder=folder) for index in chosen}
+    names = _short_names([row["source"] for row in rows])
+    layers = list(run["card"]["config"].get("layers", ()))
+    cards = [_card(rows[index], index, names[index], found[index], layers) for index in chosen]
+    scores = [row["score"] for row in rows]
+    labels = [row.get("label") for row in rows]
+    shown = set(chosen)
+    return {
+        "title": run.get("title", "run"),
+        "run": run,
+        "worst": [card for card in cards if card["rank"] <= limits.worst],
+        "best": [card for card in cards if card["rank"] > limits.worst],
+        "rows": [
+            {**_facts(row, index, names[index]), "shown": index in shown}
+            for index, row in enumerate(rows[: limits.rows])
+        ],
+        "left_out": max(0, len(rows) - limits.rows),
+        "errors": errors,
+        "tiles": _tiles(rows, errors, labels),
+        "labelled": any(label is not None for label in labels),
+        "has_verdict": any(row["verdict"] for row in rows),
+        "has_regions": any("regions" in row for row in rows),
+        "histogram": histogram(scores, labels, threshold=rows[0].get("threshold")),
+        "gradient": _gradient(),
+        "scale": found[chosen[0]].scale,
+        "pixel_threshold": rows[0].get("pixel_threshold"),
+        "promises": run.get("promises", []),
+        "region": region is not None,
+        "model": _model_facts(run),
+        "notes": _model_notes(run),
+    }
+
+
+def _chosen(count: int, limits: Limits) -> list[int]:
+    """Indices, by falling score, of the images shown with pictures."""
+    if count <= limits.worst + limits.best:
+        return list(range(count))
+    return [*range(limits.worst), *range(count - limits.best, count)]
+
+
+def _short_names(sources: Sequence[str]) -> list[str]:
+    """Paths without the folders that all of them share."""
+    parents = [Path(source).parent.parts for source in sources]
+    shared = 0
+    for parts in zip(*parents, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared += 1
+    return ["/".join(Path(source).parts[shared:]) for source in sources]
+
+
+def _facts(row: dict[str, Any], index: int, name: str) -> dict[str, Any]:
+    height, width = row["size"]
+    return {
+        "rank": index + 1,
+        "name": name,
+        "source": row["source"],
+        "score": row["score"],
+        "verdict": row["verdict"],
+        "p_value": row.get("p_value"),
+        "regions": len(row["regions"]) if "regions" in row else None,
+        "label": row.get("label"),
+        "ms": row["ms"],
+        "size": f"{width} × {height}",
+    }
+
+
+def _card(
+    row: dict[str, Any], index: int, name: str, prediction: Prediction, layers: list[int]
+) -> dict[str, Any]:
+    from zsad.runs.svg import routing_bars
+
+    picture = overlay = None
+    try:
+        picture = prediction.thumbnail(max_side=_THUMBNAIL_SIDE)
+        overlay = prediction.overlay(picture)
+    except ImageError:
+        pass  # the file has gone since: the numbers are still worth showing
+    routing = []
+    for pool, weights in (prediction.routing or {}).items():
+        numbers = layers if len(layers) == len(weights) else list(range(1, len(weights) + 1))
+        routing.append({"pool": pool, "bars": routing_bars(weights, pool=pool, layers=numbers)})
+    return {
+        **_facts(row, index, name),
+        "picture": data_uri(picture),
+        "overlay": data_uri(overlay),
+        "peak": float(prediction.canonical_map().max()),
+        "routing": routing,
+    }
+
+
+def data_uri(image: Image.Image | None) -> str | None:
+    """A picture as JPEG within a page; None stays None."""
+    if image is None:
+        return None
+    content = io.BytesIO()
+    image.save(content, format="JPEG", quality=82, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+
+
+def _gradient() -> str:
+    table = colour_table()
+    return ", ".join("#{:02x}{:02x}{:02x}".format(*table[place]) for place in range(0, 256, 15))
+
+
+def _tiles(
+    rows: list[dict[str, Any]], errors: list[dict[str, Any]], labels: list[int | None]
+) -> list[tuple[str, str, str]]:
+    """(value, name, explanation) of the numbers on top of the page."""
+    scores = [row["score"] for row in rows]
+    tiles = [
+        (f"{len(rows):,}", "images", "scored in this run"),
+        (f"{max(scores):.3f}", "highest score", "0 is normal, 1 is anomalous"),
+        (f"{median(scores):.3f}", "median score", f"lowest {min(scores):.3f}"),
+        (f"{median(row['ms'] for row in rows):,.0f} ms", "per image", "median time of the model"),
+    ]
+    if rows[0].get("threshold") is not None:
+        above = sum(row["verdict"] == "anomalous" for row in rows)
+        tiles.insert(1, (f"{above:,}", "anomalous", f"score above {rows[0]['threshold']:.3f}"))
+    known = [(score, label) for score, label in zip(scores, labels, strict=True) if label is not None]
+    if {label for _, label in known} == {0, 1}:
+        from zsad.metrics.functional import auroc
+
+        value = auroc([score for score, _ in known], [label for _, label in known])
+        anomalous = sum(label for _, label in known)
+        counts = f"{len(known) - anomalous} normal, {anomalous} anomalous"
+        tiles.append((f"{100 * value:.1f} %", "image AUROC", counts))
+    if errors:
+        tiles.append((f"{len(errors):,}", "skipped", "files that could not be used"))
+    return tiles
+
+
+def _model_facts(run: dict[str, Any]) -> list[tuple[str, str]]:
+    card = run["card"]
+    size = card["preprocess"].get("image_size", ["?", "?"])
+    facts = [
+        ("Model", str(run["model_name"])),
+        ("Method", f"{card['method']} ({card['provenance']})" if card.get("provenance") else card["method"]),
+        ("Backbone", f"{card['backbone']['name']} (sha256 {card['backbone']['sha256'][:16]}…)"),
+        ("Input", f"{size[1]} × {size[0]} pixels, {card['preprocess'].get('interpolation', '')}"),
+        ("Layers", ", ".join(str(layer) for layer in card["config"].get("layers", ())) or "-"),
+    ]
+    training = card.get("training")
+    if not training:
+        return [*facts, ("Training", "none recorded")]
+    return [
+        *facts,
+        ("Trained on", ", ".join(training["datasets"]) or "not recorded"),
+        ("Classes seen", ", ".join(training["classes"]) or "not recorded"),
+        ("Training images", f"{training['samples']:,}, {training['epochs']} epochs, seed {training['seed']}"),
+    ]
+
+
+def _model_notes(run: dict[str, Any]) -> list[str]:
+    """What a reader of the results must know of method and backbone."""
+    card = run["card"]
+    notes = [said] if (said := sources_note(card["method"], card.get("provenance", ""))) else []
+    if card["backbone"]["name"] == "zsad-tiny":
+        notes.append(
+            "This run used the small model that ships with the package. It is a stand-in that makes everything run "
+            "anywhere in seconds, not a detector to rely on: for real work use ViT-L/14@336."
+        )
+    return notes

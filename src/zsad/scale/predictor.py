@@ -1,0 +1,385 @@
+"""One predictor for every data engine: Ray's `map_batches`, Spark's `mapInPandas`, Hugging Face datasets' `map`.
+
+It is small when pickled: the model is loaded where it runs, once a process. Every pass through the model has the same
+number of images, one on a processor, and short ones are filled up. So the score of an image does not depend on which
+other images it meets, on how many workers there are, or on which of them it lands; it does depend on the number of
+threads, as in any run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from zsad.errors import DataError, ImageError, ZsadError
+from zsad.images.decode import Preprocess, Source, read_image
+from zsad.images.loader import read_ahead
+from zsad.predict.options import SQUARE, InputOptions
+from zsad.predict.pipeline import predict_pixels
+from zsad.predict.prediction import Prediction
+from zsad.predict.roi import RegionOfInterest
+from zsad.runs.rows import COLUMNS, arrow_schema, error_row, need_pyarrow, result_row
+
+if TYPE_CHECKING:
+    from zsad.detector import Detector
+
+IMAGE_COLUMNS = ("bytes", "content", "image", "path")
+"""Where images are looked for, in this order: content of files, pictures or arrays, paths or addresses."""
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """Which model, how it runs and how it judges: all that a worker must know to load it."""
+
+    model: str
+    backbone: str | None = None
+    weights: str | None = None
+    device: str = "auto"
+    calibration: str | None = "auto"
+    backend: str | None = None
+    precision: str = "auto"
+    threads: int | None = None
+    shows: str | None = None
+    pixel_threshold: float | None = None
+    min_area: float = 0.0
+    region: RegionOfInterest | None = None
+    looking: InputOptions = SQUARE
+
+    def key(self) -> str:
+        """Equal for equal detectors."""
+        own = {name: getattr(self, name) for name in self.__slots__ if name not in ("region", "looking")}
+        return f"{own} {self.looking.to_dict()} {None if self.region is None else self.region.digest()}"
+
+    def detector(self) -> Detector:
+        """Loads it; errors as `zsad.load`."""
+        from zsad.detector import load
+        from zsad.device import use_threads
+
+        if self.threads is not None and self.backend in (None, "torch", "auto"):
+            use_threads(self.threads)
+        weights = None if self.weights is None else Path(self.weights)
+        found = load(
+            self.model,
+            backbone=self.backbone,
+            weights=weights,
+            device=self.device,
+            calibration=None,
+            backend=self.backend,  # type: ignore[arg-type]  # checked by load
+            precision=self.precision,  # type: ignore[arg-type]
+            threads=self.threads,
+        )
+        found.looking = self.looking
+        found.use_found(self.calibration)
+        found.region, found.shows = self.region or found.region, self.shows or found.shows
+        found.min_area = self.min_area
+        if self.pixel_threshold is not None:
+            found.pixel_threshold = self.pixel_threshold
+        return found
+
+
+_held: dict[str, Detector] = {}  # the last one loaded: engines unpickle a predictor again for every task
+_holding = threading.Lock()
+
+
+def held_detector(loading: Loading) -> Detector:
+    """The detector, loaded once a process."""
+    key = loading.key()
+    with _holding:
+        if key not in _held:
+            _held.clear()
+            _held[key] = loading.detector()
+        return _held[key]
+
+
+class BatchPredictor:
+    """Batches of images in, batches of results out, in the columns of `zsad.runs.rows`; can be pickled.
+
+    A batch is a dict of arrays or lists, a pyarrow table or record batch, or a pandas data frame, and comes back as
+    the same kind. Given an iterator of batches it is an iterator of results, as Spark wants it. A row whose image
+    cannot be used gives a row with its error.
+
+    Args:
+        model: as in `zsad.load`; the name must mean the same wherever it runs.
+        column: with the images: content of files, pictures, arrays, or paths; None: the first of `IMAGE_COLUMNS`.
+        images_a_pass: None: what suits the device.
+        keep: columns of a batch that are handed on.
+        region: where anomalies count.
+        loading: further fields of `Loading`: backbone, weights, device, calibration, backend, precision, threads
+            (PyTorch's, for the whole process), shows, pixel_threshold, min_area, looking.
+
+    Example:
+        >>> images = np.zeros((3, 64, 64, 3), np.uint8)
+        >>> found = BatchPredictor("promptmoe-tiny", device="cpu")({"image": images, "path": ["a", "b", "c"]})
+        >>> len(found["score"]), found["path"][2], found["error"]
+        (3, 'c', [None, None, None])
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "promptmoe-tiny",
+        *,
+        column: str | None = None,
+        images_a_pass: int | None = None,
+        keep: Sequence[str] = (),
+        region: RegionOfInterest | None = None,
+        **loading: Any,
+    ) -> None:
+        try:
+            self.loading = Loading(str(model), region=region, **loading)
+        except TypeError as error:
+            raise DataError(f"BatchPredictor: {error}, known are {', '.join(Loading.__slots__)}") from error
+        self.column = column
+        self.images_a_pass = images_a_pass
+        self.keep = tuple(keep)
+
+    @classmethod
+    def of(cls, loading: Loading, *, images_a_pass: int | None = None) -> BatchPredictor:
+        """A predictor for a model as it is to be loaded."""
+        made = cls(images_a_pass=images_a_pass)
+        made.loading = loading
+        return made
+
+    @property
+    def detector(self) -> Detector:
+        """The detector of this process."""
+        return held_detector(self.loading)
+
+    def __call__(self, batch: Any) -> Any:
+        """The results of a batch, or an iterator of results of an iterator of batches.
+
+        Raises:
+            DataError: no column with images, or a batch of an unknown kind.
+            ZsadError: the model cannot be loaded.
+        """
+        if isinstance(batch, Iterator):
+            return (self(part) for part in batch)
+        columns, kind = columns_of(batch)
+        rows = list(self.rows(columns))
+        found: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in COLUMNS}
+        return as_kind(found | {name: columns[name] for name in self.keep}, kind)
+
+    def rows(self, columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+        """Yields the row of each image of a batch given as columns."""
+        for name, outcome in self.predictions(images_of(columns, column=self.column)):
+            yield error_row(name, str(outcome)) if isinstance(outcome, ZsadError) else result_row(outcome)
+
+    def predictions(
+        self, images: Iterable[tuple[str | None, Any]]
+    ) -> Iterator[tuple[str | None, Prediction | ZsadError]]:
+        """Yields name and prediction, or what is wrong, of each (name, image), in order."""
+        detector = self.detector
+        if not is_plain(detector.looking):
+            yield from self._alone(images)
+            return
+        wanted = self.images_a_pass or detector.backend.batch_size
+
+        def read(named: tuple[str | None, Any]) -> Picture | ZsadError:
+            return read_picture(*named, preprocess=detector.preprocess)
+
+        decoded = read_ahead(images, read, ahead=2 * wanted, workers=2)
+        group: list[tuple[str | None, Picture | ZsadError]] = []
+        for (name, _), picture in decoded:
+            group.append((name, picture))
+            if len(group) == wanted:
+                yield from self._passed(group, wanted)
+                group = []
+        yield from self._passed(group, wanted)
+
+    def _alone(
+        self, images: Iterable[tuple[str | None, Any]]
+    ) -> Iterator[tuple[str | None, Prediction | ZsadError]]:
+        """One picture after the other, as it is: it may be cut into tiles, or keep its proportions."""
+        for name, image in images:
+            try:
+                prediction = self.detector.predict(source_of(name, image))
+            except ZsadError as error:
+                known = name is None or name in str(error)
+                yield name, error if known else ImageError(f"{name}: {error}")
+                continue
+            prediction.source = name
+            yield name, prediction
+
+    def _passed(
+        self, group: list[tuple[str | None, Picture | ZsadError]], wanted: int
+    ) -> Iterator[tuple[str | None, Prediction | ZsadError]]:
+        """One pass through the model: always of the same number of images."""
+        good = [picture for _, picture in group if isinstance(picture, Picture)]
+        answers = iter(self._scored(good, wanted) if good else ())
+        for name, picture in group:
+            if isinstance(picture, ZsadError):
+                yield name, picture
+                continue
+            prediction = next(answers)
+            prediction.source = name
+            yield name, self._judged(prediction)
+
+    def _scored(self, pictures: list[Picture], wanted: int) -> list[Prediction]:
+        detector = self.detector
+        pixels = [detector.preprocess(picture.image) for picture in pictures]
+        filled = np.stack(pixels + [pixels[-1]] * (wanted - len(pixels)))
+        sizes = [picture.size for picture in pictures] + [pictures[-1].size] * (wanted - len(pixels))
+        words = None if detector.shows is None else (detector.shows,) * wanted
+        return predict_pixels(detector.backend, filled, sizes=sizes, words=words)
+
+    def _judged(self, prediction: Prediction) -> Prediction | ZsadError:
+        name = prediction.source or "an image"
+        if not np.isfinite(prediction.score):
+            return ImageError(f"{name} has no finite score: the model overflowed on it; try device cpu")
+        try:
+            return self.detector.judge(prediction)
+        except ImageError as error:
+            return ImageError(f"{name}: {error}")
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An upright RGB picture at the size that a model takes, and the (H, W) it had in full."""
+
+    image: Image.Image
+    size: Size
+
+
+def read_picture(name: str | None, image: Any, *, preprocess: Preprocess) -> Picture | ZsadError:
+    """What is decoded of the content of a file, a picture, an array, a path or an address; else what is wrong.
+
+    Args:
+        name: for messages.
+        image: a dict as Hugging Face has it undecoded (bytes, path) will do, too.
+        preprocess: of the model; its resizing is done here, which leaves it nothing more to resize.
+    """
+    try:
+        if isinstance(image, Picture):
+            return image
+        source = source_of(name, image)
+        found, size = read_image(source, name=name or "image given as bytes")
+        height, width = preprocess.image_size
+        return Picture(
+            found.resize((width, height), Image.Resampling[preprocess.interpolation.upper()]), size
+        )
+    except ZsadError as error:
+        return error
+
+
+def source_of(name: str | None, image: Any) -> Source:
+    """An image as `zsad.images.decode.read_image` takes it.
+
+    Raises:
+        ImageError: there is none, or what was wrong with it before.
+    """
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
+    if image is None:
+        raise ImageError(f"{name or 'an image'} is missing: the row holds nothing")
+    if isinstance(image, ZsadError):
+        raise image
+    if isinstance(image, str) and "://" in image:
+        return read_address(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    return np.asarray(image, np.uint8) if isinstance(image, list) else image
+
+
+def is_plain(looking: InputOptions) -> bool:
+    """Whether pictures are only resized, so that they can be decoded without the model."""
+    return not looking.to_dict()
+
+
+def read_address(address: str) -> bytes:
+    """The content of a file in an object store, such as s3://bucket/key, as pyarrow reads it.
+
+    Raises:
+        ImageError: it is not there or cannot be reached.
+    """
+    arrow = need_pyarrow()
+    from pyarrow import fs
+
+    try:
+        system, path = fs.FileSystem.from_uri(address)
+        with system.open_input_stream(path) as stream:
+            content: bytes = stream.read()
+    except (OSError, ValueError, arrow.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ImageError(
+            f"{address} cannot be read ({reason}): check the address and the access rights"
+        ) from error
+    return content
+
+
+def images_of(columns: Mapping[str, Sequence[Any]], *, column: str | None) -> list[tuple[str | None, Any]]:
+    """(name, image) of each row.
+
+    Raises:
+        DataError: no such column.
+    """
+    wanted = column or next((name for name in IMAGE_COLUMNS if name in columns), None)
+    if wanted is None or wanted not in columns:
+        raise DataError(
+            f"the columns are {', '.join(columns) or 'none'}, expected images in {column or ', '.join(IMAGE_COLUMNS)}; "
+            "name the column with the images"
+        )
+    names = columns["path"] if "path" in columns else [_own_name(image) for image in columns[wanted]]
+    return [
+        (None if name is None else str(name), image)
+        for name, image in zip(names, columns[wanted], strict=True)
+    ]
+
+
+def _own_name(image: Any) -> str | None:
+    """The path that an image brings along, if any."""
+    if isinstance(image, Mapping):
+        return image.get("path")
+    return image if isinstance(image, str) else getattr(image, "filename", None) or None
+
+
+def columns_of(batch: Any) -> tuple[dict[str, Sequence[Any]], str]:
+    """A batch as columns, and its kind: "lists", "arrow", "records" or "pandas".
+
+    Raises:
+        DataError: an unknown kind.
+    """
+    if isinstance(batch, Mapping):
+        return dict(batch), "lists"
+    package, name = type(batch).__module__.partition(".")[0], type(batch).__name__
+    if package == "pyarrow" and name in ("Table", "RecordBatch"):
+        kind = "arrow" if name == "Table" else "records"
+        return {column: batch.column(column).to_pylist() for column in batch.schema.names}, kind
+    if package == "pandas" and name == "DataFrame":
+        return {str(column): batch[column].tolist() for column in batch.columns}, "pandas"
+    if hasattr(batch, "keys") and hasattr(batch, "__getitem__"):  # Hugging Face's lazy batch
+        return {column: batch[column] for column in batch}, "lists"
+    raise DataError(
+        f"a batch is {package}.{name}, expected a dict of columns, a pyarrow table or a pandas data frame"
+    )
+
+
+def as_kind(columns: dict[str, Any], kind: str) -> Any:
+    """Columns as a batch of the kind that came in; see `columns_of`."""
+    if kind == "lists":
+        return columns
+    if kind == "pandas":
+        import pandas
+
+        kinds = {
+            "score": "float64",
+            "p_value": "float64",
+        }  # else whole numbers beside a null become fractions
+        series = {
+            name: pandas.Series(values, dtype=kinds.get(name, "object")) for name, values in columns.items()
+        }
+        return pandas.DataFrame(series)
+    arrow, schema = need_pyarrow(), arrow_schema()
+    arrays = [
+        arrow.array(values, schema.field(name).type) if name in COLUMNS else arrow.array(values)
+        for name, values in columns.items()
+    ]
+    kept = [arrow.field(name, array.type) for name, array in zip(columns, arrays, strict=True)]
+    made = arrow.RecordBatch if kind == "records" else arrow.Table
+    return made.from_arrays(arrays, schema=arrow.schema(kept))

@@ -1,0 +1,1 @@
+"""Studies of methods: benchmark, ablations, explanations, speed, and their reports."""

@@ -1,0 +1,254 @@
+"""One cell: a method's scores of a target's images, the metrics of each class, and the files beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsad.datasets.manifest import DataSet
+from zsad.errors import ZsadError
+from zsad.files import atomic_write
+from zsad.images.decode import image_size
+from zsad.methods.base import Method
+from zsad.metrics.curves import curves
+from zsad.metrics.protocols import EXACT_HINT, ClassScores, evaluate
+from zsad.metrics.table import COLUMNS, ResultRow
+from zsad.predict.prediction import Prediction
+from zsad.runs.folder import RunWriter, file_state
+from zsad.runs.remeasure import KeptRun, keep_states
+from zsad.runs.store import OVERLAYS, as_stored
+from zsad.studies.benchmark.bench import Bench
+from zsad.studies.benchmark.faults import Fault, masked, missing_masks, of_the_set, relative, without_normals
+from zsad.studies.benchmark.pixels import count_pixels
+from zsad.studies.benchmark.results import CELLS, CellFiles, ClassRow, Problem
+from zsad.studies.benchmark.scoring import KeptScorer, Scored
+from zsad.train.checkpoint import Card
+from zsad.types import Sample
+
+Report = Callable[[int, int], None]
+_PIXEL = tuple(column for column in COLUMNS if column.startswith("pixel_"))
+
+
+@dataclass(slots=True)
+class Measured:
+    """What was measured on a target."""
+
+    rows: tuple[ClassRow, ...]
+    notes: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    remarks: tuple[str, ...]
+    files: CellFiles
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A scorer that writes what it scores: rows and grids in a run's folder, scores for later statistics.
+
+    Metrics are taken of the grids as they are kept, in half precision, so that taking them again gives the same.
+    """
+
+    scorer: KeptScorer
+    writer: RunWriter
+    data: DataSet
+    rows: list[tuple[str, str, int, float]] = field(default_factory=list)
+
+    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[Scored]:
+        """Results in the order of the samples, unreadable ones left out."""
+        rest = iter(samples)
+        for scored in self.scorer.predict_samples(samples):
+            sample = next(sample for sample in rest if str(sample.image) == scored.source)
+            kept = as_stored(scored.grid).astype(np.float32)
+            prediction = Prediction(
+                source=scored.source,
+                size=image_size(sample.image),
+                score=scored.score,
+                verdict=None,
+                seconds=0.0,
+                grid=kept,
+                spec=scored.spec,
+                label=sample.label,
+            )
+            self.writer.write(prediction, overlay=None, state=file_state(sample.image))
+            label = -1 if sample.label is None else sample.label
+            name = class_title(sample.dataset, sample.class_name, self.data)
+            self.rows.append((relative(sample.image, self.data), name, label, scored.score))
+            scored.grid = kept
+            yield scored
+
+
+def class_title(dataset: str, name: str, data: DataSet) -> str:
+    """A class's name, with its data set's before it where a folder holds several sets."""
+    several = len({sample.dataset for sample in data.samples}) > 1
+    return f"{dataset}/{name}" if several else name
+
+
+def measure(
+    bench: Bench,
+    method: Method,
+    data: DataSet,
+    *,
+    work: Path,
+    key: str,
+    card: Card,
+    report: Report,
+) -> Measured:
+    """Scores a target's images with a trained method, and writes scores, curves and grids of the cell `key`.
+
+    Args:
+        bench: where the method was built.
+        method: with its weights.
+        data: the target.
+        work: folder of the benchmark.
+        key: of the cell.
+        card: of the method.
+        report: called with images done and in all.
+
+    Raises:
+        DataError: nothing to measure by, or no image can be read.
+        StorageError: the disk is full.
+    """
+    whole = data
+    data, faults = masked(data, folder=work / "faults", workers=bench.carried.workers)
+    known = {fault.sample.image for fault in faults}
+    faults += [fault for fault in missing_masks(data) if fault.sample.image not in known]
+
+    def unreadable(sample: Sample, error: ZsadError) -> None:
+        faults.append(Fault(sample, "image", str(sample.image), str(error)))
+
+    states: list[ClassScores] = []
+    folder = work / CELLS / f"{key}.grids"
+    settings = {"benchmark": True, "key": key}
+    details = {
+        "title": f"{key} on {data.name}",
+        "model_name": key,
+        "card": card.model_dump(mode="json"),
+        "map_spec": method.map_spec.model_dump(mode="json"),
+    }
+    with RunWriter(folder, settings=settings, details=details, overwrite=True) as writer:
+        kept = _Kept(bench.scorer(method, on_error=unreadable), writer, whole)
+        table = evaluate(kept, data, progress=report, collect=states.append)
+    with suppress(OSError):
+        (folder / OVERLAYS).rmdir()  # a measurement draws none
+    run = KeptRun.of(folder)
+    keep_states(run, data, states)
+    files = _write(work, key, kept.rows, states, whole)
+    counted: dict[str, npt.NDArray[Any]] = {}
+    for title, pixels in count_pixels(
+        run,
+        data,
+        states,
+        title=lambda dataset, name: class_title(dataset, name, whole),
+        name=lambda path: relative(path, whole),
+    ):
+        counted |= pixels.arrays(title)
+    if counted:
+        files = files.model_copy(update={"pixels": f"{CELLS}/{key}.pixels.npz"})
+        _save(work / CELLS / f"{key}.pixels.npz", counted)
+    rows = [_row(row, faults, data) for row in table.rows if row.kind == "class"]
+    rows += [_emptied(name) for name in whole.lost]
+    notes = [line for line in table.notes if not line.endswith(EXACT_HINT)]
+    notes += [line for row in rows for line in _holes(row.name, faults, whole)]
+    problems = dict.fromkeys([*(fault.problem for fault in faults), *of_the_set(whole, faults)])
+    remarks = dict.fromkeys([*(problem.line for problem in problems), *_one_sided(whole)])
+    return Measured(tuple(rows), tuple(dict.fromkeys(notes)), tuple(problems), tuple(remarks), files)
+
+
+def _one_sided(data: DataSet) -> Iterator[str]:
+    """A line for each class without normal images."""
+    for name, folder in without_normals(data).items():
+        yield f"{folder}: class {name} has no normal image: image metrics are undefined"
+
+
+def _row(row: ResultRow, faults: Sequence[Fault], data: DataSet) -> ClassRow:
+    """The row of a class; what a broken file takes away from it is undefined, as it would be of another test set."""
+    name = class_title(row.dataset, row.name, data)
+    own = [
+        fault for fault in faults if class_title(fault.sample.dataset, fault.sample.class_name, data) == name
+    ]
+    lost: set[str] = set()
+    if any(fault.kind == "image" for fault in own):
+        lost = set(COLUMNS)
+    elif own:
+        lost = set(_PIXEL)
+    metrics = {
+        column: None if column in lost or math.isnan(row.metrics[column]) else row.metrics[column]
+        for column in COLUMNS
+    }
+    bounds = {}
+    for column, (low, high) in row.bounds.items():
+        value = metrics[column]
+        if value is not None and not math.isnan(low):
+            bounds[column] = max(value - low, high - value)
+    bad = {fault.sample.image for fault in own}
+    masks = sum(
+        sample.label != 0
+        and sample.mask is not None
+        and sample.image not in bad
+        and class_title(sample.dataset, sample.class_name, data) == name
+        for sample in data.samples
+    )
+    return ClassRow(
+        name=name, normal=row.normal, anomalous=row.anomalous, masks=masks, metrics=metrics, bounds=bounds
+    )
+
+
+def _emptied(name: str) -> ClassRow:
+    """The row of a class that has no image: a hole that tables show and means are marked for."""
+    return ClassRow(name=name, normal=0, anomalous=0, masks=0, metrics=dict.fromkeys(COLUMNS))
+
+
+def _holes(name: str, faults: Sequence[Fault], data: DataSet) -> Iterator[str]:
+    """A line for what a class is not measured by because of broken files."""
+    own = [
+        fault for fault in faults if class_title(fault.sample.dataset, fault.sample.class_name, data) == name
+    ]
+    images = [fault for fault in own if fault.kind == "image"]
+    masks = [fault for fault in own if fault.kind == "mask"]
+    if images:
+        yield f"class {name}: {len(images)} images cannot be read, no metrics ({images[0].path})"
+    if masks:
+        yield f"class {name}: {len(masks)} masks cannot be used, no pixel metrics ({masks[0].path})"
+
+
+def _write(
+    work: Path,
+    key: str,
+    rows: Sequence[tuple[str, str, int, float]],
+    states: Sequence[ClassScores],
+    data: DataSet,
+) -> CellFiles:
+    images, names, labels, scores = zip(*rows, strict=True)
+    _save(
+        work / CELLS / f"{key}.scores.npz",
+        {
+            "image": np.array(images),
+            "class_name": np.array(names),
+            "label": np.array(labels, dtype=np.int8),
+            "score": np.array(scores, dtype=np.float64),
+        },
+    )
+    lines = {
+        f"{class_title(state.dataset, state.name, data)}/{name}": values
+        for state in states
+        if state.pixels is not None
+        for name, values in curves(state.pixels).arrays().items()
+    }
+    if lines:
+        _save(work / CELLS / f"{key}.curves.npz", lines)
+    return CellFiles(
+        scores=f"{CELLS}/{key}.scores.npz",
+        curves=f"{CELLS}/{key}.curves.npz" if lines else None,
+        grids=f"{CELLS}/{key}.grids",
+    )
+
+
+def _save(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    save: Any = np.savez  # whose types know no arrays by name
+    atomic_write(path, lambda stream: save(stream, **arrays))

@@ -1,0 +1,179 @@
+"""The papers' result tables as data, with their sources, their own slips, and what is to be known before comparing."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.resources import files
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from zsad.errors import ConfigError
+from zsad.metrics.table import COLUMNS
+from zsad.studies.benchmark.protocols import find_protocol
+
+_toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+_STRICT = ConfigDict(frozen=True, extra="forbid")
+_SUFFIX = ".toml"
+
+
+class Slip(BaseModel):
+    """A printed mean that does not follow from the printed rows."""
+
+    model_config = _STRICT
+
+    column: str
+    metric: str
+    printed: float = Field(description="in percent")
+    of_the_rows: float = Field(description="the mean of the printed rows, in percent, to two digits")
+
+
+class PaperTable(BaseModel):
+    """A table of results, or a block of one."""
+
+    model_config = _STRICT
+
+    number: str = Field(description="As the paper numbers it, or what it is called here.")
+    title: str
+    of: str | None = Field(
+        default=None, description="The set whose classes are the rows; None: rows are sets."
+    )
+    metrics: tuple[str, ...]
+    columns: tuple[str, ...] = Field(description="Methods as the paper names them.")
+    mean: tuple[tuple[float, ...], ...] | None = Field(
+        default=None, description="As printed; None where not."
+    )
+    rows: dict[str, tuple[tuple[float, ...], ...]] = Field(
+        description="In percent; NaN where none is printed."
+    )
+    slips: tuple[Slip, ...] = ()
+
+    @model_validator(mode="after")
+    def _whole(self) -> PaperTable:
+        if unknown := set(self.metrics) - set(COLUMNS):
+            raise ValueError(f"unknown metrics {unknown}")
+        for name, row in [*self.rows.items(), *([] if self.mean is None else [("mean", self.mean)])]:
+            if len(row) != len(self.columns) or {len(cells) for cells in row} != {len(self.metrics)}:
+                raise ValueError(f"row {name!r} must hold {self.metrics} for each of {self.columns}")
+        return self
+
+    def values(self, row: str, column: str) -> dict[str, float]:
+        """What is printed for a set or class, by metric, in percent; what is not printed is left out."""
+        cells = self.rows[row][self.columns.index(column)]
+        return {
+            metric: cell for metric, cell in zip(self.metrics, cells, strict=True) if not math.isnan(cell)
+        }
+
+    def inconsistent(self, *, half: float = 0.05) -> Iterator[Slip]:
+        """Means that cannot be those of the rows, however these were rounded.
+
+        Args:
+            half: the most by which rounding moves a value.
+        """
+        for place, column in enumerate(self.columns):
+            for index, metric in enumerate(self.metrics):
+                cells = [row[place][index] for row in self.rows.values()]
+                defined = [cell for cell in cells if not math.isnan(cell)]
+                if self.mean is None or not defined:
+                    continue
+                printed, found = self.mean[place][index], math.fsum(defined) / len(defined)
+                if abs(printed - found) > 2 * half + 1e-9:
+                    yield Slip(column=column, metric=metric, printed=printed, of_the_rows=round(found, 2))
+
+
+class Paper(BaseModel):
+    """A paper's results."""
+
+    model_config = _STRICT
+
+    paper: str = Field(description="Name and reference.")
+    method: str = Field(description="The paper's own, by its name in the registry.")
+    protocol: str = Field(description="Which sets it trains on for which.")
+    backbone: str
+    image_size: int
+    seeds: str
+    ablations: tuple[str, ...] = Field(
+        default=(), description="Further tables of it, in zsad.studies.ablations."
+    )
+    caveats: tuple[str, ...] = Field(description="What holds for all of its numbers.")
+    columns: dict[str, str] = Field(description="Names of methods in the registry, by the paper's.")
+    notes: dict[str, str] = Field(default_factory=dict, description="What is to be known of single sets.")
+    counts: dict[str, tuple[int, int, int]] = Field(
+        default_factory=dict, description="Classes, normal and anomalous images of each set, as printed."
+    )
+    tables: tuple[PaperTable, ...] = ()
+
+    def trained_on(self, target: str) -> tuple[str, ...]:
+        """The auxiliary sets behind the paper's numbers on a set, by catalogue names."""
+        pairs = find_protocol(self.protocol).pairs
+        found = next((pair.train for pair in pairs if target in pair.test), None)
+        return pairs[0].train if found is None else found
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """What a paper prints for a method on a set or one of its classes, in percent, and where."""
+
+    paper: Paper
+    table: PaperTable
+    column: str
+    row: str
+    values: dict[str, float]
+
+    @property
+    def source(self) -> str:
+        """Where it is printed."""
+        number = self.table.number
+        return f"{self.paper.paper}, {f'Table {number}' if number.isdecimal() else number}"
+
+
+@cache
+def papers() -> dict[str, Paper]:
+    """All papers by the method they are about."""
+    found = {}
+    for entry in sorted(files(__name__).iterdir(), key=lambda entry: entry.name):
+        if entry.name.endswith(_SUFFIX):
+            found[entry.name[: -len(_SUFFIX)]] = Paper.model_validate(
+                _toml.loads(entry.read_text(encoding="utf-8"))
+            )
+    return found
+
+
+def covered() -> tuple[str, ...]:
+    """The methods of which some paper prints results, or says why there are none."""
+    return tuple(sorted({name for paper in papers().values() for name in paper.columns.values()}))
+
+
+def papers_on(method: str) -> list[Paper]:
+    """The papers with results of a method, its own first.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    found = [paper for paper in papers().values() if method in paper.columns.values()]
+    if not found:
+        raise ConfigError(
+            f"no published results of {method!r} are known; there are those of {', '.join(covered())}"
+        )
+    return sorted(found, key=lambda paper: paper.method != method)
+
+
+def printed(method: str, target: str) -> list[Printed]:
+    """What papers print for a method on a set (a catalogue name), its classes after the set itself."""
+    sets, classes = [], []
+    for paper in papers_on(method):
+        for table in paper.tables:
+            for column in table.columns:
+                if paper.columns.get(column) != method:
+                    continue
+                if table.of is None and target in table.rows:
+                    sets.append(Printed(paper, table, column, target, table.values(target, column)))
+                elif table.of == target:
+                    classes += [
+                        Printed(paper, table, column, row, table.values(row, column)) for row in table.rows
+                    ]
+    return sets + classes

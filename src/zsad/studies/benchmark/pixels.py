@@ -1,0 +1,280 @@
+"""How sure pixel metrics are: each image's pixels counted in a few groups of scores, which draws of images add up.
+
+The groups are made for each class out of its fine histogram, so that none holds much of its normal or of its anomalous
+pixels. Metrics of such groups are off by little, and by about the same in every draw: what they are off by with all
+images is known and taken away from the draws, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsad.datasets.manifest import DataSet
+from zsad.files import read_arrays
+from zsad.metrics.classes import ClassScores
+from zsad.metrics.streaming import UNIT, PixelMetrics
+from zsad.runs.metric_cache import MASKS_FILE, KeptMasks
+from zsad.runs.remeasure import KeptRun
+from zsad.studies.benchmark.statistics import (
+    MOST_ELEMENTS,
+    MOST_LEFT_OUT,
+    RESAMPLES,
+    Float64,
+    Sampled,
+    draw_counts,
+)
+
+PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")
+GROUPS = 256
+LIMIT = 0.3  # of PRO, as a benchmark measures it
+_ARRAYS = ("clean", "marked", "clean_normal", "normal", "anomalous", "weight")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassPixels:
+    """The pixels of a class's images by G groups of scores, from the highest down.
+
+    Attributes:
+        clean: (n,) names of the images without anomalous pixels.
+        marked: (m,) names of the others.
+        clean_normal: (n, G) pixels of the clean ones.
+        normal: (m, G) normal pixels of the marked ones.
+        anomalous: (m, G) anomalous pixels.
+        weight: (m, G) the same, each pixel by 1 / (pixels of its region).
+    """
+
+    clean: NDArray[np.str_]
+    marked: NDArray[np.str_]
+    clean_normal: NDArray[Any]
+    normal: NDArray[Any]
+    anomalous: NDArray[Any]
+    weight: NDArray[Any]
+
+    @classmethod
+    def of(cls, images: Iterable[tuple[str, PixelMetrics]], starts: NDArray[np.intp]) -> ClassPixels:
+        """Counts images, each given by its name and its own histogram, by groups that start at bins `starts` (G,)."""
+        clean: list[tuple[str, Float64]] = []
+        marked: list[tuple[str, Float64]] = []
+        for name, state in images:
+            parts = (state.normal, state.anomalous, state.weight / UNIT)
+            counted = np.stack([np.add.reduceat(part.astype(float), starts)[::-1] for part in parts])
+            (marked if state.regions else clean).append((name, counted))
+        names = [np.array([name for name, _ in group], dtype=str) for group in (clean, marked)]
+        without, held = (
+            np.array([counted for _, counted in group]).reshape(-1, 3, starts.size)
+            for group in (clean, marked)
+        )
+        return cls(
+            names[0],
+            names[1],
+            clean_normal=without[:, 0].astype(np.uint32),
+            normal=held[:, 0].astype(np.uint32),
+            anomalous=held[:, 1].astype(np.uint32),
+            weight=held[:, 2].astype(np.float32),
+        )
+
+    def taken(self, clean: Sequence[str], marked: Sequence[str]) -> ClassPixels:
+        """Some of the images, in the order given."""
+        rows = {name: row for row, name in enumerate(self.clean.tolist())}
+        own = {name: row for row, name in enumerate(self.marked.tolist())}
+        first, second = [rows[name] for name in clean], [own[name] for name in marked]
+        return ClassPixels(
+            self.clean[first],
+            self.marked[second],
+            self.clean_normal[first],
+            self.normal[second],
+            self.anomalous[second],
+            self.weight[second],
+        )
+
+    def once(self) -> dict[str, float]:
+        """The metrics of all images, each taken once."""
+        normal = self.clean_normal.sum(axis=0, dtype=float) + self.normal.sum(axis=0, dtype=float)
+        sums = (part.sum(axis=0, dtype=float)[None] for part in (self.anomalous, self.weight))
+        return {name: float(values[0]) for name, values in grouped_metrics(normal[None], *sums).items()}
+
+    def drawn(self, clean: NDArray[np.uint16], marked: NDArray[np.uint16]) -> dict[str, Float64]:
+        """The metrics (R,) of draws that take each clean image `clean` (n, R) and each other `marked` (m, R) times."""
+        resamples = marked.shape[1]
+        found = {name: np.empty(resamples) for name in PIXEL_METRICS}
+        images = [
+            part.astype(float) for part in (self.clean_normal, self.normal, self.anomalous, self.weight)
+        ]
+        step = max(1, MOST_ELEMENTS // max(len(self.clean) + len(self.marked), self.weight.shape[1]))
+        for start in range(0, resamples, step):
+            part = slice(start, start + step)
+            times = marked[:, part].T.astype(float)
+            normal = clean[:, part].T.astype(float) @ images[0] + times @ images[1]
+            for name, values in grouped_metrics(normal, times @ images[2], times @ images[3]).items():
+                found[name][part] = values
+        return found
+
+    def without_each(self) -> dict[str, Float64]:
+        """The metrics (n + m,) with one image left out, clean ones first; all alike where there are very many."""
+        total = len(self.clean) + len(self.marked)
+        if total > MOST_LEFT_OUT:
+            return dict.fromkeys(PIXEL_METRICS, np.zeros(total))
+        none = np.zeros(self.clean_normal.shape)
+        normal, anomalous, weight = (
+            np.concatenate(parts).astype(float)
+            for parts in (
+                (self.clean_normal, self.normal),
+                (none, self.anomalous),
+                (none, self.weight),
+            )
+        )
+        return grouped_metrics(*(part.sum(axis=0) - part for part in (normal, anomalous, weight)))
+
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """For `numpy.savez`, with the class's name before each."""
+        return {f"{name}/{part}": getattr(self, part) for part in _ARRAYS}
+
+
+def group_starts(whole: PixelMetrics, *, groups: int = GROUPS) -> NDArray[np.intp]:
+    """The first bins (G,) of at most `groups` groups; each takes its part of the normal and of the anomalous pixels."""
+    shares = [part / max(part.sum(), 1) for part in (whole.normal, whole.anomalous, whole.weight)]
+    place = np.cumsum(np.sum(shares, axis=0))
+    number = np.minimum(place * (groups / place[-1]), groups - 1).astype(np.intp)
+    return np.append(0, np.flatnonzero(np.diff(number)) + 1)
+
+
+def grouped_metrics(normal: Float64, anomalous: Float64, weight: Float64) -> dict[str, Float64]:
+    """Pixel metrics (R,) of R sets of pixels, all of a group tied; NaN where a kind of pixels is missing.
+
+    Args:
+        normal: (R, G) normal pixels by groups of scores, from the highest down.
+        anomalous: (R, G) anomalous pixels.
+        weight: (R, G) the same, each by 1 / (pixels of its region).
+    """
+    false, hits, covered = (np.cumsum(part, axis=1) for part in (normal, anomalous, weight))
+    negatives, positives, regions = (part[:, -1:] for part in (false, hits, covered))
+    true, beside = (
+        hits - anomalous / 2,
+        false - normal / 2,
+    )  # in the middle of a group, its pixels evenly mixed
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = {
+            "pixel_auroc": 1 - (anomalous * beside).sum(1) / (positives * negatives)[:, 0],
+            "pixel_ap": (anomalous * (true / np.maximum(true + beside, 1e-9))).sum(1) / positives[:, 0],
+            "pixel_f1_max": (2 * hits / (hits + false + positives)).max(1),
+            "pixel_pro": _area(false / negatives, covered / regions),
+        }
+    undefined = (positives == 0) | (negatives == 0)
+    return {name: np.where(undefined[:, 0], np.nan, values) for name, values in found.items()}
+
+
+def _area(rates: Float64, overlaps: Float64) -> Float64:
+    """Area (R,) under straight lines from (0, 0) through (rates, overlaps) (R, G), up to the limit, of 1 at most."""
+    before = np.pad(rates, ((0, 0), (1, 0)))[:, :-1]
+    below = np.pad(overlaps, ((0, 0), (1, 0)))[:, :-1]
+    width = np.minimum(rates, LIMIT) - np.minimum(before, LIMIT)
+    share = np.divide(width, rates - before, out=np.zeros_like(width), where=rates > before)
+    area: Float64 = (width * (below + (overlaps - below) * share / 2)).sum(axis=1) / LIMIT
+    return area
+
+
+def count_pixels(
+    run: KeptRun,
+    data: DataSet,
+    states: Iterable[ClassScores],
+    *,
+    title: Callable[[str, str], str],
+    name: Callable[[Path], str],
+) -> Iterator[tuple[str, ClassPixels]]:
+    """Yields title and pixels of each class of a benchmark's cell that has masks, out of the grids that it keeps.
+
+    The masks at the size of the maps are kept beside the grids, so that measuring again reads no picture.
+
+    Args:
+        run: the cell's, with its grids.
+        data: what was measured.
+        states: of the classes, with all of their images.
+        title: of a class, from the names of its data set and its own.
+        name: of an image, from its path.
+
+    Raises:
+        StorageError: the masks cannot be kept.
+    """
+    path = run.folder / MASKS_FILE
+    masks, scored = KeptMasks.of(path), run.by_class(data.samples, data)
+
+    def images(state: ClassScores, limit: float) -> Iterator[tuple[str, PixelMetrics]]:
+        for sample, row in scored.get((state.dataset, state.name), []):
+            pixels = PixelMetrics(limit=limit)
+            run.add(ClassScores(state.dataset, state.name, pixels=pixels), sample, row, masks)
+            if pixels.maps:
+                yield name(sample.image), pixels
+
+    for state in states:
+        whole = state.pixels
+        if isinstance(whole, PixelMetrics) and whole.regions:
+            yield (
+                title(state.dataset, state.name),
+                ClassPixels.of(images(state, whole.limit), group_starts(whole)),
+            )
+    masks.write(path)
+
+
+def read_pixels(path: Path) -> dict[str, ClassPixels]:
+    """The classes of a file of `ClassPixels.arrays`; none where it is missing or broken."""
+    arrays = read_arrays(path) or {}
+    names = {name.rpartition("/")[0] for name in arrays}
+    parts = {name: [arrays.get(f"{name}/{part}") for part in _ARRAYS] for name in names}
+    return {
+        name: ClassPixels(*[part for part in own if part is not None])
+        for name, own in parts.items()
+        if all(part is not None for part in own)
+    }
+
+
+def sample_pixels(
+    found: Sequence[ClassPixels],
+    exact: Sequence[Mapping[str, float | None]],
+    *,
+    seeds: Sequence[int | None],
+    clean: Sequence[str],
+    marked: Sequence[str],
+    generator: np.random.Generator,
+    resamples: int = RESAMPLES,
+) -> dict[str, Sampled]:
+    """Pixel metrics of one class for several seeds of a method, with resamples over the images.
+
+    Two methods are on the same resamples when the generators start alike.
+
+    Args:
+        found: of the S seeds.
+        exact: the metrics of all images of each, as they were measured; those undefined for a seed are left out.
+        seeds: which.
+        clean: the images without anomalous pixels that are drawn from.
+        marked: the others; at least one.
+        generator: draws the images.
+        resamples: R, how many.
+    """
+    sizes = [len(clean), len(marked)]
+    times = [draw_counts(size, resamples, generator) for size in sizes]
+    parts = [each.taken(clean, marked) for each in found]
+    whole, own = [each.once() for each in found], [each.once() for each in parts]
+    drawn = [each.drawn(*times) for each in parts]
+    left_out = [each.without_each() for each in parts]
+    sampled = {}
+    for metric in PIXEL_METRICS:
+        values = [row.get(metric) for row in exact]
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
+            continue
+        # What groups instead of scores change, taken of all images.
+        off = np.array([value - each[metric] for value, each in zip(known, whole, strict=True)])
+        sampled[metric] = Sampled.of(
+            seeds,
+            np.array([each[metric] for each in own]) + off,
+            np.clip(np.stack([each[metric] for each in drawn]) + off[:, None], 0.0, 1.0),
+            [each[metric] for each in left_out],
+            sizes,
+        )
+    return sampled

@@ -1,0 +1,106 @@
+"""What a user asks a benchmark for; as JSON, it is also what worker processes are told."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from zsad.errors import ConfigError, DataError
+from zsad.methods.registry import find, names
+from zsad.studies.benchmark.protocols import Pair
+from zsad.train.config import RUN_FIELDS, TrainConfig
+
+_toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+_STRICT = ConfigDict(frozen=True, extra="forbid")
+
+
+class Recipe(BaseModel):
+    """How a method is set up and trained where it differs from its paper."""
+
+    model_config = _STRICT
+
+    settings: dict[str, Any] = Field(default_factory=dict, description="of the method")
+    training: dict[str, Any] = Field(default_factory=dict, description="fields of TrainConfig")
+
+
+class Request(BaseModel):
+    """All that decides a benchmark's work."""
+
+    model_config = _STRICT
+
+    methods: tuple[str, ...] = Field(min_length=1, description="names, or LABEL=PATH of trained models")
+    pairs: tuple[Pair, ...] = Field(min_length=1, description="of paths")
+    protocol: str = Field(default="", description="name of the pairing; empty where given by hand")
+    seeds: tuple[int, ...] = (111,)
+    work: Path
+    backbone: str = "zsad-tiny"
+    weights: Path | None = None
+    device: str = "auto"
+    threads: int | None = None
+    jobs: int = Field(default=1, ge=1, description="processes at work at once, started together")
+    recipes: dict[str, Recipe] = Field(default_factory=dict, description="by method; 'common' is for all")
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="fields of TrainConfig, for all methods"
+    )
+    allow_seen: bool = False
+    cost: bool = Field(default=True, description="measure time and memory of each method")
+
+    def recipe(self, method: str) -> tuple[dict[str, Any], TrainConfig]:
+        """Settings of a method and of its training: the paper's, the recipes' over them, then those for all.
+
+        Raises:
+            ConfigError: a training setting that is unknown or impossible.
+        """
+        common, own = (self.recipes.get(name, Recipe()) for name in ("common", method))
+        training = {
+            **find(method).load().training_defaults,
+            **common.training,
+            **own.training,
+            **self.training,
+        }
+        try:
+            settled = TrainConfig.model_validate(training)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ConfigError(
+                f"training setting {where} = {first['input']!r} of {method}: {first['msg'].lower()}"
+            ) from error
+        return {**common.settings, **own.settings}, settled
+
+    @property
+    def carried(self) -> TrainConfig:
+        """How work is carried out: cache, its limit, threads that read files."""
+        return TrainConfig(**{name: value for name, value in self.training.items() if name in RUN_FIELDS})
+
+
+def read_recipes(path: Path) -> dict[str, Recipe]:
+    """Recipes by method out of a TOML file: tables METHOD.settings and METHOD.training, and those of "common".
+
+    Raises:
+        DataError: the file cannot be read, is no TOML, or holds something else.
+        ConfigError: recipes of an unknown method.
+    """
+    try:
+        content = _toml.loads(path.expanduser().read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"recipes {path} cannot be read ({error}): check the path") from error
+    except _toml.TOMLDecodeError as error:
+        raise DataError(f"recipes {path} are not valid TOML ({error}): correct it") from error
+    recipes = {}
+    for name, table in content.items():
+        if name != "common" and name not in names():
+            find(name)
+        try:
+            recipes[name] = Recipe.model_validate(table)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join([name, *map(str, first["loc"])])
+            raise DataError(
+                f"recipes {path}: {where}: {first['msg'].lower()}; expected tables {name}.settings and {name}.training"
+            ) from error
+    return recipes

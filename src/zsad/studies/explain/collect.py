@@ -1,0 +1,354 @@
+"""One pass over images: which experts a method chose for them, as counts that need no more memory for more images.
+
+A pool whose patches are routed (`Method.token_routing`) is counted in patches, any other (`Output.routing`) in images.
+
+A patch is normal where no pixel of it is marked. It is anomalous where any is (the rule "any"), or where at least half
+are ("majority"; where a defect nowhere covers half a patch, the one that it covers most) and left out in between.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from zsad.errors import ConfigError, ImageError, ZsadError
+from zsad.images.decode import Preprocess, load_image, load_mask
+from zsad.images.loader import Batch, iter_batches
+from zsad.methods.base import ImageFeatures, Method
+from zsad.types import Sample
+
+PatchRule = Literal["any", "majority"]
+Unit = Literal["image", "patch"]
+Weights = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+GROUPS = ("normal", "anomalous", "unlabelled")
+REGIONS = ("normal pixels", "anomalous pixels")
+_PICTURE_SIDE = 360
+
+
+@dataclass(slots=True)
+class Usage:
+    """How often the experts of a pool were chosen, over some images or patches.
+
+    Attributes:
+        dataset: name of the data set.
+        group: one of `GROUPS`, or of `REGIONS`.
+        pool: name of the pool.
+        unit: what is counted.
+        count: images or patches.
+        images: images that they are of.
+        chosen: (L, E) how often an expert was among the chosen, its weight above zero.
+        strongest: (L, E) how often it had the greatest weight.
+        weight: (L, E) sum of its weights.
+    """
+
+    dataset: str
+    group: str
+    pool: str
+    unit: Unit
+    count: int
+    images: int
+    chosen: npt.NDArray[np.int64]
+    strongest: npt.NDArray[np.int64]
+    weight: npt.NDArray[np.float64]
+
+    def add(self, weights: Weights) -> None:
+        """Counts the weights (n, L, E) of the images or patches of one image more."""
+        if not len(weights):
+            return
+        self.count += len(weights)
+        self.images += 1
+        self.chosen += (weights > 0).sum(axis=0)
+        winners = weights.argmax(axis=-1)
+        self.strongest += (winners[..., None] == np.arange(weights.shape[-1])).sum(axis=0)
+        self.weight += weights.sum(axis=0, dtype=np.float64)
+
+    def share(self, kind: Literal["chosen", "strongest", "weight"]) -> npt.NDArray[np.float64]:
+        """(L, E) the counts or sums, over the number of images or patches; NaN where there are none."""
+        values: npt.NDArray[np.float64] = getattr(self, kind) / (self.count or math.nan)
+        return values
+
+    def effective_experts(self) -> npt.NDArray[np.float64]:
+        """(L,) how many experts share the load: the exponential of the entropy of the mean weights, in [1, E]."""
+        share = self.share("weight")
+        share = share / share.sum(axis=-1, keepdims=True)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            terms = np.where(share > 0, share * np.log(share), 0)
+        return np.asarray(np.exp(-terms.sum(axis=-1)), dtype=np.float64)
+
+
+@dataclass(slots=True)
+class Pool:
+    """A pool of experts: its unit, the names of its layers and of its experts."""
+
+    unit: Unit
+    layers: tuple[str, ...]
+    experts: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class PatchPicture:
+    """An image whose patches show which expert is strongest.
+
+    Attributes:
+        sample: the image.
+        picture: the image, made small.
+        strongest: for each pool the index of the strongest expert, (L, h, w).
+        defect: (h, w) which patches count as anomalous; None where not known.
+    """
+
+    sample: Sample
+    picture: Image.Image
+    strongest: dict[str, npt.NDArray[np.intp]]
+    defect: Bools | None
+
+
+@dataclass(slots=True)
+class Collected:
+    """What one pass has found; `skipped` are files that could not be used, with reasons."""
+
+    pools: dict[str, Pool] = field(default_factory=dict)
+    usage: dict[tuple[str, str, str], Usage] = field(default_factory=dict)
+    regions: dict[tuple[str, str, str], Usage] = field(default_factory=dict)
+    pictures: list[PatchPicture] = field(default_factory=list)
+    images: int = 0
+    without_mask: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+OnError = Callable[[Sample, ZsadError], None]
+
+
+class Collector:
+    """Counts routing batch by batch.
+
+    Args:
+        method: in evaluation mode.
+        rule: when a patch is anomalous.
+        pictures: samples of which the patches' experts are kept.
+        on_error: called with each sample that cannot be used.
+    """
+
+    def __init__(
+        self, method: Method, *, rule: PatchRule, pictures: Sequence[Sample], on_error: OnError
+    ) -> None:
+        self.method, self.rule, self.on_error = method, rule, on_error
+        self.wanted = {id(sample) for sample in pictures}
+        self.found = Collected()
+
+    def run(
+        self,
+        samples: Iterable[Sample],
+        preprocess: Preprocess,
+        *,
+        batch_size: int,
+        progress: Callable[[int], None],
+    ) -> Collected:
+        """Everything of the samples; `progress` is called with the number of images done since.
+
+        Raises:
+            ConfigError: the method routes nothing, or its weights have impossible shapes.
+        """
+        with closing(iter_batches(samples, preprocess, batch_size=batch_size)) as batches:
+            for batch in batches:
+                for sample, error in batch.errors:
+                    self._skip(sample, error)
+                if batch.samples:
+                    self._add(batch)
+                progress(len(batch.samples) + len(batch.errors))
+        return self.found
+
+    def _skip(self, sample: Sample, error: ZsadError) -> None:
+        self.found.skipped.append((str(sample.image), str(error)))
+        self.on_error(sample, error)
+
+    def _add(self, batch: Batch) -> None:
+        images, patches, grid = self._route(batch)
+        if not images and not patches:
+            raise ConfigError(f"{no_experts(self.method)}: its configuration routes nothing")
+        self._know(images, "image")
+        self._know(patches, "patch")
+        for row, sample in enumerate(batch.samples):
+            own = {pool: weights[row] for pool, weights in {**images, **patches}.items()}
+            if not all(np.isfinite(weights).all() for weights in own.values()):
+                overflow = (
+                    f"{sample.image} has no finite routing: the model overflowed on it; try --device cpu"
+                )
+                self._skip(sample, ImageError(overflow))
+                continue
+            self.found.images += 1
+            group = "unlabelled" if sample.label is None else GROUPS[sample.label]
+            for pool in images:
+                self._usage(self.found.usage, sample.dataset, group, pool).add(own[pool][None])
+            if patches:
+                tokens = {pool: own[pool] for pool in patches}
+                self._add_patches(sample, group, tokens, grid, size=batch.sizes[row])
+
+    def _add_patches(
+        self,
+        sample: Sample,
+        group: str,
+        tokens: dict[str, Weights],
+        grid: tuple[int, int],
+        *,
+        size: tuple[int, int],
+    ) -> None:
+        """Counts of an image's patch weights (L, N, E), of its regions, and its picture where wanted."""
+        by_patch = {pool: weights.transpose(1, 0, 2) for pool, weights in tokens.items()}
+        for pool, weights in by_patch.items():
+            self._usage(self.found.usage, sample.dataset, group, pool).add(weights)
+        regions = self._regions(sample, grid, size=size)
+        if regions is not None:
+            for pool, weights in by_patch.items():
+                for region, which in zip(REGIONS, regions, strict=True):
+                    own = self._usage(self.found.regions, sample.dataset, region, pool)
+                    own.add(weights[which.reshape(-1)])
+        if id(sample) in self.wanted:
+            strongest = {pool: weights.argmax(axis=-1).reshape(-1, *grid) for pool, weights in tokens.items()}
+            try:
+                picture = load_image(str(sample.image), target=(_PICTURE_SIDE,) * 2)
+            except ImageError as error:  # gone since
+                self._skip(sample, error)
+                return
+            picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE), Image.Resampling.LANCZOS)
+            self.found.pictures.append(PatchPicture(sample, picture, strongest, regions and regions[1]))
+
+    def _regions(
+        self, sample: Sample, grid: tuple[int, int], *, size: tuple[int, int]
+    ) -> tuple[Bools, Bools] | None:
+        """Normal and anomalous patches (h, w) of a sample; None where it does not tell."""
+        if sample.label == 0:
+            return np.ones(grid, dtype=np.bool_), np.zeros(grid, dtype=np.bool_)
+        if sample.mask is None:
+            self.found.without_mask += 1
+            return None
+        try:
+            mask = load_mask(sample.mask, image=sample.image, image_size=size)
+        except ZsadError as error:
+            self._skip(sample, error)
+            return None
+        return patch_regions(mask, grid, rule=self.rule)
+
+    @torch.inference_mode()
+    def _route(self, batch: Batch) -> tuple[dict[str, Weights], dict[str, Weights], tuple[int, int]]:
+        """Weights (B, L, E) of pools that route images, (B, L, N, E) of those that route patches, and the grid."""
+        weight = next(self.method.parameters())
+        features = self.method.features(torch.from_numpy(batch.pixels).to(weight.device, weight.dtype))
+        features = replace(features, words=tuple(sample.word for sample in batch.samples))
+        patches = _arrays(self.method.token_routing(features))
+        images = _arrays(self.method(features).routing or {})
+        images = {pool: weights for pool, weights in images.items() if pool not in patches}
+        self._check(images, patches, features)
+        return images, patches, features.grid
+
+    def _check(
+        self, images: dict[str, Weights], patches: dict[str, Weights], features: ImageFeatures
+    ) -> None:
+        batch, tokens = len(features.cls), features.grid[0] * features.grid[1]
+        for pool, weights in images.items():
+            if weights.ndim != 3 or len(weights) != batch:
+                raise self._misshapen("Output.routing", pool, weights, f"(B={batch}, L, E)")
+        for pool, weights in patches.items():
+            if weights.ndim != 4 or len(weights) != batch or weights.shape[2] != tokens:
+                wanted = f"(B={batch}, L, N={tokens}, E) without the class token"
+                raise self._misshapen("token_routing", pool, weights, wanted)
+
+    def _misshapen(self, source: str, pool: str, weights: Weights, wanted: str) -> ConfigError:
+        return ConfigError(
+            f"{source} of method {self.method.name!r} has shape {weights.shape} for the pool {pool!r}, "
+            f"expected {wanted}; correct the method"
+        )
+
+    def _know(self, routing: Mapping[str, Weights], unit: Unit) -> None:
+        for pool, weights in routing.items():
+            if pool not in self.found.pools:
+                layers, experts = weights.shape[1], weights.shape[-1]
+                names = expert_names(self.method, pool, experts)
+                self.found.pools[pool] = Pool(unit, layer_names(self.method, layers), names)
+
+    def _usage(self, table: dict[tuple[str, str, str], Usage], dataset: str, group: str, pool: str) -> Usage:
+        key = (dataset, group, pool)
+        if key not in table:
+            known = self.found.pools[pool]
+            shape = (len(known.layers), len(known.experts))
+            counts = [np.zeros(shape, np.int64) for _ in range(2)]
+            table[key] = Usage(*key, known.unit, 0, 0, counts[0], counts[1], np.zeros(shape))
+        return table[key]
+
+
+def _arrays(routing: Mapping[str, torch.Tensor]) -> dict[str, Weights]:
+    return {pool: weights.float().cpu().numpy() for pool, weights in routing.items()}
+
+
+def no_experts(method: Any) -> str:
+    """The beginning of an error: that a method has no experts, and which have."""
+    from zsad.methods.registry import METHODS
+
+    able = ", ".join(name for name, entry in METHODS.items() if entry.routes)
+    return f"method {method.name!r} has no experts to explain, unlike {able}"
+
+
+def layer_names(method: Method, count: int) -> tuple[str, ...]:
+    """Names of the `count` layers of a pool: the tapped blocks where there are as many, else their positions."""
+    config = method.config
+    for blocks in (config.layers, getattr(config, "prompted", ())):
+        if len(blocks) == count:
+            return tuple(f"layer {block}" for block in blocks)
+    return ("all layers",) if count == 1 else tuple(f"routing {index + 1}" for index in range(count))
+
+
+def expert_names(method: Method, pool: str, count: int) -> tuple[str, ...]:
+    """The method's own names of a pool's experts, or E1, E2, ..."""
+    names = method.expert_labels().get(pool, ())
+    return tuple(names) if len(names) == count else tuple(f"E{index + 1}" for index in range(count))
+
+
+def patch_regions(mask: Bools, grid: tuple[int, int], *, rule: PatchRule) -> tuple[Bools, Bools]:
+    """Normal and anomalous patches (h, w) of a mask (H, W); see the module's text for the rules."""
+    covered = Image.fromarray(mask.astype(np.float32)).resize(grid[::-1], Image.Resampling.BOX)
+    share = np.asarray(covered)
+    touched = share > 1e-6  # a float's error must decide neither about nothing nor about one half
+    if rule == "any":
+        return ~touched, touched
+    marked = share >= 0.5 - 1e-6
+    if touched.any() and not marked.any():
+        marked = share == share.max()
+    return ~touched, np.asarray(marked)
+
+
+def choose_pictures(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """`count` samples to show: half normal, half anomalous, data sets in turn, evenly spread over each.
+
+    Where one kind is short the other fills up; unlabelled samples only where nothing else is left.
+    """
+    queues = {
+        label: _in_turn([sample for sample in samples if sample.label == label], count)
+        for label in (0, 1, None)
+    }
+    half = count // 2
+    anomalous = queues[1][: max(count - half, count - len(queues[0]))]
+    normal = queues[0][: count - len(anomalous)]
+    chosen = [*normal, *anomalous]
+    return chosen + queues[None][: count - len(chosen)]
+
+
+def _in_turn(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """At most `count` samples, of the data sets in turn, evenly spread over each."""
+    sets: dict[str, list[Sample]] = {}
+    for sample in samples:
+        sets.setdefault(sample.dataset, []).append(sample)
+    spread = []
+    for own in sets.values():
+        wanted = min(len(own), math.ceil(count / len(sets)))
+        spread.append([own[(2 * place + 1) * len(own) // (2 * wanted)] for place in range(wanted)])
+    longest = max((len(own) for own in spread), default=0)
+    return [own[place] for place in range(longest) for own in spread if place < len(own)][:count]

@@ -1,0 +1,335 @@
+"""What the experts of a model do: its tables, and the one call that fills them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+import zsad
+from zsad.datasets.manifest import DataSet, discover
+from zsad.device import default_batch_size
+from zsad.errors import ConfigError, DataError, ZsadError
+from zsad.studies.explain.collect import (
+    GROUPS,
+    REGIONS,
+    Collected,
+    Collector,
+    OnError,
+    PatchRule,
+    Pool,
+    Usage,
+    choose_pictures,
+    layer_names,
+    no_experts,
+)
+from zsad.studies.explain.curves import RunCurves, read_curves
+from zsad.studies.explain.embeddings import ExpertMap, Projection, map_experts
+from zsad.train.state import LOG_FILE
+from zsad.types import Sample
+
+if TYPE_CHECKING:
+    from zsad.detector import Detector
+    from zsad.methods.base import Method
+
+Kind = Literal["activation", "regions", "patches", "embeddings", "curves"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+OF_IMAGES: frozenset[Kind] = frozenset({"activation", "regions", "patches"})
+Progress = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class Contrast:
+    """How much a pool's routing depends on what is shown: total variation distances in [0, 1], means over layers.
+
+    Attributes:
+        pool: its name.
+        effective: how many experts share the load, mean over layers and data sets.
+        datasets: distance between two data sets' mean weights; None with fewer than two.
+        labels: distance between normal and anomalous images of a data set; None where a kind is missing.
+        pixels: distance between normal and anomalous pixels of a data set, for pools that route patches.
+    """
+
+    pool: str
+    effective: float
+    datasets: float | None
+    labels: float | None
+    pixels: float | None
+
+
+@dataclass(slots=True)
+class Explanation:
+    """The tables of an explanation; `zsad.studies.explain.page.write_explanation` draws and writes them.
+
+    Attributes:
+        model: by which name the model was loaded, its method, backbone and settings.
+        settings: of the explanation.
+        datasets: images (normal, anomalous, unlabelled) of each data set, those skipped included.
+        collected: what the pass over the images found.
+        contrasts: a line for each pool.
+        maps: experts as points, for groups of pools of one shape.
+        runs: curves of the model's own run, and of the one compared with.
+        notes: what is missing and why.
+    """
+
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    datasets: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    collected: Collected = field(default_factory=Collected)
+    contrasts: list[Contrast] = field(default_factory=list)
+    maps: list[list[ExpertMap]] = field(default_factory=list)
+    projection: Projection = "pca"
+    runs: list[RunCurves] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def pools(self) -> dict[str, Pool]:
+        """All pools that route, in the method's order."""
+        return self.collected.pools
+
+    @property
+    def usage(self) -> list[Usage]:
+        """How often experts were chosen, in the order of data sets, kinds of images and pools."""
+        return self._ordered(self.collected.usage)
+
+    @property
+    def regions(self) -> list[Usage]:
+        """The same of normal and of anomalous pixels, for pools that route patches."""
+        return self._ordered(self.collected.regions)
+
+    def _ordered(self, table: dict[tuple[str, str, str], Usage]) -> list[Usage]:
+        places = [list(self.datasets), [*GROUPS, *REGIONS], list(self.pools)]
+        keys = sorted(
+            table, key=lambda key: [place.index(part) for part, place in zip(key, places, strict=True)]
+        )
+        return [table[key] for key in keys]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers as plain JSON values."""
+        from zsad.studies.explain.tables import as_json
+
+        return as_json(self)
+
+
+def explain(
+    detector: Detector,
+    datasets: Sequence[DataSet | str | Path] = (),
+    *,
+    kinds: Sequence[Kind] = KINDS,
+    run: str | Path | None = None,
+    compare: str | Path | None = None,
+    images: int = 8,
+    rule: PatchRule = "any",
+    projection: Projection = "pca",
+    batch_size: int | None = None,
+    on_error: OnError | None = None,
+    progress: Progress | None = None,
+) -> Explanation:
+    """Explains what the experts of a model do on data sets, how they lie, and how they were trained.
+
+    Memory does not grow with the number of images: counts are kept, and `images` small pictures.
+
+    Args:
+        detector: of a method with experts.
+        datasets: folders, manifests, or what `discover` made of them.
+        kinds: what to find out; without "activation", "regions" and "patches" no data is needed.
+        run: folder of the training whose curves are wanted; None takes the model's, if it is one.
+        compare: folder of a second training, for instance without the decoupling loss.
+        images: how many are shown with the experts of their patches, half of them normal.
+        rule: when a patch is anomalous; see `zsad.studies.explain.collect`.
+        projection: of expert embeddings to the plane.
+        batch_size: images a pass; None takes what suits the device.
+        on_error: called with each sample that cannot be used; None warns.
+        progress: called as `progress(done, total)`.
+
+    Raises:
+        ConfigError: the method has no experts, or an impossible argument.
+        DataError: no data where it is needed, none of it usable, or a run without a log.
+    """
+    _check(kinds, images=images, batch_size=batch_size)
+    method = detector.method
+    found = Explanation(_model(detector), {"kinds": list(kinds), "images": images, "rule": rule})
+    found.projection = projection
+    own = Path(run) if run is not None else _own_run(detector.name)
+    if "curves" in kinds:
+        _read_runs(found, method, own, None if compare is None else Path(compare), given=run is not None)
+    if "embeddings" in kinds:
+        _place_experts(found, method, projection)
+    if OF_IMAGES & set(kinds):
+        sets = _distinct([discover(data) if isinstance(data, str | Path) else data for data in datasets])
+        samples = [sample for data in sets for sample in data.samples]
+        if not samples:
+            wanted = ", ".join(sorted(OF_IMAGES & set(kinds)))
+            raise DataError(f"no images to explain {wanted} with: name a folder, or leave these kinds out")
+        found.datasets = _count(samples)
+        shown = choose_pictures(samples, images) if "patches" in kinds else []
+        collector = Collector(method, rule=rule, pictures=shown, on_error=on_error or _warn)
+        size = default_batch_size(detector.device) if batch_size is None else batch_size
+        step = _stepper(progress, len(samples))
+        found.collected = collector.run(samples, detector.preprocess, batch_size=size, progress=step)
+        if not found.collected.images:
+            raise DataError(f"none of the {len(samples)} images could be used; check the files")
+        _order(found, shown)
+        found.contrasts = [_contrast(pool, found.usage, found.regions) for pool in found.pools]
+    if not (found.usage or found.maps or found.runs):
+        raise ConfigError(f"{no_experts(method)}, and no training curves were found")
+    _note(found, kinds)
+    return found
+
+
+def _check(kinds: Sequence[Kind], *, images: int, batch_size: int | None) -> None:
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise ConfigError(f"kinds = {list(kinds)}: expected some of {', '.join(KINDS)}")
+    if images < 1:
+        raise ConfigError(f"images is {images}, expected 1 or more")
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
+
+
+def _model(detector: Detector) -> dict[str, Any]:
+    card = detector.card
+    return {
+        "name": detector.name,
+        "method": card.method,
+        "provenance": card.provenance,
+        "backbone": card.backbone.name,
+        "backbone_sha256": card.backbone.sha256,
+        "config": card.config,
+        "training": None if card.training is None else card.training.model_dump(mode="json"),
+        "zsad": zsad.__version__,
+    }
+
+
+def _own_run(name: str) -> Path | None:
+    """The folder of the model's own training where its log lies there."""
+    path = Path(name).expanduser()
+    folder = path if path.is_dir() else path.parent
+    return folder if path.exists() and (folder / LOG_FILE).is_file() else None
+
+
+def _read_runs(
+    found: Explanation, method: Method, own: Path | None, other: Path | None, *, given: bool
+) -> None:
+    for folder in (own, other):
+        if folder is not None:
+            name = folder.resolve().name
+            taken = name in {curves.name for curves in found.runs}
+            label = str(folder) if taken else name
+            found.runs.append(read_curves(folder, name=label, weights=method.term_weights))
+    if own is None and not given:
+        found.notes.append(f"no training curves of {found.model['name']}: there is no {LOG_FILE} beside it")
+    for curves in found.runs:
+        for term in curves.unrecorded:
+            found.notes.append(f"{curves.name} was trained with weight 0 of {term}, which its log lacks")
+
+
+def _place_experts(found: Explanation, method: Method, projection: Projection) -> None:
+    """Maps of the experts; pools of another number of layers or width are drawn apart."""
+    groups: dict[tuple[int, int], dict[str, Any]] = {}
+    for pool, vectors in method.expert_embeddings().items():
+        array = vectors.detach().double().cpu().numpy()
+        groups.setdefault((array.shape[0], array.shape[2]), {})[pool] = array
+    for (layers, _), pools in groups.items():
+        found.maps.append(map_experts(pools, layer_names(method, layers), projection=projection))
+
+
+def _distinct(sets: Sequence[DataSet]) -> list[DataSet]:
+    """The sets with names on all samples, and a number behind a name that was there before."""
+    taken: set[str] = set()
+    renamed = []
+    for data in sets:
+        own = {sample.dataset or data.name for sample in data.samples}
+        names = {}
+        for name in sorted(own):
+            number, fresh = 1, name
+            while fresh in taken:
+                number += 1
+                fresh = f"{name} ({number})"
+            names[name] = fresh
+        taken |= set(names.values())
+        samples = [replace(sample, dataset=names[sample.dataset or data.name]) for sample in data.samples]
+        renamed.append(replace(data, samples=samples))
+    return renamed
+
+
+def _count(samples: Sequence[Sample]) -> dict[str, tuple[int, int, int]]:
+    names = dict.fromkeys(sample.dataset for sample in samples)
+    labels = [(sample.dataset, sample.label) for sample in samples]
+    return {
+        name: (labels.count((name, 0)), labels.count((name, 1)), labels.count((name, None))) for name in names
+    }
+
+
+def _stepper(progress: Progress | None, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def step(images: int) -> None:
+        nonlocal done
+        done += images
+        if progress is not None:
+            progress(done, total)
+
+    return step
+
+
+def _order(found: Explanation, shown: Sequence[Sample]) -> None:
+    place = {id(sample): index for index, sample in enumerate(shown)}
+    found.collected.pictures.sort(key=lambda picture: place[id(picture.sample)])
+
+
+def _contrast(pool: str, usage: Sequence[Usage], regions: Sequence[Usage]) -> Contrast:
+    own = [entry for entry in usage if entry.pool == pool and entry.count]
+    names = dict.fromkeys(entry.dataset for entry in own)
+    together = {}
+    for name in names:
+        total = np.sum([entry.weight for entry in own if entry.dataset == name], axis=0)
+        together[name] = total / total.sum(axis=-1, keepdims=True)
+    between = [_distance(first, second) for first, second in combinations(together.values(), 2)]
+    return Contrast(
+        pool,
+        float(np.mean([entry.effective_experts().mean() for entry in own])),
+        float(np.mean(between)) if between else None,
+        _apart(own, "normal", "anomalous"),
+        _apart([entry for entry in regions if entry.pool == pool and entry.count], *REGIONS),
+    )
+
+
+def _apart(usage: Sequence[Usage], first: str, second: str) -> float | None:
+    """Mean over data sets of the distance between two groups; None where no data set has both."""
+    by_key = {(entry.dataset, entry.group): entry.share("weight") for entry in usage}
+    pairs = [
+        (by_key[name, first], by_key[name, second])
+        for name in dict.fromkeys(entry.dataset for entry in usage)
+        if (name, first) in by_key and (name, second) in by_key
+    ]
+    return float(np.mean([_distance(*pair) for pair in pairs])) if pairs else None
+
+
+def _distance(first: Any, second: Any) -> float:
+    return float(np.abs(first - second).sum(axis=-1).mean() / 2)
+
+
+def _note(found: Explanation, kinds: Sequence[Kind]) -> None:
+    """Says what was asked for and is not there."""
+    name, collected = found.model["method"], found.collected
+    by_patch = any(pool.unit == "patch" for pool in found.pools.values())
+    if found.model["provenance"]:
+        found.notes.append(f"{name} is {found.model['provenance']}: its authors' experts may differ")
+    if found.usage and not by_patch and {"patches", "regions"} & set(kinds):
+        found.notes.append(f"{name} routes whole images, so there are no maps of patches or shares of pixels")
+    if collected.without_mask and by_patch:
+        found.notes.append(
+            f"{collected.without_mask} images not known as normal have no mask: left out of the shares of pixels"
+        )
+    if "embeddings" in kinds and not found.maps:
+        found.notes.append(f"{name} shows no embeddings of its experts")
+
+
+def _warn(sample: Sample, error: ZsadError) -> None:
+    warnings.warn(f"skipped: {error}", stacklevel=3)

@@ -1,0 +1,278 @@
+"""The page of a benchmark: one HTML file without network, to read, to compare and to doubt with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from zsad.metrics.table import COLUMNS
+from zsad.runs.page import data_uri, render_page
+from zsad.studies.benchmark.summary import ELSEWHERE, FEWER, OVERALL, PARTIAL, SEEN, Entry, Summary
+from zsad.studies.report.canvas import Drawing
+from zsad.studies.report.charts import RADAR_METRICS, costs, over_sets, styles, trade_off
+from zsad.studies.report.curves import curve_charts
+from zsad.studies.report.pictures import KINDS, Example
+from zsad.studies.report.text import MEAN, holes, notes, places, plural
+
+_MOST_PROBLEMS = 500
+
+
+def render_benchmark(
+    summary: Summary, work: Path, *, examples: Sequence[Example] = (), title: str = "Benchmark"
+) -> str:
+    """The page as text.
+
+    Args:
+        summary: of the cells.
+        work: their folder, for the curves.
+        examples: images with maps, as `zsad.studies.report.pictures.examples` finds them.
+        title: its heading.
+
+    Raises:
+        ConfigError: jinja2 is not installed.
+    """
+    own = styles(summary.names)
+    said = notes(summary)
+    content = {
+        "title": title,
+        "methods": [_method(summary, name, own[name].colour) for name in summary.names],
+        "tiles": _tiles(summary),
+        "metrics": [{"key": metric, "title": COLUMNS[metric]} for metric in summary.metrics],
+        "means": _means(summary),
+        "mean_title": MEAN if len(summary.targets) > 1 else next(iter(summary.targets), ""),
+        "radars": _radars(summary),
+        "by_set": {metric: _by_set(summary, metric) for metric in summary.metrics},
+        "by_class": [
+            _by_class(summary, target) for target in summary.targets if len(summary.classes(target)) > 1
+        ],
+        "curves": _curves(summary, work),
+        "gallery": _gallery(examples, summary.names),
+        "costs": _costs(summary),
+        "trade_offs": _drawn(trade_off(summary, m) for m in RADAR_METRICS if m in summary.metrics),
+        "holes": holes(summary),
+        "problems": _problems(summary)[:_MOST_PROBLEMS],
+        "notes": said,
+        "marks": [line for line in said if line.startswith((SEEN, FEWER, PARTIAL))],
+        "any_seen": any(line.startswith(SEEN) for line in said),
+        "environment": _environment(summary),
+        "version": _version(summary),
+    }
+    return render_page(Path(__file__).parents[1] / "templates" / "benchmark.html", content)
+
+
+def _drawn(drawings: Any) -> list[Any]:
+    from markupsafe import Markup
+
+    return [Markup(drawing.to_svg(inline=True)) for drawing in drawings if isinstance(drawing, Drawing)]
+
+
+def _method(summary: Summary, name: str, colour: str) -> dict[str, Any]:
+    who = summary.contestants[name]
+    return {
+        "name": name,
+        "colour": colour,
+        "backbone": who.backbone,
+        "provenance": who.provenance,
+        "trained_on": ", ".join(summary.trained_on(name)) or "no training",
+        "seeds": _seeds(summary, name),
+    }
+
+
+def _seeds(summary: Summary, name: str) -> str:
+    seeds = {
+        seed for target in summary.targets for seed in summary.finished(name, target) if seed is not None
+    }
+    return ("seeds " if len(seeds) > 1 else "seed ") + ", ".join(map(str, sorted(seeds))) if seeds else ""
+
+
+def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
+    """(value, name, explanation) of the numbers on top of the page."""
+    done = sum(cell.state == "done" for cell in summary.cells)
+    failed = len(summary.cells) - done
+    counts = [summary.counts(target) for target in summary.targets]
+    normal, anomalous = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    classes = sum(len(summary.classes(target)) for target in summary.targets)
+    trained = sum(cell.seconds_training or 0.0 for cell in summary.cells)
+    tiles = [
+        (f"{len(summary.names)}", "methods", shorten(", ".join(summary.names), 90, placeholder=" ...")),
+        (
+            f"{len(summary.targets)}",
+            "data sets" if len(summary.targets) > 1 else "data set",
+            plural(classes, "class", "classes"),
+        ),
+        (f"{normal + anomalous:,}", "images", f"{normal:,} normal, {anomalous:,} anomalous"),
+        (f"{done:,}", "results", f"{failed:,} failed" if failed else "none failed"),
+    ]
+    if trained:
+        tiles.append((_duration(trained), "of training", "all methods and seeds together"))
+    return tiles
+
+
+def _rate(per_second: float) -> str:
+    """With a digit behind the point, below 1 with two that are not 0."""
+    return f"{per_second:,.1f}" if per_second >= 1 else f"{per_second:.2g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _brief(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def _shown(entry: Entry) -> dict[str, Any]:
+    """An entry as the template prints it."""
+    said = []
+    interval = entry.interval
+    if interval is not None:
+        said.append(f"95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f}")
+    if entry.spread.count > 1:
+        said.append(f"{entry.spread.count} seeds")
+    if entry.parts[1]:
+        said.append(f"mean of {entry.parts[0]} of {entry.parts[1]}")
+    if entry.seen:
+        said.append("seen in training")
+    word = entry.hole if entry.hole in ("not run", "undefined") else "failed"
+    return {
+        "value": "" if entry.hole else entry.percent(),
+        "deviation": entry.deviation(),
+        "interval": "" if interval is None else f"{100 * interval.low:.1f} – {100 * interval.high:.1f}",
+        "marks": entry.marks,
+        "bold": entry.bold,
+        "hole": {"": "", "undefined": "–", ELSEWHERE: "–"}.get(entry.hole, word),
+        "title": entry.hole or ", ".join(said),
+    }
+
+
+def _means(summary: Summary) -> list[dict[str, Any]]:
+    target = OVERALL if len(summary.targets) > 1 else next(iter(summary.targets), OVERALL)
+    return [
+        {"name": name, "entries": [_shown(summary.entry(name, target, metric)) for metric in summary.metrics]}
+        for name in summary.names
+    ]
+
+
+def _radars(summary: Summary) -> list[dict[str, Any]]:
+    """Two charts as in PromptMoE's figure 2, or of those metrics that there are."""
+    wanted = [metric for metric in RADAR_METRICS if metric in summary.metrics] or summary.metrics[:1]
+    drawn = {metric: _drawn([over_sets(summary, metric)]) for metric in wanted}
+    return [{"title": COLUMNS[metric], "svg": svg[0]} for metric, svg in drawn.items() if svg]
+
+
+def _by_set(summary: Summary, metric: str) -> list[dict[str, Any]]:
+    rows = []
+    for target in places(summary):
+        normal, anomalous = summary.counts(target) if target else (0, 0)
+        rows.append(
+            {
+                "name": target or MEAN,
+                "mean": target == OVERALL,
+                "counts": f"{normal:,} + {anomalous:,}" if target else "",
+                "entries": [_shown(summary.entry(name, target, metric)) for name in summary.names],
+            }
+        )
+    return rows
+
+
+def _by_class(summary: Summary, target: str) -> dict[str, Any]:
+    """The classes of a target by metric, those that are defined nowhere left out."""
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for metric in summary.metrics:
+        rows: list[dict[str, Any]] = [
+            {
+                "name": class_name,
+                "mean": False,
+                "counts": "{:,} + {:,}".format(*summary.counts(target, class_name)),
+                "entries": [
+                    _shown(summary.class_entry(name, target, class_name, metric)) for name in summary.names
+                ],
+            }
+            for class_name in summary.classes(target)
+        ]
+        if any(entry["value"] for row in rows for entry in row["entries"]):
+            last = [_shown(summary.entry(name, target, metric)) for name in summary.names]
+            tables[metric] = [*rows, {"name": "mean", "mean": True, "counts": "", "entries": last}]
+    return {"target": target, "classes": len(summary.classes(target)), "tables": tables}
+
+
+def _curves(summary: Summary, work: Path) -> list[dict[str, Any]]:
+    drawn = {target: _drawn(curve_charts(summary, target, work)) for target in summary.targets}
+    return [{"target": target, "charts": charts} for target, charts in drawn.items() if charts]
+
+
+def _gallery(examples: Sequence[Example], names: Sequence[str]) -> dict[str, Any]:
+    """The median images side by side, and all examples of each target."""
+    cards = [_card(example, names) for example in examples if example.picture is not None]
+    targets = list(dict.fromkeys(card["target"] for card in cards))
+    return {
+        "medians": [card for card in cards if card["kind"] == "median"],
+        "targets": [{"name": t, "cards": [card for card in cards if card["target"] == t]} for t in targets],
+    }
+
+
+def _card(example: Example, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "target": example.target,
+        "class_name": example.class_name,
+        "image": example.image,
+        "label": example.label,
+        "kind": example.kind,
+        "why": KINDS[example.kind],
+        "right": f"{100 * example.right:.0f} %",
+        "picture": data_uri(example.picture),
+        "mask": data_uri(example.mask),
+        "maps": [
+            {"name": name, "uri": data_uri(example.maps.get(name)), "score": _score(example.scores, name)}
+            for name in names
+        ],
+    }
+
+
+def _score(scores: Mapping[str, float], name: str) -> str:
+    return f"{scores[name]:.3f}" if name in scores else ""
+
+
+def _costs(summary: Summary) -> list[dict[str, str]]:
+    rows = []
+    for row in costs(summary):
+        image, training, memory = (row[key] for key in ("image", "training", "memory"))
+        rows.append(
+            {
+                "name": str(row["name"]),
+                "image": _brief(float(image)) if image is not None else "–",
+                "rate": _rate(1 / float(image)) if image else "–",
+                "training": _duration(float(training)) if training is not None else "–",
+                "memory": f"{float(memory):,.0f} MB" if memory is not None else "–",
+            }
+        )
+    return rows
+
+
+def _problems(summary: Summary) -> list[tuple[str, str, str]]:
+    """(target, path, reason) of files that could not be used, each once."""
+    found = [
+        (cell.target, problem.path, problem.reason) for cell in summary.cells for problem in cell.problems
+    ]
+    return sorted(dict.fromkeys(found))
+
+
+def _environment(summary: Summary) -> list[tuple[str, str]]:
+    """What the cells say of where they were made; several values where they differ."""
+    values: dict[str, dict[str, None]] = {}
+    for cell in summary.cells:
+        for name, value in cell.environment.items():
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            values.setdefault(name, {})[text] = None
+    backbones = {f"{cell.backbone} (sha256 {cell.backbone_sha256[:16]}…)": None for cell in summary.cells}
+    return [("backbone", ", ".join(backbones)), *((name, ", ".join(found)) for name, found in values.items())]
+
+
+def _version(summary: Summary) -> str:
+    versions = {str(cell.environment["zsad"]) for cell in summary.cells if "zsad" in cell.environment}
+    return ", ".join(sorted(versions))

@@ -1,0 +1,229 @@
+"""Experts in a plane, curves of a log, and what drawings hold as SVG and as PNG."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zsad.errors import ConfigError, DataError
+from zsad.studies.explain import explain, write_explanation
+from zsad.studies.explain.charts import short_names, slug, wrapped
+from zsad.studies.explain.curves import read_curves
+from zsad.studies.explain.embeddings import cosines, map_experts, principal_plane
+from zsad.studies.explain.figures import _curves, all_figures
+from zsad.studies.explain.patches import expert_colours, outline
+from zsad.studies.report.axes import Axis, ticks
+from zsad.studies.report.canvas import COLOURS, Drawing, shortened, text_width
+
+WEIGHTS = {"balance": "alpha", "decouple": "beta"}
+
+
+def write_run(folder: Path, *, beta: float, steps: int = 500, raw: bool = True) -> Path:
+    folder.mkdir()
+    lines = [json.dumps({"step": 0, "skipped": "a.png", "reason": "broken"})]
+    for step in range(1, steps + 1):
+        record = {"step": step, "epoch": (step - 1) // 100, "dice": 4 / step, "balance": 0.08, "lr": 0.1}
+        record["decouple"] = beta * (2 + step)
+        if beta == 0 and raw:
+            record["raw_decouple"] = 2.0 + step
+        lines.append(json.dumps({**record, "total": 1.0, "seconds": 0.1}))
+    (folder / "log.jsonl").write_text("\n".join([*lines, '{"step": 501, "di']))
+    (folder / "run.json").write_text(json.dumps({"config": {"alpha": 0.01, "beta": beta, "layers": [1]}}))
+    return folder
+
+
+def test_curves_are_without_their_weights(tmp_path: Path) -> None:
+    first = read_curves(write_run(tmp_path / "a", beta=0.005), name="a", weights=WEIGHTS)
+    second = read_curves(write_run(tmp_path / "b", beta=0), name="b", weights=WEIGHTS)
+    assert list(first.curves) == ["balance", "decouple", "dice", "total"] == list(second.curves)
+    assert (first.steps, first.epochs) == (500, 5)
+    for run in (first, second):
+        curve = run.curves["decouple"]
+        assert len(curve.steps) == 80
+        assert curve.low[0] == pytest.approx(3) and curve.high[-1] == pytest.approx(502)
+        np.testing.assert_allclose(curve.mean, 2 + curve.steps, rtol=1e-6)
+        assert run.curves["balance"].mean == pytest.approx(8) and run.curves["dice"].weight is None
+        assert run.curves["dice"].low.min() == pytest.approx(4 / 500)
+    blind = read_curves(write_run(tmp_path / "c", beta=0, raw=False), name="c", weights=WEIGHTS)
+    assert "decouple" not in blind.curves and blind.unrecorded == ("decouple",)
+
+
+def test_the_image_auroc_of_watched_data_is_drawn_as_measured(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", beta=0.005)
+    plain = read_curves(folder, name="plain", weights=WEIGHTS)
+    with (folder / "log.jsonl").open("a") as stream:
+        for epoch in range(5):
+            record = {"step": 100 * (epoch + 1), "epoch": epoch, "image_auroc": 0.5 + epoch / 10}
+            stream.write("\n" + json.dumps(record))
+    watched = read_curves(folder, name="watched", weights=WEIGHTS)
+    assert list(watched.curves) == [*plain.curves, "image AUROC"] and watched.steps == plain.steps
+    curve = watched.curves["image AUROC"]
+    assert curve.steps.tolist() == [100, 200, 300, 400, 500] and curve.weight is None
+    assert curve.mean.tolist() == curve.low.tolist() == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
+    both, without = _curves([watched, plain]), _curves([plain])
+    assert "image AUROC" in both.drawing.to_svg() and "measured after every epoch" in both.caption
+    assert "image AUROC" not in without.drawing.to_svg() and "measured" not in without.caption
+
+
+def test_runs_without_a_log_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no readable log\.jsonl"):
+        read_curves(tmp_path, name="x", weights={})
+    (tmp_path / "log.jsonl").write_text('[1]\nnot json\n{"step": 0}\n')
+    with pytest.raises(DataError, match="no finished training step"):
+        read_curves(tmp_path, name="x", weights={})
+
+
+def test_plane_keeps_the_greatest_distances() -> None:
+    draw = np.random.default_rng(1).normal(size=(12, 2)) * [5, 2]
+    turn = np.linalg.qr(np.random.default_rng(2).normal(size=(7, 7)))[0][:2]
+    rows = draw @ turn + 3
+    places, explained = principal_plane(rows)
+    assert sum(explained) == pytest.approx(1)
+    between = lambda x: np.linalg.norm(x[:, None] - x[None], axis=-1)  # noqa: E731
+    np.testing.assert_allclose(between(places), between(rows), atol=1e-9)
+    np.testing.assert_allclose(principal_plane(rows[::-1])[0][::-1], places, atol=1e-9)
+    variances = np.linalg.eigvalsh(np.cov(rows.T))[::-1][:2]
+    np.testing.assert_allclose(places.var(axis=0, ddof=1), variances, rtol=1e-9)
+    assert principal_plane(np.ones((3, 4)))[1] == (0, 0)
+    assert principal_plane(np.eye(1))[0].shape == (1, 2)
+
+
+def test_cosines_within_and_between_pools() -> None:
+    pools = {"n": [[2.0, 0], [3, 0]], "a": [[0, 1.0], [1, 1]], "one": [[-1.0, 0]]}
+    half = 0.5**0.5
+    expected = {"n": 1, "a": half, "between": np.mean([half / 2, -1, -half / 2])}
+    assert cosines({pool: np.array(rows) for pool, rows in pools.items()}) == pytest.approx(expected)
+
+
+class NeighbourMap:
+    """Takes the place of scikit-learn's t-SNE, whose import costs seconds."""
+
+    def __init__(self, **settings: object) -> None:
+        assert settings == {"n_components": 2, "init": "pca", "perplexity": 5 / 3, "random_state": 0}
+
+    def fit_transform(self, rows: np.ndarray) -> np.ndarray:
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1)
+        return rows[:, :2]
+
+
+def test_tsne_needs_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    pools = {pool: np.random.default_rng(seed).normal(size=(1, 3, 4)) for seed, pool in enumerate("na")}
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", SimpleNamespace(TSNE=NeighbourMap))
+    found = map_experts(pools, ("layer 1",), projection="tsne")[0]
+    assert found.points["a"].shape == (3, 2) and found.explained is None
+    with pytest.raises(ConfigError, match="says nothing"):
+        map_experts({"n": pools["n"]}, ("layer 1",), projection="tsne")
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    with pytest.raises(ConfigError, match="needs scikit-learn"):
+        map_experts(pools, ("layer 1",), projection="tsne")
+
+
+def test_svg_and_png_show_the_same() -> None:
+    drawing = Drawing(120, 60, 'says "<this>"')
+    drawing.rect(10, 10, 40, 20, "normal", title="a & b")
+    drawing.rect(60, 10, 40, 20, "#000000", opacity=0.5)
+    drawing.circle(30, 45, 8, "anomalous")
+    drawing.line([(60, 40), (110, 40)], "ink", width=2, dashed=True)
+    drawing.picture(100, 44, 16, 12, Image.new("RGB", (4, 3), "#123456"))
+    drawing.text(60, 55, "<&> é", fill="ink")
+    root = ElementTree.fromstring(drawing.to_svg())
+    assert root.attrib["aria-label"] == 'says "<this>"' and root.attrib["width"] == "120"
+    kinds = [element.tag.split("}")[1] for element in root]
+    assert kinds == ["rect", "polygon", "polygon", "circle", "polyline", "image", "text"]
+    assert root[1][0].text == "a & b" and root[-1].text == "<&> é"
+    assert COLOURS["normal"] in drawing.to_svg() and "var(" not in drawing.to_svg()
+    assert "var(--normal)" in drawing.to_svg(inline=True)
+    image = Image.open(io.BytesIO(drawing.to_png()))
+    assert image.size == (240, 120)
+    at = lambda x, y: "#{:02x}{:02x}{:02x}".format(*image.getpixel((2 * x, 2 * y)))  # noqa: E731
+    assert (at(30, 20), at(30, 45), at(5, 5)) == (COLOURS["normal"], COLOURS["anomalous"], COLOURS["panel"])
+    assert at(80, 20) in ("#7f7f7f", "#808080") and at(108, 50) == "#123456"
+    dashes = np.array([at(x, 40) == COLOURS["ink"] for x in range(60, 110)])
+    assert 0.4 < dashes.mean() < 0.8 and (dashes[1:] != dashes[:-1]).sum() > 4
+
+
+def test_names_and_ticks_fit() -> None:
+    cut = shortened("x" * 200, 12, 90)
+    assert cut.count("…") == 1 and text_width(cut, 12) <= 90
+    assert short_names(["E1", "E2"], 30) == (["E1", "E2"], [])
+    assert short_names(["frozen", "a very long name"], 30) == (["1", "2"], ["1 frozen", "2 a very long name"])
+    assert len(wrapped([f"{i} expert" for i in range(9)], 11, 150)) > 2
+    assert ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1] and ticks(0, 128) == [0, 50, 100]
+    for low, high in ((0, 1e-7), (3.2, 3.9), (-5, 1e6), (2, 2)):
+        found = ticks(low, high)
+        assert 1 <= len(found) <= 5 and all(low - 1e-9 <= tick <= high + 1e-9 for tick in found)
+    axis = Axis(10, 10, 100, 50, 0, 10, -1, 1)
+    assert axis.place(5, 0) == (60, 35) and axis.place(99, -9) == (110, 60)
+    assert len(set(expert_colours(40))) == 40 and slug("Zero / Experts") == "zero___experts"
+
+
+def test_outline_runs_around_marked_patches() -> None:
+    defect = np.zeros((4, 4), bool)
+    assert outline(None) == outline(defect) == []
+    defect[1, 1:3] = True
+    found = outline(defect)
+    assert len(found) == 6 and ((0.25, 0.25), (0.5, 0.25)) in found and ((0.5, 0.25), (0.5, 0.5)) not in found
+
+
+@pytest.fixture(scope="module")
+def found(router, discs, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("runs")
+    runs = [write_run(folder / name, beta=beta) for name, beta in (("with", 0.005), ("without", 0))]
+    return explain(router, [discs], run=runs[0], compare=runs[1], images=2)
+
+
+def test_every_number_has_its_figure(found) -> None:
+    figures = {figure.name: figure for figure in all_figures(found)}
+    names = ["activation", "weights", "regions-patches", "patches-patches", "experts", "curves"]
+    assert list(figures) == names
+    for figure in figures.values():
+        drawing = figure.drawing
+        ElementTree.fromstring(drawing.to_svg())
+        for part in drawing.parts:  # nothing lies outside the sheet
+            points = getattr(part, "points", None) or [(part.x, part.y)]
+            assert all(-1 <= x <= drawing.width + 1 for x, _ in points), figure.name
+            assert all(-1 <= y <= drawing.height + 1 for _, y in points), figure.name
+    said = re.findall("<title>([^<]*)</title>", figures["activation"].drawing.to_svg())
+    assert len(said) == 2 * (3 * 4 + 3 * 4 + 2 * 5)
+    share = found.usage[0].share("chosen")
+    assert f"parts, normal, layer 2, E1: {100 * share[0, 0]:.1f} %" in said
+    # The key, and the four terms of the second run.
+    assert figures["curves"].drawing.to_svg().count("stroke-dasharray") == 1 + 4
+
+
+def test_folder_holds_page_numbers_and_figures(found, tmp_path: Path) -> None:
+    (tmp_path / "explain.json").write_text(json.dumps({"figures": ["old", "../out", 3]}))
+    (tmp_path / "old.png").write_bytes(b"")
+    (tmp_path / "mine.png").write_bytes(b"")
+    written = write_explanation(found, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*written, "mine.png"} and "explain.html" in written
+    document = json.loads((tmp_path / "explain.json").read_text())
+    assert document["pools"]["patches"]["unit"] == "patch" and len(document["activation"]) == 6
+    entry, first = document["activation"][0], found.usage[0]
+    assert entry["chosen"] == first.chosen.tolist() and entry["count"] == 3
+    np.testing.assert_allclose(entry["mean_weight"], first.share("weight"), rtol=1e-5)
+    assert [curve["run"] for curve in document["curves"]] == ["with", "without"]
+    assert np.shape(document["patches"][0]["strongest"]["patches"]) == (2, 8, 8)
+    page = (tmp_path / "explain.html").read_text()
+    assert page.count('<svg class="drawing"') == 6 and "default-src 'none'" in page
+    for source in re.findall(r'(?:src|href)="([^"]*)"', page):
+        assert source.startswith(("#", "data:image/jpeg;base64,"))
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids)) and set(re.findall(r'href="#([^"]*)"', page)) <= set(ids)
+
+
+def test_without_jinja_everything_else_is_written(router, tmp_path: Path, monkeypatch) -> None:
+    import zsad.studies.explain.page as page
+
+    monkeypatch.setattr(page, "find_spec", lambda name: None)
+    written = write_explanation(explain(router, kinds=("embeddings",)), tmp_path)
+    assert "explain.html" not in written and "experts.svg" in written
