@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,9 +26,10 @@ TEXT_RULES = (
 
 # Keys of data whose value is a time, a date, or the version of something.
 VARYING = {
-    "ms", "seconds", "started", "created", "elapsed", "zsad", "python", "torch", "numpy", "pillow", "system",
-    "device", "threads", "request", "machine", "memory", "gpu_memory", "onnxruntime", "openvino", "onnx",
+    "ms", "seconds", "seconds_training", "started", "created", "elapsed", "zsad", "python", "torch", "numpy", "pillow",
+    "system", "device", "threads", "request", "machine", "memory", "gpu_memory", "onnxruntime", "openvino", "onnx",
 }  # fmt: skip
+_SYSTEM = f"{platform.system()} {platform.machine()}"
 # Keys whose value says which model it is; kept whole in the case `cards` alone.
 DESCRIBING = {"card", "map_spec", "environment"}
 # Hashes of settings and of the model: kept in the case `cards` alone, where a change is seen once.
@@ -38,11 +41,15 @@ class Normaliser:
 
     def __init__(self, places: Mapping[str, str]) -> None:
         self.places = dict(sorted(places.items(), key=lambda item: -len(item[0])))
+        self._names = installed_versions()
+        either = "|".join(map(re.escape, sorted(self._names, key=len, reverse=True)))
+        self._versions = re.compile(rf"(?<![\w.])(?:{either})(?![\w.])")
 
     def line(self, text: str) -> str:
         """A line of text by the rules; a sha256 instead of very long ones."""
         for place, name in self.places.items():
             text = text.replace(place, name)
+        text = self._versions.sub(lambda match: self._names[match[0]], text)
         for _, pattern, replacement in TEXT_RULES:
             text = pattern.sub(replacement, text)
         text = text.rstrip()
@@ -78,6 +85,17 @@ class Normaliser:
 
 def _is_hash(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16,64}", value) is not None
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions and the system, as pages and `zsad version` print them, and what they are called."""
+    import torch
+
+    import zsad
+
+    versions = {name: importlib.metadata.version(name) for name in ("numpy", "pillow")}
+    versions |= {"zsad": zsad.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {**{version: f"<{name}>" for name, version in versions.items()}, _SYSTEM: "<system>"}
 
 
 def places_of(root: Path, package: Path) -> dict[str, str]:

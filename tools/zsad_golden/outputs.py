@@ -49,7 +49,7 @@ def read_outputs(
         name = path.name if path == folder else path.relative_to(folder).as_posix()
         if WORK.isdisjoint(name.split("/")) and not name.endswith(".lock"):
             outputs[normaliser.line(name)] = _read(path, normaliser, charts=charts, whole=whole)
-    return outputs
+    return dict(sorted(outputs.items()))
 
 
 def overlay_names(folder: Path) -> Iterator[tuple[str, str]]:
