@@ -23,7 +23,7 @@ from zsad.methods.fusion import TOP_SHARE
 from zsad.metrics.protocols import evaluate
 from zsad.nn.maps import MapSpec
 from zsad.nn.oddness import CUES, top_mean
-from zsad.studies.benchmark.scoring import Scored
+from zsad.studies.benchmark.cached_scoring import CachedScore
 from zsad.types import Sample
 
 BATCH = 64
@@ -37,7 +37,7 @@ class CueScorer:
         self.bench, self.cue = bench, cue
         self.spec = MapSpec(size=bench.preprocess.image_size)
 
-    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[Scored]:
+    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[CachedScore]:
         """What `evaluate` asks a detector for."""
         stems = self.bench.stems
         for start in range(0, len(samples), BATCH):
@@ -46,7 +46,9 @@ class CueScorer:
             scores = top_mean(cues, TOP_SHARE).tolist()
             grids = 10 * cues.reshape(-1, 1, *stems.grid).numpy()  # as logits: the map's order is the cue's
             for sample, score, grid in zip(chunk, scores, grids, strict=True):
-                yield Scored(str(sample.image), sample.label, score, np.ascontiguousarray(grid), self.spec)
+                yield CachedScore(
+                    str(sample.image), sample.label, score, np.ascontiguousarray(grid), self.spec
+                )
 
 
 def main() -> None:

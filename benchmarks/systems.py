@@ -38,7 +38,7 @@ from zsad.methods.base import ImageFeatures, Method
 from zsad.methods.registry import METHODS, build
 from zsad.metrics import protocols
 from zsad.metrics.protocols import evaluate
-from zsad.studies.benchmark.scoring import Scored
+from zsad.studies.benchmark.cached_scoring import CachedScore
 from zsad.train import samples as training_samples
 from zsad.train.cache import FeatureCache
 from zsad.train.card import CardParts, card_of, training_of
@@ -202,13 +202,13 @@ class Scorer:
         self.method, self.bench = method.eval(), bench
 
     @torch.inference_mode()
-    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[Scored]:
+    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[CachedScore]:
         """What `evaluate` asks a detector for."""
         for chunk, features in self.bench.batches(self.method, samples):
             output = self.method.predict(features)
             grids, spec = output.logits.numpy(), self.method.map_spec
             for sample, score, grid in zip(chunk, output.score.tolist(), grids, strict=True):
-                yield Scored(str(sample.image), sample.label, score, grid, spec)
+                yield CachedScore(str(sample.image), sample.label, score, grid, spec)
 
 
 def measure(method: Method, bench: Bench, sets: Sequence[DataSet]) -> dict[str, dict[str, float]]:

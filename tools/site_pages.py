@@ -114,7 +114,7 @@ def catalogue_table() -> str:
 
 def protocols_table() -> str:
     """The pairings of training and target sets that the papers use."""
-    from zsad.studies.benchmark.protocols import protocols
+    from zsad.studies.benchmark.pairing import protocols
 
     rows = [
         (f"`{name}`", found.title, ", ".join(f"`{own}`" for own in found.used_by))

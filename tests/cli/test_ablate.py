@@ -21,7 +21,7 @@ from zsad.methods.registry import build, find
 from zsad.metrics.protocols import ClassScores
 from zsad.studies.ablations import Table, ablations, find_table, methods
 from zsad.studies.ablations.study import Study
-from zsad.studies.benchmark.scoring import copy_layers, is_part
+from zsad.studies.benchmark.cached_scoring import copy_layers, is_part
 from zsad.train.cache import FeatureCache
 from zsad.train.config import TrainConfig
 

@@ -11,7 +11,7 @@ from PIL import Image
 from zsad.metrics.classes import ClassScores
 from zsad.metrics.streaming import PixelMetrics
 from zsad.runs.metric_cache import KeptMasks, KeptStates
-from zsad.studies.benchmark.pixels import ClassPixels, group_starts, read_pixels
+from zsad.studies.benchmark.pixel_counts import ClassPixels, group_starts, read_pixels
 
 MASK = np.zeros((40, 40), bool)
 MASK[3:9, 3:9] = True

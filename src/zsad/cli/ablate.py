@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from zsad.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from zsad.studies.ablations.results import Results
+    from zsad.studies.ablations.ablation_table import Results
     from zsad.studies.ablations.study import Study
 
 _NOTES_SHOWN = 12
@@ -61,7 +61,7 @@ def ablate_command(
     from zsad.methods.registry import find
     from zsad.runs.folder import check_place
     from zsad.studies.ablations import ablations, find_table
-    from zsad.studies.ablations.results import Results
+    from zsad.studies.ablations.ablation_table import Results
     from zsad.studies.ablations.study import Study, name_targets, shared_images
 
     paper, chosen = ablations(method), find_table(method, table)
@@ -112,8 +112,8 @@ def _run(study: Study, results: Results) -> None:
     Raises:
         KeyboardInterrupt: says how much is done.
     """
+    from zsad.cli.bars import Bars
     from zsad.cli.console import note, plural, printable
-    from zsad.cli.listener import Bars
 
     cells = study.cells()
     for data in (*study.auxiliary, *study.targets.values()):

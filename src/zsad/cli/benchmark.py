@@ -12,9 +12,9 @@ from cyclopts import Parameter
 from zsad.train.config import TrainConfig
 
 if TYPE_CHECKING:
+    from zsad.studies.benchmark.cell_results import CellResult
     from zsad.studies.benchmark.plan import Cell, Plan
-    from zsad.studies.benchmark.request import Request
-    from zsad.studies.benchmark.results import CellResult
+    from zsad.studies.benchmark.request import BenchmarkRequest
 
 _Many = Parameter(consume_multiple=True)
 
@@ -104,7 +104,7 @@ def _pairs(
         ConfigError: none are given, or half a pair, or a set that is not there.
     """
     from zsad.errors import ConfigError
-    from zsad.studies.benchmark.protocols import Pair, find_protocol, parse_pair, resolve
+    from zsad.studies.benchmark.pairing import Pair, find_protocol, parse_pair, resolve
 
     if train_on and not test_on:
         raise ConfigError(
@@ -134,15 +134,15 @@ def _request(
     recipes: Path | None,
     seeds: list[int] | None,
     config: TrainConfig | None,
-) -> Request:
+) -> BenchmarkRequest:
     from zsad.cli.ablate import chosen_seeds
     from zsad.errors import ConfigError
-    from zsad.studies.benchmark.request import Request, read_recipes
+    from zsad.studies.benchmark.request import BenchmarkRequest, read_recipes
 
     if not methods:
         raise ConfigError("no method to measure: give --methods, such as --methods clip promptmoe")
     changed = {} if config is None else config.model_dump(mode="json", include=config.model_fields_set)
-    return Request(
+    return BenchmarkRequest(
         methods=tuple(methods),
         pairs=tuple(pairs),
         seeds=chosen_seeds(seeds, config),
@@ -166,13 +166,13 @@ def _threads(given: int | None, jobs: int) -> int:
     return given if given is not None else max(1, available_cores() // jobs)
 
 
-def run_cells(request: Request) -> list[Path]:
+def run_cells(request: BenchmarkRequest) -> list[Path]:
     """Works until every cell of a request is done or has failed, and returns the files of the results."""
     from zsad.cli.console import note, plural, printable
     from zsad.device import use_threads
     from zsad.files import make_folder
+    from zsad.studies.benchmark.cell_results import cell_path, write_list
     from zsad.studies.benchmark.plan import Plan
-    from zsad.studies.benchmark.results import cell_path, write_list
 
     use_threads(request.threads)
     plan = Plan(request)
@@ -197,11 +197,11 @@ def _work(plan: Plan, started: float) -> None:
     Raises:
         KeyboardInterrupt: says how to go on.
     """
+    from zsad.cli.bars import Bars
     from zsad.cli.console import clock, note, printable
-    from zsad.cli.listener import Bars
+    from zsad.studies.benchmark.cell_runner import CellRunner
     from zsad.studies.benchmark.claims import Claims
     from zsad.studies.benchmark.runner import Runner
-    from zsad.studies.benchmark.workshop import Workshop
 
     with Bars(shown=plan.request.jobs == 1) as bars, Claims(plan.request.work / "claims") as claims:
 
@@ -212,12 +212,12 @@ def _work(plan: Plan, started: float) -> None:
             note(f"zsad: {done} of {len(plan.cells)} done{rest}: {printable(cell.title + failed)}")
 
         try:
-            Runner(plan, claims, Workshop(plan, claims, bars), started, finished).run()
+            Runner(plan, claims, CellRunner(plan, claims, bars), started, finished).run()
         except KeyboardInterrupt:
             raise KeyboardInterrupt("finished cells are kept, the same command goes on there") from None
 
 
-def _start_workers(request: Request, started: float) -> None:
+def _start_workers(request: BenchmarkRequest, started: float) -> None:
     """Starts processes that share the work, and waits for them.
 
     Raises:
@@ -264,8 +264,8 @@ def _conclude(out: Path) -> int:
     """Writes results and report of what is there, prints the table, and returns the exit code."""
     from zsad.cli.console import note, printable, say, say_table
     from zsad.errors import DataError
-    from zsad.studies.benchmark.conclude import write_results
-    from zsad.studies.benchmark.results import read_cells
+    from zsad.studies.benchmark.cell_results import read_cells
+    from zsad.studies.benchmark.write_results import write_results
 
     cells = read_cells(out)
     if not cells:
@@ -301,11 +301,11 @@ def worker(arguments: list[str]) -> int:
     from zsad.cli.main import explain
     from zsad.device import use_threads
     from zsad.studies.benchmark.plan import Plan
-    from zsad.studies.benchmark.request import Request
+    from zsad.studies.benchmark.request import BenchmarkRequest
 
     _watch_parent()
     try:
-        request = Request.model_validate_json(Path(arguments[0]).read_text(encoding="utf-8"))
+        request = BenchmarkRequest.model_validate_json(Path(arguments[0]).read_text(encoding="utf-8"))
         use_threads(request.threads)
         _work(Plan(request), float(arguments[1]))
     except KeyboardInterrupt:

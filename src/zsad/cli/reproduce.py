@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from zsad.studies.benchmark.protocols import Pair
-    from zsad.studies.benchmark.request import Request
+    from zsad.studies.benchmark.pairing import Pair
+    from zsad.studies.benchmark.request import BenchmarkRequest
 
 _Many = Parameter(consume_multiple=True)
 
@@ -53,17 +53,17 @@ def reproduce_command(
     from zsad.cli.ablate import chosen_seeds
     from zsad.methods.registry import find
     from zsad.runs.folder import check_place
+    from zsad.studies.benchmark.pairing import find_set
     from zsad.studies.benchmark.papers import papers_on
-    from zsad.studies.benchmark.protocols import find_set
-    from zsad.studies.benchmark.request import Request, read_recipes
+    from zsad.studies.benchmark.request import BenchmarkRequest, read_recipes
 
     find(method)
     papers_on(method)
     out = Path(f"reproduce-{method}") if out is None else out
     check_place(out)
     place = find_set(dataset, data)
-    name, pair = _entrant(method, place, dataset, model=model, backbone=backbone, data=data)
-    request = Request(
+    name, pair = _candidate(method, place, dataset, model=model, backbone=backbone, data=data)
+    request = BenchmarkRequest(
         methods=(name,),
         pairs=(pair,),
         seeds=chosen_seeds(seeds, None),
@@ -79,7 +79,7 @@ def reproduce_command(
     return _report(request, method, dataset, place)
 
 
-def _entrant(
+def _candidate(
     method: str, place: Path, dataset: str, *, model: Path | None, backbone: str | None, data: Path | None
 ) -> tuple[str, Pair]:
     """What is measured, and the sets it is trained on.
@@ -89,9 +89,9 @@ def _entrant(
     """
     from zsad.errors import ConfigError
     from zsad.methods.registry import find
+    from zsad.studies.benchmark.pairing import Pair, find_set
+    from zsad.studies.benchmark.paper_comparison import find_entry
     from zsad.studies.benchmark.papers import papers_on
-    from zsad.studies.benchmark.protocols import Pair, find_set
-    from zsad.studies.benchmark.reproduce import find_entry
     from zsad.train.checkpoint import bundled_models, read_card, resolve_model
 
     test = (str(place),)
@@ -118,7 +118,7 @@ def _entrant(
     return method, Pair(train=tuple(str(find_set(name, data)) for name in names), test=test)
 
 
-def _report(request: Request, method: str, dataset: str, place: Path) -> int:
+def _report(request: BenchmarkRequest, method: str, dataset: str, place: Path) -> int:
     """Measures, prints, and writes what was printed.
 
     Raises:
@@ -128,8 +128,8 @@ def _report(request: Request, method: str, dataset: str, place: Path) -> int:
     from zsad.cli.console import printable, say, say_table
     from zsad.errors import DataError
     from zsad.files import write_json
-    from zsad.studies.benchmark.reproduce import compare, find_entry
-    from zsad.studies.benchmark.results import read_cell
+    from zsad.studies.benchmark.cell_results import read_cell
+    from zsad.studies.benchmark.paper_comparison import compare, find_entry
 
     cells = [read_cell(path) for path in run_cells(request)]
     failed = next((cell for cell in cells if cell.state == "failed"), None)

@@ -55,4 +55,4 @@ def words(toy, drawn: Path, tmp_path: Path) -> Callable[..., list[str]]:
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the report out, whose pictures take longer than a tiny benchmark."""
-    monkeypatch.setattr("zsad.studies.benchmark.conclude.find_spec", lambda name: None)
+    monkeypatch.setattr("zsad.studies.benchmark.write_results.find_spec", lambda name: None)

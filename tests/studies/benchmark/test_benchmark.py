@@ -22,7 +22,7 @@ from zsad.cli.main import main
 from zsad.methods.base import Method
 from zsad.metrics.table import COLUMNS
 from zsad.runs.store import read_run
-from zsad.studies.benchmark.results import read_cells
+from zsad.studies.benchmark.cell_results import read_cells
 
 PAIRS = ["--pair", "aux,one>two", "--pair", "two>one", "--seeds", "7", "8"]
 
@@ -41,7 +41,7 @@ def whole(toy, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a benchmark that was never stopped: clip and promptmoe, both directions, two seeds."""
     root = tmp_path_factory.mktemp("whole")
     patch = pytest.MonkeyPatch()
-    patch.setattr("zsad.studies.benchmark.conclude.find_spec", lambda name: None)
+    patch.setattr("zsad.studies.benchmark.write_results.find_spec", lambda name: None)
     conftest = Path(__file__).with_name("conftest.py").read_text()
     (root / "recipes.toml").write_text(conftest.split('RECIPES = """\\\n')[1].split('"""')[0])
     words = ["benchmark", "--methods", "clip", "promptmoe", "--data", drawn, "--out", root / "out"]
@@ -119,7 +119,7 @@ def test_same_command_computes_nothing_again(
         raise AssertionError("computed")
 
     monkeypatch.setattr(Method, "features", refused)
-    monkeypatch.setattr("zsad.studies.benchmark.workshop.train", refused)
+    monkeypatch.setattr("zsad.studies.benchmark.cell_runner.train", refused)
     code, printed, said = call(*words(*PAIRS))
     assert code == 0, said
     assert "wrote results.json" in printed and "done" not in said

@@ -12,8 +12,8 @@ from PIL import Image
 from zsad.datasets.manifest import DataSet, discover
 from zsad.errors import DataError
 from zsad.metrics.table import COLUMNS
+from zsad.studies.benchmark.cell_results import CellResult, ClassRow, FileProblem
 from zsad.studies.benchmark.faults import masked, of_the_set
-from zsad.studies.benchmark.results import CellResult, ClassRow, Problem
 from zsad.studies.benchmark.summary import Summary
 from zsad.studies.report.text import notes, text_of, to_latex
 
@@ -76,7 +76,7 @@ def test_masks_with_numbers_of_their_own_are_no_fault(tmp_path: Path) -> None:
 
 
 def test_means_without_a_broken_class_are_marked() -> None:
-    def result(name: str, *problems: Problem) -> CellResult:
+    def result(name: str, *problems: FileProblem) -> CellResult:
         rows = tuple(
             ClassRow(name=part, normal=2, anomalous=3, masks=3, metrics=dict.fromkeys(COLUMNS, value))
             for part, value in (("bolt", 0.5), ("nut", None if problems else 0.6))
@@ -84,7 +84,7 @@ def test_means_without_a_broken_class_are_marked() -> None:
         texts = {"method": "clip", "label": "clip", "backbone": "toy", "backbone_sha256": "0", "target": name}
         return CellResult(key=f"clip-{name}", rows=rows, problems=problems, **texts)
 
-    summary = Summary([result("whole"), result("broken", Problem(path="nut/3.png", reason="is damaged"))])
+    summary = Summary([result("whole"), result("broken", FileProblem(path="nut/3.png", reason="is damaged"))])
     assert text_of(summary.entry("clip", "whole", "pixel_pro")) == "55.0"
     assert text_of(summary.entry("clip", "broken", "pixel_pro")) == "50.0§"
     assert any(line.startswith("§ Mean without the classes") for line in notes(summary))

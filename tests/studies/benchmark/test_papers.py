@@ -15,10 +15,10 @@ from zsad.errors import ConfigError
 from zsad.methods.registry import METHODS
 from zsad.metrics.table import COLUMNS
 from zsad.studies.ablations import ablations
+from zsad.studies.benchmark.cell_results import CellResult, ClassRow
+from zsad.studies.benchmark.pairing import find_set, parse_pair, protocols, resolve
+from zsad.studies.benchmark.paper_comparison import compare
 from zsad.studies.benchmark.papers import covered, papers, papers_on, printed
-from zsad.studies.benchmark.protocols import find_set, parse_pair, protocols, resolve
-from zsad.studies.benchmark.reproduce import compare
-from zsad.studies.benchmark.results import CellResult, ClassRow
 
 ROUNDED = {("moeclip", "reproduction"): 0.005}  # to two digits; all else to one
 

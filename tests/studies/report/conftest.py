@@ -14,7 +14,7 @@ from zsad.metrics.curves import curves
 from zsad.metrics.functional import aupro, auroc, average_precision, f1_max
 from zsad.metrics.streaming import ExactPixelMetrics
 from zsad.runs.store import GridFile, row_line
-from zsad.studies.benchmark.results import CellFiles, CellResult, ClassRow, Problem, write_cell
+from zsad.studies.benchmark.cell_results import CellFiles, CellResult, ClassRow, FileProblem, write_cell
 
 SIDE, GRID = 112, 28
 
@@ -230,7 +230,7 @@ def _cell(
             "rows": tuple(rows),
             "seen": made.name in player.seen,
             "notes": () if made.masks else ("image metrics only: there are no masks",),
-            "problems": (Problem(path="tile/test/bad/x.png", reason="the file is empty"),)
+            "problems": (FileProblem(path="tile/test/bad/x.png", reason="the file is empty"),)
             if made.name == "tiles"
             else (),
             "seconds_per_image": player.milliseconds / 1000 * (1 + 0.05 * generator.random()),

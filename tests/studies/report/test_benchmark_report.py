@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from zsad.errors import DataError
-from zsad.studies.benchmark.results import CellResult, ClassRow, read_cells
+from zsad.studies.benchmark.cell_results import CellResult, ClassRow, read_cells
 from zsad.studies.benchmark.summary import Summary
 from zsad.studies.report.charts import over_sets, styles, trade_off
 from zsad.studies.report.curves import curve_charts
@@ -191,7 +191,7 @@ def test_without_jinja_all_but_the_page_is_written(tmp_path: Path) -> None:
         "import sys; sys.modules['jinja2'] = sys.modules['markupsafe'] = None\n"
         "import importlib.util as u; found = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'jinja2' else found(name, *rest)\n"
-        "from pathlib import Path; from zsad.studies.benchmark.results import read_cell\n"
+        "from pathlib import Path; from zsad.studies.benchmark.cell_results import read_cell\n"
         "from zsad.studies.report.write import write_reports\n"
         f"work = Path({str(tmp_path)!r}); cells = [read_cell(work / 'cell.json')]\n"
         "print(*(path.name for path in write_reports(work, cells)))\n"

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from zsad.metrics.table import COLUMNS, ResultRow, ResultTable
-from zsad.studies.benchmark.results import CellResult, ClassRow, read_cells
+from zsad.studies.benchmark.cell_results import CellResult, ClassRow, read_cells
 from zsad.studies.benchmark.summary import FEWER, OVERALL, SEEN, Summary
 from zsad.studies.report.text import (
     CSV_COLUMNS,

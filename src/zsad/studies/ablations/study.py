@@ -25,9 +25,9 @@ from zsad.methods.registry import build, find
 from zsad.metrics.protocols import EXACT_HINT, check_measurable, evaluate
 from zsad.metrics.table import ResultTable
 from zsad.studies.ablations import Row, Table
-from zsad.studies.benchmark.bench import Bench
+from zsad.studies.benchmark.cached_scoring import copy_layers, is_part
+from zsad.studies.benchmark.context import BackboneContext
 from zsad.studies.benchmark.listener import Listener, Told
-from zsad.studies.benchmark.scoring import copy_layers, is_part
 from zsad.train.cache import FeatureCache
 from zsad.train.checkpoint import load_checkpoint
 from zsad.train.config import RUN_FIELDS, TrainConfig
@@ -51,7 +51,7 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class VariantCell:
     """A variant with a seed; None where the seed decides nothing."""
 
     variant: Variant
@@ -93,7 +93,7 @@ class Study:
     variants: list[Variant] = field(init=False)
     broken: int = 0
     notes: list[str] = field(default_factory=list)
-    _bench: Bench = field(init=False)
+    _context: BackboneContext = field(init=False)
     _readers: list[Method] = field(default_factory=list)  # one for each way of reading the tower, so far
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class Study:
             DataError: a target that cannot be measured.
         """
         folder = self.training.cache_folder or self.folder / "features"
-        self._bench = Bench(self.backbone, folder, self.training)
+        self._context = BackboneContext(self.backbone, folder, self.training)
         for name in self.settings:
             if all(name in row.settings for row in self.table.rows):
                 raise ConfigError(f"setting {name!r} is what this table varies; leave it out of --set")
@@ -126,13 +126,15 @@ class Study:
         """Side in pixels of the images."""
         return self.variants[-1].config.image_size
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[VariantCell]:
         """In the order of working: seed by seed; what taps more layers first, as others can use its features."""
         order = sorted(self.variants, key=lambda variant: -len(variant.config.layers))
-        once = [Cell(variant, None) for variant in order if not variant.trained]
-        return once + [Cell(variant, seed) for seed in self.seeds for variant in order if variant.trained]
+        once = [VariantCell(variant, None) for variant in order if not variant.trained]
+        return once + [
+            VariantCell(variant, seed) for seed in self.seeds for variant in order if variant.trained
+        ]
 
-    def run(self, cell: Cell, listener: Listener) -> dict[str, Metrics]:
+    def run(self, cell: VariantCell, listener: Listener) -> dict[str, Metrics]:
         """The metrics of a cell in [0, 1], NaN where undefined, by target; computed where not there yet.
 
         Raises:
@@ -144,7 +146,7 @@ class Study:
         model = self._train(cell, key, listener) if cell.variant.trained else None
         return {name: self._measure(cell, key, model, name, listener) for name in self.targets}
 
-    def _key(self, cell: Cell) -> dict[str, Any]:
+    def _key(self, cell: VariantCell) -> dict[str, Any]:
         """All that decides what the trained variant is."""
         key: dict[str, Any] = {
             "zsad": zsad.__version__,
@@ -157,24 +159,24 @@ class Study:
             key |= {"training": settings, "data": [data.fingerprint() for data in self.auxiliary]}
         return key
 
-    def _training(self, cell: Cell) -> TrainConfig:
-        return self._bench.settled(self.training).model_copy(update={"seed": cell.seed})
+    def _training(self, cell: VariantCell) -> TrainConfig:
+        return self._context.settled(self.training).model_copy(update={"seed": cell.seed})
 
-    def _build(self, cell: Cell) -> Method:
-        return self._bench.build(cell.variant.method, cell.variant.config)
+    def _build(self, cell: VariantCell) -> Method:
+        return self._context.build(cell.variant.method, cell.variant.config)
 
-    def _place(self, folder: str, cell: Cell, key: dict[str, Any]) -> Path:
+    def _place(self, folder: str, cell: VariantCell, key: dict[str, Any]) -> Path:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         seed = "" if cell.seed is None else f"-{cell.seed}"
         return self.folder / folder / f"{cell.variant.method}{seed}-{digest}"
 
-    def _train(self, cell: Cell, key: dict[str, Any], listener: Listener) -> Path:
+    def _train(self, cell: VariantCell, key: dict[str, Any], listener: Listener) -> Path:
         """The checkpoint of a trained cell."""
         run = self._place("runs", cell, key)
         kept = _read(run.with_suffix(".json"), key)
         if kept is None:
             method = self._build(cell)
-            settings, parts = self._training(cell), self._bench.parts(method)
+            settings, parts = self._training(cell), self._context.parts(method)
             self._open_cache(method, [s for data in self.auxiliary for s in data.samples])
             told = Told(listener)
             train(method, self.auxiliary, config=settings, out=run, card_parts=parts, progress=told)
@@ -186,7 +188,7 @@ class Study:
         return run / "model.safetensors"
 
     def _measure(
-        self, cell: Cell, key: dict[str, Any], model: Path | None, name: str, listener: Listener
+        self, cell: VariantCell, key: dict[str, Any], model: Path | None, name: str, listener: Listener
     ) -> Metrics:
         target = self.targets[name]
         key = {**key, "target": target.fingerprint()}
@@ -209,12 +211,12 @@ class Study:
         return {column: math.nan if metrics[column] is None else metrics[column] for column in metrics}
 
     def _evaluate(
-        self, cell: Cell, method: Method, target: DataSet, name: str, listener: Listener
+        self, cell: VariantCell, method: Method, target: DataSet, name: str, listener: Listener
     ) -> ResultTable:
         def report(sample: Sample, error: ZsadError) -> None:
             self._remark(f"skipped: {error}", listener)
 
-        scorer = self._bench.scorer(
+        scorer = self._context.scorer(
             method,
             on_error=report,
             cache=self._open_cache(method, target.samples),
@@ -226,12 +228,12 @@ class Study:
 
     def _open_cache(self, method: Method, samples: Sequence[Sample]) -> FeatureCache | None:
         """The cache of a method's features; what another variant has read of more layers is put in."""
-        cache = self._bench.open_cache(method)
+        cache = self._context.open_cache(method)
         wider = next((other for other in self._readers if is_part(method, other)), None)
         if wider is None:
             self._readers.append(method)
-        elif cache is not None and (source := self._bench.open_cache(wider)) is not None:
-            known = map(self._bench.digests, samples)
+        elif cache is not None and (source := self._context.open_cache(wider)) is not None:
+            known = map(self._context.digests, samples)
             digests = [digest for digest in known if digest is not None]
             tapped, wanted = wider.config.layers, method.config.layers
             copy_layers(source, cache, digests, tapped=tapped, wanted=wanted)

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from zsad.metrics.table import COLUMNS
-from zsad.studies.benchmark.results import CellResult
+from zsad.studies.benchmark.cell_results import CellResult
 
 
 @dataclass(frozen=True, slots=True)

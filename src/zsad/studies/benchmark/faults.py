@@ -17,7 +17,7 @@ from zsad.datasets.manifest import DataSet, check_mask
 from zsad.errors import ImageError, ZsadError
 from zsad.files import write_json
 from zsad.images.decode import image_size
-from zsad.studies.benchmark.results import Problem
+from zsad.studies.benchmark.cell_results import FileProblem
 from zsad.types import Sample
 
 _PHOTO_LEVELS, _PHOTO_SHARE = 64, 0.98
@@ -36,9 +36,9 @@ class Fault:
     reason: str
 
     @property
-    def problem(self) -> Problem:
+    def problem(self) -> FileProblem:
         """As it stands in a result."""
-        return Problem(path=self.path, reason=self.reason)
+        return FileProblem(path=self.path, reason=self.reason)
 
 
 def masked(data: DataSet, *, folder: Path, workers: int) -> tuple[DataSet, list[Fault]]:
@@ -81,7 +81,7 @@ def masked(data: DataSet, *, folder: Path, workers: int) -> tuple[DataSet, list[
     return replace(data, samples=samples), faults
 
 
-def of_the_set(data: DataSet, faults: Sequence[Fault]) -> Iterator[Problem]:
+def of_the_set(data: DataSet, faults: Sequence[Fault]) -> Iterator[FileProblem]:
     """What is wrong with a data set beside its samples' `faults`: files without a pair, classes without normals.
 
     A data set in which no class has normal images is so by its nature, and nothing is wrong with it.
@@ -89,11 +89,11 @@ def of_the_set(data: DataSet, faults: Sequence[Fault]) -> Iterator[Problem]:
     named = {fault.path for fault in faults} | {str(fault.sample.image) for fault in faults}
     for finding in data.findings:
         if str(finding.path) not in named:
-            yield Problem(path=str(finding.path), reason=finding.reason)
+            yield FileProblem(path=str(finding.path), reason=finding.reason)
     lacking = without_normals(data)
     if len(lacking) < len(data.groups()):
         for name, folder in lacking.items():
-            yield Problem(
+            yield FileProblem(
                 path=folder, reason=f"class {name} has no normal image: image metrics are undefined"
             )
 

@@ -24,11 +24,11 @@ from zsad.predict.prediction import Prediction
 from zsad.runs.folder import RunWriter, file_state
 from zsad.runs.remeasure import KeptRun, keep_states
 from zsad.runs.store import OVERLAYS, as_stored
-from zsad.studies.benchmark.bench import Bench
+from zsad.studies.benchmark.cached_scoring import CachedScore, FeatureCacheScorer
+from zsad.studies.benchmark.cell_results import CELLS, CellFiles, ClassRow, FileProblem
+from zsad.studies.benchmark.context import BackboneContext
 from zsad.studies.benchmark.faults import Fault, masked, missing_masks, of_the_set, relative, without_normals
-from zsad.studies.benchmark.pixels import count_pixels
-from zsad.studies.benchmark.results import CELLS, CellFiles, ClassRow, Problem
-from zsad.studies.benchmark.scoring import KeptScorer, Scored
+from zsad.studies.benchmark.pixel_counts import count_pixels
 from zsad.train.checkpoint import Card
 from zsad.types import Sample
 
@@ -37,12 +37,12 @@ _PIXEL = tuple(column for column in COLUMNS if column.startswith("pixel_"))
 
 
 @dataclass(slots=True)
-class Measured:
+class TargetMeasurement:
     """What was measured on a target."""
 
     rows: tuple[ClassRow, ...]
     notes: tuple[str, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[FileProblem, ...]
     remarks: tuple[str, ...]
     files: CellFiles
 
@@ -54,12 +54,12 @@ class _Kept:
     Metrics are taken of the grids as they are kept, in half precision, so that taking them again gives the same.
     """
 
-    scorer: KeptScorer
+    scorer: FeatureCacheScorer
     writer: RunWriter
     data: DataSet
     rows: list[tuple[str, str, int, float]] = field(default_factory=list)
 
-    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[Scored]:
+    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[CachedScore]:
         """Results in the order of the samples, unreadable ones left out."""
         rest = iter(samples)
         for scored in self.scorer.predict_samples(samples):
@@ -90,7 +90,7 @@ def class_title(dataset: str, name: str, data: DataSet) -> str:
 
 
 def measure(
-    bench: Bench,
+    context: BackboneContext,
     method: Method,
     data: DataSet,
     *,
@@ -98,11 +98,11 @@ def measure(
     key: str,
     card: Card,
     report: Report,
-) -> Measured:
+) -> TargetMeasurement:
     """Scores a target's images with a trained method, and writes scores, curves and grids of the cell `key`.
 
     Args:
-        bench: where the method was built.
+        context: where the method was built.
         method: with its weights.
         data: the target.
         work: folder of the benchmark.
@@ -115,7 +115,7 @@ def measure(
         StorageError: the disk is full.
     """
     whole = data
-    data, faults = masked(data, folder=work / "faults", workers=bench.carried.workers)
+    data, faults = masked(data, folder=work / "faults", workers=context.carried.workers)
     known = {fault.sample.image for fault in faults}
     faults += [fault for fault in missing_masks(data) if fault.sample.image not in known]
 
@@ -132,7 +132,7 @@ def measure(
         "map_spec": method.map_spec.model_dump(mode="json"),
     }
     with RunWriter(folder, settings=settings, details=details, overwrite=True) as writer:
-        kept = _Kept(bench.scorer(method, on_error=unreadable), writer, whole)
+        kept = _Kept(context.scorer(method, on_error=unreadable), writer, whole)
         table = evaluate(kept, data, progress=report, collect=states.append)
     with suppress(OSError):
         (folder / OVERLAYS).rmdir()  # a measurement draws none
@@ -157,7 +157,7 @@ def measure(
     notes += [line for row in rows for line in _holes(row.name, faults, whole)]
     problems = dict.fromkeys([*(fault.problem for fault in faults), *of_the_set(whole, faults)])
     remarks = dict.fromkeys([*(problem.line for problem in problems), *_one_sided(whole)])
-    return Measured(tuple(rows), tuple(dict.fromkeys(notes)), tuple(problems), tuple(remarks), files)
+    return TargetMeasurement(tuple(rows), tuple(dict.fromkeys(notes)), tuple(problems), tuple(remarks), files)
 
 
 def _one_sided(data: DataSet) -> Iterator[str]:

@@ -19,8 +19,8 @@ from zsad.device import select_device
 from zsad.errors import CheckpointError, ConfigError, ZsadError
 from zsad.methods.base import MethodConfig
 from zsad.methods.registry import find, names
-from zsad.studies.benchmark.bench import Bench
-from zsad.studies.benchmark.request import Request
+from zsad.studies.benchmark.context import BackboneContext
+from zsad.studies.benchmark.request import BenchmarkRequest
 from zsad.train.cache import content_hash
 from zsad.train.checkpoint import Card, read_card, resolve_model
 from zsad.train.config import RUN_FIELDS, TrainConfig
@@ -40,15 +40,15 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Entrant:
+class Candidate:
     """A line of the results: a method to be trained, one without training, or a trained model.
 
     Attributes:
         label: how it is shown.
         method: name in the registry.
         config: of the method on its backbone.
-        bench: where it is built.
-        backbone: by which the bench's backbone is loaded.
+        context: where it is built.
+        backbone: by which the context's backbone is loaded.
         training: how it is trained; None: it is not.
         checkpoint: of a trained model.
         card: of a trained model.
@@ -58,7 +58,7 @@ class Entrant:
     label: str
     method: str
     config: MethodConfig
-    bench: Bench
+    context: BackboneContext
     backbone: str
     training: TrainConfig | None = None
     checkpoint: Path | None = None
@@ -67,10 +67,10 @@ class Entrant:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Run:
+class TrainingRun:
     """A training: a method, the sets it learns from, a seed; `key` says all that decides its weights."""
 
-    entrant: Entrant
+    candidate: Candidate
     auxiliary: tuple[Target, ...]
     seed: int
     key: str
@@ -78,17 +78,17 @@ class Run:
     @property
     def training(self) -> TrainConfig:
         """The settings with the seed."""
-        assert self.entrant.training is not None  # only trained entrants have runs
-        return self.entrant.bench.settled(self.entrant.training).model_copy(update={"seed": self.seed})
+        assert self.candidate.training is not None  # only trained candidates have runs
+        return self.candidate.context.settled(self.candidate.training).model_copy(update={"seed": self.seed})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cell:
-    """An entrant's weights on a target."""
+    """An candidate's weights on a target."""
 
-    entrant: Entrant
+    candidate: Candidate
     target: Target
-    run: Run | None
+    run: TrainingRun | None
     key: str
     protocol: str
     overlap: str = ""  # why the target is not unseen, as far as names and paths tell
@@ -98,7 +98,7 @@ class Cell:
         """Of the training, also of one done elsewhere."""
         if self.run is not None:
             return self.run.seed
-        card = self.entrant.card
+        card = self.candidate.card
         return None if card is None or card.training is None else card.training.seed
 
     @property
@@ -106,7 +106,7 @@ class Cell:
         """Names of the auxiliary sets."""
         if self.run is not None:
             return tuple(part.name for part in self.run.auxiliary)
-        card = self.entrant.card
+        card = self.candidate.card
         return () if card is None or card.training is None else card.training.datasets
 
     @property
@@ -114,7 +114,7 @@ class Cell:
         """As a human is told of it."""
         seed = "" if self.run is None else f", seed {self.run.seed}"
         on = f" (trained on {', '.join(self.trained_on)})" if self.run is not None else ""
-        return f"{self.entrant.label}{seed} on {self.target.name}{on}"
+        return f"{self.candidate.label}{seed} on {self.target.name}{on}"
 
 
 class Plan:
@@ -126,21 +126,21 @@ class Plan:
         BackboneError: a backbone that cannot be loaded.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: BenchmarkRequest) -> None:
         self.request = request
         self.device = select_device(request.device)
         self._targets: dict[str, Target] = {}
-        self._benches: dict[str, Bench] = {}
+        self._contexts: dict[str, BackboneContext] = {}
         self._overlaps: dict[tuple[str, ...], str] = {}
-        self.entrants = [self._entrant(spec) for spec in dict.fromkeys(request.methods)]
-        labels = [entrant.label for entrant in self.entrants]
+        self.candidates = [self._candidate(spec) for spec in dict.fromkeys(request.methods)]
+        labels = [candidate.label for candidate in self.candidates]
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ConfigError(f"--methods has {', '.join(twice)} twice; name them apart as LABEL=PATH")
         self.names = self._name_targets()
         self.cells = list(self._cells())
 
     @cached_property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[TrainingRun]:
         """The trainings of the cells."""
         return list({cell.run.key: cell.run for cell in self.cells if cell.run is not None}.values())
 
@@ -172,23 +172,25 @@ class Plan:
                 self._targets[path] = Target(path, path, found.data, found.fingerprint, found.reason)
         return {path: self._targets[path].name for path in paths}
 
-    def bench(self, backbone: str) -> Bench:
-        """The bench of a backbone, loaded once."""
-        if backbone not in self._benches:
+    def context(self, backbone: str) -> BackboneContext:
+        """The context of a backbone, loaded once."""
+        if backbone not in self._contexts:
             own = backbone == self.request.backbone
             tower = load_backbone(backbone, weights=self.request.weights if own else None, device=self.device)
-            self._benches[backbone] = Bench(tower, self.request.work / "features", self.request.carried)
-        return self._benches[backbone]
+            self._contexts[backbone] = BackboneContext(
+                tower, self.request.work / "features", self.request.carried
+            )
+        return self._contexts[backbone]
 
-    def _entrant(self, spec: str) -> Entrant:
+    def _candidate(self, spec: str) -> Candidate:
         label, sign, where = spec.partition("=")
         if not sign and spec in names():
             settings, training = self.request.recipe(spec)
             backbone = self.request.backbone
-            bench = self.bench(backbone)
-            config = bench.build(spec, settings).config
-            return Entrant(
-                spec, spec, config, bench, backbone, training if find(spec).needs_training else None
+            context = self.context(backbone)
+            config = context.build(spec, settings).config
+            return Candidate(
+                spec, spec, config, context, backbone, training if find(spec).needs_training else None
             )
         try:
             path = resolve_model(where if sign else spec)
@@ -197,68 +199,75 @@ class Plan:
                 find(spec)  # a method misspelt is the likelier slip
             raise CheckpointError(f"--methods {spec}: {error}") from error
         card = read_card(path)
-        bench = self.bench(card.backbone.name)
-        if card.backbone.sha256 != bench.backbone.sha256:
+        context = self.context(card.backbone.name)
+        if card.backbone.sha256 != context.backbone.sha256:
             raise CheckpointError(
                 f"{path} was trained on a backbone {card.backbone.name} with other weights "
-                f"(sha256 {card.backbone.sha256[:12]}) than the one here ({bench.backbone.sha256[:12]})"
+                f"(sha256 {card.backbone.sha256[:12]}) than the one here ({context.backbone.sha256[:12]})"
             )
-        config = bench.build(card.method, card.config).config
+        config = context.build(card.method, card.config).config
         label = label if sign else spec
         weights = content_hash(path)
-        return Entrant(
-            label, card.method, config, bench, card.backbone.name, checkpoint=path, card=card, weights=weights
+        return Candidate(
+            label,
+            card.method,
+            config,
+            context,
+            card.backbone.name,
+            checkpoint=path,
+            card=card,
+            weights=weights,
         )
 
     def _cells(self) -> Iterator[Cell]:
         targets = dict.fromkeys(path for pair in self.request.pairs for path in pair.test)
-        for entrant in self.entrants:
-            if entrant.training is None:
+        for candidate in self.candidates:
+            if candidate.training is None:
                 for path in targets:
-                    yield self._cell(entrant, self.target(path), None)
+                    yield self._cell(candidate, self.target(path), None)
         for seed in self.request.seeds:
-            for entrant in self.entrants:
-                if entrant.training is None:
+            for candidate in self.candidates:
+                if candidate.training is None:
                     continue
                 for pair in self.request.pairs:
                     if not pair.train:
                         raise ConfigError(
-                            f"{entrant.label} is to be trained, and no set to train on is given: add --train-on, or "
+                            f"{candidate.label} is to be trained, and no set to train on is given: add --train-on, or "
                             "name a trained model as LABEL=PATH"
                         )
                     auxiliary = tuple(self.target(path) for path in pair.train)
-                    run = self._run(entrant, auxiliary, seed)
+                    run = self._run(candidate, auxiliary, seed)
                     for path in pair.test:
-                        yield self._cell(entrant, self.target(path), run)
+                        yield self._cell(candidate, self.target(path), run)
 
-    def _run(self, entrant: Entrant, auxiliary: tuple[Target, ...], seed: int) -> Run:
-        assert entrant.training is not None
+    def _run(self, candidate: Candidate, auxiliary: tuple[Target, ...], seed: int) -> TrainingRun:
+        assert candidate.training is not None
         key = {
-            **_of_the_method(entrant),
-            "training": entrant.training.model_dump(mode="json", exclude={*RUN_FIELDS, "seed"}),
+            **_of_the_method(candidate),
+            "training": candidate.training.model_dump(mode="json", exclude={*RUN_FIELDS, "seed"}),
             "seed": seed,
             "data": [part.fingerprint for part in auxiliary],
         }
-        return Run(entrant, auxiliary, seed, f"{entrant.method}-{seed}-{_digest(key)}")
+        return TrainingRun(candidate, auxiliary, seed, f"{candidate.method}-{seed}-{_digest(key)}")
 
-    def _cell(self, entrant: Entrant, target: Target, run: Run | None) -> Cell:
+    def _cell(self, candidate: Candidate, target: Target, run: TrainingRun | None) -> Cell:
         key = {
-            **_of_the_method(entrant),
-            "label": entrant.label,
-            "weights": entrant.weights,
+            **_of_the_method(candidate),
+            "label": candidate.label,
+            "weights": candidate.weights,
             "run": None if run is None else run.key,
             "target": target.fingerprint,
             "name": target.name,
         }
         seed = "" if run is None else f"-{run.seed}"
-        name = f"{entrant.method}{seed}-{_digest(key)}"
+        name = f"{candidate.method}{seed}-{_digest(key)}"
         overlap = "" if run is None else self._overlap(run.auxiliary, target)
         if overlap and not self.request.allow_seen:
             raise ConfigError(
                 f"{overlap}, so it is not unseen: leave it out of the sets to train on or to measure on, or mark "
                 "the results with --allow-seen"
             )
-        return Cell(entrant, target, run, name, self.request.protocol, overlap)
+        return Cell(candidate, target, run, name, self.request.protocol, overlap)
 
     def _overlap(self, auxiliary: tuple[Target, ...], target: Target) -> str:
         """What `_overlap` says of these sets, found out once."""
@@ -304,13 +313,13 @@ def _overlap(auxiliary: Iterable[Target], target: Target) -> str:
     return ""
 
 
-def _of_the_method(entrant: Entrant) -> dict[str, Any]:
+def _of_the_method(candidate: Candidate) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "zsad": zsad.__version__,
-        "method": entrant.method,
-        "config": entrant.config.model_dump(mode="json"),
-        "backbone": entrant.bench.backbone.sha256,
+        "method": candidate.method,
+        "config": candidate.config.model_dump(mode="json"),
+        "backbone": candidate.context.backbone.sha256,
     }
 
 

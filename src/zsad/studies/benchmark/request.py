@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zsad.errors import ConfigError, DataError
 from zsad.methods.registry import find, names
-from zsad.studies.benchmark.protocols import Pair
+from zsad.studies.benchmark.pairing import Pair
 from zsad.train.config import RUN_FIELDS, TrainConfig
 
 _toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
@@ -27,7 +27,7 @@ class Recipe(BaseModel):
     training: dict[str, Any] = Field(default_factory=dict, description="fields of TrainConfig")
 
 
-class Request(BaseModel):
+class BenchmarkRequest(BaseModel):
     """All that decides a benchmark's work."""
 
     model_config = _STRICT

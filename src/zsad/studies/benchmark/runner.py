@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from zsad.errors import DataError
+from zsad.studies.benchmark.cell_results import CellResult, cell_path, read_cell, write_cell
+from zsad.studies.benchmark.cell_runner import CellRunner
 from zsad.studies.benchmark.claims import Busy, Claims, claimed
 from zsad.studies.benchmark.plan import Cell, Plan
-from zsad.studies.benchmark.results import CellResult, cell_path, read_cell, write_cell
-from zsad.studies.benchmark.workshop import Workshop
 
 State = Literal["done", "failed", "busy"]
 _POLL_SECONDS = 1.0
@@ -33,7 +33,7 @@ class Runner:
 
     plan: Plan
     claims: Claims
-    workshop: Workshop
+    workshop: CellRunner
     started: float
     finished: Callable[[Cell, CellResult, int, float | None], None]
     pause: Callable[[float], None] = time.sleep
@@ -90,7 +90,7 @@ class Runner:
             return "busy"
         count = 0 if cell.target.data is None else len(cell.target.data.samples)
         self.workshop.estimate.scored(
-            cell.entrant.label, count, time.perf_counter() - began - self.workshop.aside
+            cell.candidate.label, count, time.perf_counter() - began - self.workshop.aside
         )
         self._tell(cell, result)
         return result.state
@@ -105,10 +105,10 @@ class Runner:
         }
         seconds = self.workshop.estimate.left(
             cells=[
-                (cell.entrant.label, 0 if cell.target.data is None else len(cell.target.data.samples))
+                (cell.candidate.label, 0 if cell.target.data is None else len(cell.target.data.samples))
                 for cell in left
             ],
-            runs=[run.entrant.label for run in runs.values()],
+            runs=[run.candidate.label for run in runs.values()],
             images=sum(
                 len(self.workshop.samples(target))
                 for target, _ in self.plan.needed().values()

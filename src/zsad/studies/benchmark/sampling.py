@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsad.files import read_arrays
-from zsad.studies.benchmark.pixels import ClassPixels, read_pixels, sample_pixels
-from zsad.studies.benchmark.results import CellResult
-from zsad.studies.benchmark.statistics import RESAMPLES, Sampled, sample_class
+from zsad.studies.benchmark.bootstrap import RESAMPLES, Sampled, sample_class
+from zsad.studies.benchmark.cell_results import CellResult
+from zsad.studies.benchmark.pixel_counts import ClassPixels, read_pixels, sample_pixels
 
 _AGREEMENT = 1e-6  # of a cell's metrics with those of the scores beside it
 
-Scored = dict[str, dict[str, tuple[int, float]]]  # label and score of each image, by class
+ScoresByClass = dict[str, dict[str, tuple[int, float]]]  # label and score of each image, by class
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,9 @@ class ImageTable:
         known = np.isin(label, (0, 1)) & ~np.isnan(score)
         return cls(image[known], class_name[known], label[known], score[known])
 
-    def by_class(self) -> Scored:
+    def by_class(self) -> ScoresByClass:
         """Label and score of each image, by class."""
-        found: Scored = {}
+        found: ScoresByClass = {}
         for image, class_name, label, score in zip(
             self.image.tolist(),
             self.class_name.tolist(),
@@ -164,7 +164,7 @@ def _metrics_of(cell: CellResult, class_name: str) -> Mapping[str, float | None]
     return next((row.metrics for row in cell.rows if row.name == class_name), {})
 
 
-def _read(work: Path, cells: Mapping[int | None, CellResult]) -> dict[int | None, Scored]:
+def _read(work: Path, cells: Mapping[int | None, CellResult]) -> dict[int | None, ScoresByClass]:
     """The scores of a method by seed, those without any left out."""
     tables = {seed: ImageTable.read(work, cell) for seed, cell in cells.items()}
     return {

@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from zsad.metrics.table import COLUMNS
-from zsad.studies.benchmark.comparison import (
-    Comparison,
+from zsad.studies.benchmark.bootstrap import RESAMPLES, Interval, Sampled, Spread
+from zsad.studies.benchmark.cell_results import CellResult
+from zsad.studies.benchmark.method_rows import identity, letters_of, named
+from zsad.studies.benchmark.sampling import TargetSamples, sample_target
+from zsad.studies.benchmark.significance import (
+    MethodComparison,
     Standing,
     compare_classes,
     compare_images,
     compare_seeds,
     stand,
 )
-from zsad.studies.benchmark.contestants import identity, letters_of, named
-from zsad.studies.benchmark.results import CellResult
-from zsad.studies.benchmark.sampling import TargetSamples, sample_target
-from zsad.studies.benchmark.statistics import RESAMPLES, Interval, Sampled, Spread
 
 OVERALL = ""  # in place of a target: the mean over all of them
 SEEN, FEWER, PARTIAL = "†", "‡", "§"
@@ -34,7 +34,7 @@ Seeds = Mapping[int | None, CellResult]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TableEntry:
     """One place of a table.
 
     Attributes:
@@ -77,7 +77,7 @@ class Entry:
 
 
 class Summary:
-    """The cells of a benchmark by contestant, target and seed, and all that follows from them.
+    """The cells of a benchmark by row, target and seed, and all that follows from them.
 
     Args:
         cells: all of them, finished and failed.
@@ -94,15 +94,15 @@ class Summary:
         self._failed: dict[tuple[str, str], list[CellResult]] = {}
         self.duplicates: list[str] = []
         self.letters = letters_of(self.cells)
-        contestants = named(self.cells, self.letters)
-        self.contestants = {who.name: who for who in contestants.values()}
-        self.names = list(self.contestants)
+        rows = named(self.cells, self.letters)
+        self.rows = {who.name: who for who in rows.values()}
+        self.names = list(self.rows)
         self.targets = sorted({cell.target for cell in self.cells})
         self._trained_on: dict[tuple[str, str], list[tuple[str, ...]]] = {}
         for cell in self.cells:
-            self._put(contestants[identity(cell)].name, cell)
+            self._put(rows[identity(cell)].name, cell)
         self._standings: dict[tuple[str, str], Standing | None] = {}
-        self._entries: dict[tuple[str, str, str], Entry] = {}
+        self._entries: dict[tuple[str, str, str], TableEntry] = {}
         self._by_class: dict[tuple[str, str, str], dict[str, float]] = {}
 
     def _put(self, name: str, cell: CellResult) -> None:
@@ -116,7 +116,7 @@ class Summary:
             self._found[key][cell.seed] = cell
 
     def finished(self, name: str, target: str) -> Seeds:
-        """The finished cells of a contestant on a target, by seed."""
+        """The finished cells of a row on a target, by seed."""
         return self._found.get((name, target), {})
 
     def failed(self) -> list[tuple[str, CellResult]]:
@@ -124,7 +124,7 @@ class Summary:
         return [(name, cell) for (name, _), cells in self._failed.items() for cell in cells]
 
     def hole(self, name: str, target: str) -> str:
-        """Why a contestant has nothing on a target; empty where it has."""
+        """Why a row has nothing on a target; empty where it has."""
         if self.finished(name, target):
             return ""
         failed = self._failed.get((name, target))
@@ -137,15 +137,15 @@ class Summary:
         return any(cell.seen for cell in self.finished(name, target).values())
 
     def trained_on(self, name: str, target: str = OVERALL) -> tuple[str, ...]:
-        """The auxiliary sets behind a contestant's results on a target, or on all of them."""
+        """The auxiliary sets behind a row's results on a target, or on all of them."""
         targets = self.targets if target == OVERALL else [target]
         sets = [each for place in targets for each in self._trained_on.get((name, place), ())]
         return tuple(dict.fromkeys(" + ".join(names) for names in sets if names))
 
     def asked(self, name: str, target: str) -> bool:
-        """Whether a result of a contestant on a target is missed: not where its other auxiliary sets have it."""
-        label = self.contestants[name].label
-        twins = [other for other, who in self.contestants.items() if who.label == label and other != name]
+        """Whether a result of a row on a target is missed: not where its other auxiliary sets have it."""
+        label = self.rows[name].label
+        twins = [other for other, who in self.rows.items() if who.label == label and other != name]
         known = target == OVERALL or (name, target) in self._trained_on
         return known or not any((twin, target) in self._trained_on for twin in twins)
 
@@ -205,7 +205,7 @@ class Summary:
         return self._samples[target][1]
 
     def by_class(self, name: str, target: str, metric: str) -> dict[str, float]:
-        """A metric of a contestant's classes, mean over seeds, where it is defined."""
+        """A metric of a row's classes, mean over seeds, where it is defined."""
         key = (name, target, metric)
         if key not in self._by_class:
             self._by_class[key] = self._class_means(name, target, metric)
@@ -219,7 +219,7 @@ class Summary:
                     values.setdefault(row.name, []).append(value)
         return {class_name: math.fsum(each) / len(each) for class_name, each in values.items()}
 
-    def class_entry(self, name: str, target: str, class_name: str, metric: str) -> Entry:
+    def class_entry(self, name: str, target: str, class_name: str, metric: str) -> TableEntry:
         """A metric of one class."""
         seeds = self.finished(name, target)
         spread = Spread.of(
@@ -229,16 +229,16 @@ class Summary:
         sampled = self._samples[target][0].get(name)
         found = sampled.classes.get(class_name, {}).get(metric) if sampled else None
         interval = found.interval() if found is not None and not hole else None
-        return Entry(spread, interval, seen=self.seen(name, target), hole=hole)
+        return TableEntry(spread, interval, seen=self.seen(name, target), hole=hole)
 
-    def entry(self, name: str, target: str, metric: str) -> Entry:
-        """A metric of a contestant on a target, or with OVERALL its mean over the targets."""
+    def entry(self, name: str, target: str, metric: str) -> TableEntry:
+        """A metric of a row on a target, or with OVERALL its mean over the targets."""
         key = (name, target, metric)
         if key not in self._entries:
             self._entries[key] = self._entry(name, target, metric)
         return self._entries[key]
 
-    def _entry(self, name: str, target: str, metric: str) -> Entry:
+    def _entry(self, name: str, target: str, metric: str) -> TableEntry:
         standing = self.standing(target, metric)
         plain = self._plain(name, target, metric)
         bold = plain.comparable and standing is not None and name in standing.bold()
@@ -254,8 +254,8 @@ class Summary:
         apart = [n for n in self.names if any(not self.asked(n, each) for each in self.targets)]
         return any(self._plain(name, target, metric).spread.mean > best for name in apart)
 
-    def _plain(self, name: str, target: str, metric: str) -> Entry:
-        """An entry without what takes the other contestants' results."""
+    def _plain(self, name: str, target: str, metric: str) -> TableEntry:
+        """An entry without what takes the other rows' results."""
         if target == OVERALL:
             return self._overall(name, metric)
         reference = {part for other in self.names for part in self.by_class(other, target, metric)}
@@ -265,24 +265,24 @@ class Summary:
         partial = any(
             cell.problems and len(cell.rows) > len(own) for cell in self.finished(name, target).values()
         )
-        return Entry(
+        return TableEntry(
             spread, None, (len(own), len(reference)), self.seen(name, target), hole=hole, partial=partial
         )
 
     def measured(self, name: str, metric: str) -> list[str]:
-        """The targets that enter a contestant's mean: measured, and not seen in training."""
+        """The targets that enter a row's mean: measured, and not seen in training."""
         return [
             target
             for target in self.targets
             if self.by_class(name, target, metric) and not self.seen(name, target)
         ]
 
-    def _overall(self, name: str, metric: str) -> Entry:
+    def _overall(self, name: str, metric: str) -> TableEntry:
         own = self.measured(name, metric)
         reference = {target for other in self.names for target in self.measured(other, metric)}
         if not own:
             reasons = {self.hole(name, target) for target in self.targets} - {""}
-            return Entry(Spread.of(()), hole=min(reasons, default="undefined"))
+            return TableEntry(Spread.of(()), hole=min(reasons, default="undefined"))
         means = {
             target: {
                 seed: value
@@ -298,7 +298,7 @@ class Summary:
             spread = Spread.of(
                 [math.fsum(Spread.of(each.values()).mean for each in means.values()) / len(own)]
             )
-        return Entry(spread, None, (len(own), len(reference)))
+        return TableEntry(spread, None, (len(own), len(reference)))
 
     def _sampled(self, name: str, target: str, metric: str) -> Sampled | None:
         """The resamples of a metric; None where some of the scores they need are not there."""
@@ -323,8 +323,8 @@ class Summary:
             self._standings[key] = stand(means, lambda a, b: self.compare(a, b, target, metric))
         return self._standings[key]
 
-    def compare(self, first: str, second: str, target: str, metric: str) -> Comparison | None:
-        """The difference of two contestants; None where nothing tells noise from difference.
+    def compare(self, first: str, second: str, target: str, metric: str) -> MethodComparison | None:
+        """The difference of two rows; None where nothing tells noise from difference.
 
         Over images where the scores of both are known, else over classes, else over seeds.
         """

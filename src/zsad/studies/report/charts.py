@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from zsad.metrics.table import COLUMNS
-from zsad.studies.benchmark.summary import OVERALL, Entry, Summary
+from zsad.studies.benchmark.summary import OVERALL, Summary, TableEntry
 from zsad.studies.report.axes import ticks
 from zsad.studies.report.canvas import Anchor, Drawing, Point, shortened, text_width
 from zsad.studies.report.text import MEAN, text_of
@@ -67,7 +67,7 @@ class Box:
     height: float
 
 
-def _floor(entries: Sequence[Entry], *, intervals: bool = False) -> float:
+def _floor(entries: Sequence[TableEntry], *, intervals: bool = False) -> float:
     """A round value below all others, where a scale up to 1 begins."""
     known = [entry for entry in entries if not entry.hole]
     lowest = min(entry.interval.low if intervals and entry.interval else entry.spread.mean for entry in known)
@@ -142,7 +142,7 @@ def _paint_line(
     sheet: Drawing,
     name: str,
     style: Style,
-    entries: Sequence[Entry],
+    entries: Sequence[TableEntry],
     axes: Sequence[tuple[str, float]],
     place: Place,
 ) -> None:
@@ -160,13 +160,13 @@ def _paint_line(
             _paint_point(sheet, point, style, entry, f"{name}, {target}: {_told(entry)}")
 
 
-def _paint_point(sheet: Drawing, point: Point, style: Style, entry: Entry, title: str) -> None:
+def _paint_point(sheet: Drawing, point: Point, style: Style, entry: TableEntry, title: str) -> None:
     sheet.circle(point[0], point[1], 4, style.colour, title=title)
     if entry.seen:
         sheet.circle(point[0], point[1], 2.3, "panel", title=title)
 
 
-def _told(entry: Entry) -> str:
+def _told(entry: TableEntry) -> str:
     """An entry with its interval."""
     interval = entry.interval
     between = f" ({100 * interval.low:.1f} to {100 * interval.high:.1f})" if interval else ""
@@ -275,7 +275,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _paint_named(
-    sheet: Drawing, found: dict[str, tuple[float, Entry]], own: dict[str, Style], place: Place
+    sheet: Drawing, found: dict[str, tuple[float, TableEntry]], own: dict[str, Style], place: Place
 ) -> None:
     """Points with their names beside them, on the side where there is room."""
     points = {name: place(ms, entry.spread.mean) for name, (ms, entry) in found.items()}

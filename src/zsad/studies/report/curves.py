@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from zsad.files import read_arrays
 from zsad.metrics.curves import curves
 from zsad.metrics.streaming import ImageScores
-from zsad.studies.benchmark.results import CellResult
+from zsad.studies.benchmark.cell_results import CellResult
 from zsad.studies.benchmark.sampling import ImageTable
 from zsad.studies.benchmark.summary import Summary
 from zsad.studies.report.axes import Axis

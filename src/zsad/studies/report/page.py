@@ -10,7 +10,7 @@ from typing import Any
 
 from zsad.metrics.table import COLUMNS
 from zsad.runs.page import data_uri, render_page
-from zsad.studies.benchmark.summary import ELSEWHERE, FEWER, OVERALL, PARTIAL, SEEN, Entry, Summary
+from zsad.studies.benchmark.summary import ELSEWHERE, FEWER, OVERALL, PARTIAL, SEEN, Summary, TableEntry
 from zsad.studies.report.canvas import Drawing
 from zsad.studies.report.charts import RADAR_METRICS, costs, over_sets, styles, trade_off
 from zsad.studies.report.curves import curve_charts
@@ -70,7 +70,7 @@ def _drawn(drawings: Any) -> list[Any]:
 
 
 def _method(summary: Summary, name: str, colour: str) -> dict[str, Any]:
-    who = summary.contestants[name]
+    who = summary.rows[name]
     return {
         "name": name,
         "colour": colour,
@@ -126,7 +126,7 @@ def _brief(seconds: float) -> str:
     return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
-def _shown(entry: Entry) -> dict[str, Any]:
+def _shown(entry: TableEntry) -> dict[str, Any]:
     """An entry as the template prints it."""
     said = []
     interval = entry.interval

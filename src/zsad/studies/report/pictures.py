@@ -20,7 +20,7 @@ from zsad.images.decode import load_image
 from zsad.metrics.functional import auroc
 from zsad.nn.maps import MapSpec
 from zsad.runs.store import GRIDS_FILE, read_grids, read_rows, read_run_file, restore
-from zsad.studies.benchmark.results import CellResult
+from zsad.studies.benchmark.cell_results import CellResult
 from zsad.studies.benchmark.sampling import ImageTable
 from zsad.studies.benchmark.summary import Summary
 from zsad.studies.report.canvas import Drawing, shortened, text_width

@@ -11,9 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zsad.metrics.table import COLUMNS, SHORT, plain_table
-from zsad.studies.benchmark.comparison import ALPHA
-from zsad.studies.benchmark.statistics import LEVEL, Interval
-from zsad.studies.benchmark.summary import FEWER, OVERALL, PARTIAL, SEEN, Entry, Summary
+from zsad.studies.benchmark.bootstrap import LEVEL, Interval
+from zsad.studies.benchmark.significance import ALPHA
+from zsad.studies.benchmark.summary import FEWER, OVERALL, PARTIAL, SEEN, Summary, TableEntry
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -112,10 +112,10 @@ def notes(summary: Summary) -> list[str]:
     said += _pairings(summary)
     said += [
         f"{who.name} is {who.provenance}: its code is not public, so its numbers do not speak for its authors' system."
-        for who in summary.contestants.values()
+        for who in summary.rows.values()
         if who.provenance
     ]
-    if any(who.backbone == "zsad-tiny" for who in summary.contestants.values()):
+    if any(who.backbone == "zsad-tiny" for who in summary.rows.values()):
         said.append(
             "zsad-tiny is the small stand-in model that ships with the package: these numbers compare methods on it, "
             "they are not the methods' numbers on ViT-L/14@336."
@@ -157,7 +157,7 @@ def _remarks(summary: Summary) -> list[str]:
     return [f"{', '.join(dict.fromkeys(targets))}: {note}" for note, targets in about.items()]
 
 
-def text_of(entry: Entry) -> str:
+def text_of(entry: TableEntry) -> str:
     """An entry as plain text: mean, deviation and marks."""
     deviation = entry.deviation()
     return entry.percent() + (f" ± {deviation}" if deviation else "") + entry.marks
@@ -199,7 +199,7 @@ def to_csv(summary: Summary) -> str:
 
 
 def _records(summary: Summary) -> Iterator[dict[str, Any]]:
-    for name, who in summary.contestants.items():
+    for name, who in summary.rows.items():
         for target in places(summary):
             for class_name in (None, *(summary.classes(target) if target else ())):
                 normal, anomalous = summary.counts(target, class_name) if target else (None, None)
@@ -224,7 +224,7 @@ def _records(summary: Summary) -> Iterator[dict[str, Any]]:
                     }
 
 
-def _numbers(entry: Entry) -> dict[str, Any]:
+def _numbers(entry: TableEntry) -> dict[str, Any]:
     interval: Interval | None = entry.interval
     return {
         "value": _number(entry.spread.mean),
@@ -308,7 +308,7 @@ def _latex_table(summary: Summary, metric: str) -> list[str]:
     return [*lines, r"  \bottomrule", r"  \end{tabular}", r"\end{table}", ""]
 
 
-def _latex_entry(entry: Entry) -> str:
+def _latex_entry(entry: TableEntry) -> str:
     mean, deviation = entry.percent(), entry.deviation()
     number = _latex(mean) if entry.hole or not entry.bold else f"\\textbf{{{mean}}}"
     spread = f" {{\\scriptsize $\\pm$ {deviation}}}" if deviation else ""
@@ -384,7 +384,7 @@ def _markdown_table(
     return ["| " + " | ".join(row) + " |" for row in table] + [""]
 
 
-def _markdown_entry(entry: Entry) -> str:
+def _markdown_entry(entry: TableEntry) -> str:
     return f"**{text_of(entry)}**" if entry.bold else text_of(entry)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from zsad.errors import DataError
 from zsad.files import write_bytes, write_text
-from zsad.studies.benchmark.results import CellResult
+from zsad.studies.benchmark.cell_results import CellResult
 from zsad.studies.benchmark.summary import Summary
 from zsad.studies.report.overview import overview
 from zsad.studies.report.pictures import examples, maps_figure

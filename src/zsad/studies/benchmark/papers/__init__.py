@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from zsad.errors import ConfigError
 from zsad.metrics.table import COLUMNS
-from zsad.studies.benchmark.protocols import find_protocol
+from zsad.studies.benchmark.pairing import find_protocol
 
 _toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 _STRICT = ConfigDict(frozen=True, extra="forbid")

@@ -9,21 +9,21 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from zsad.errors import MetricError
-from zsad.studies.benchmark.comparison import (
-    Comparison,
-    compare_classes,
-    compare_images,
-    compare_seeds,
-    holm,
-    stand,
-)
-from zsad.studies.benchmark.statistics import (
+from zsad.studies.benchmark.bootstrap import (
     IMAGE_METRICS,
     Sampled,
     Spread,
     counted_metrics,
     draw_counts,
     sample_class,
+)
+from zsad.studies.benchmark.significance import (
+    MethodComparison,
+    compare_classes,
+    compare_images,
+    compare_seeds,
+    holm,
+    stand,
 )
 
 
@@ -246,9 +246,9 @@ def test_bold_face_only_beyond_the_noise() -> None:
     p = {("a", "b"): 0.2, ("a", "c"): 0.001, ("a", "d"): None}
     means = {"a": 0.93, "b": 0.925, "c": 0.8, "d": 0.7, "e": math.nan}
 
-    def compare(best: str, other: str) -> Comparison | None:
+    def compare(best: str, other: str) -> MethodComparison | None:
         found = p[best, other]
-        return None if found is None else Comparison(means[best] - means[other], found, "images")
+        return None if found is None else MethodComparison(means[best] - means[other], found, "images")
 
     standing = stand(means, compare)
     assert standing is not None and standing.best == "a"

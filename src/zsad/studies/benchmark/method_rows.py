@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from zsad.studies.benchmark.results import CellResult
+from zsad.studies.benchmark.cell_results import CellResult
 
 _LONG = 30  # characters of names of auxiliary sets beyond which a letter stands for them
 
 
 @dataclass(frozen=True, slots=True)
-class Contestant:
+class MethodRow:
     """One row of the tables: a method with a backbone and a choice of auxiliary sets, over all seeds."""
 
     name: str
@@ -24,7 +24,7 @@ class Contestant:
 
 
 def identity(cell: CellResult) -> tuple[object, ...]:
-    """What a contestant's cells have in common: within a protocol the auxiliary sets go with the target."""
+    """What a row's cells have in common: within a protocol the auxiliary sets go with the target."""
     trained_on = () if cell.protocol else cell.trained_on
     return cell.label, cell.method, cell.backbone, cell.backbone_sha256, cell.protocol, trained_on
 
@@ -36,8 +36,8 @@ def letters_of(cells: Sequence[CellResult]) -> dict[str, str]:
     return {text: ascii_uppercase[i] if i < 26 else f"A{i}" for i, text in enumerate(long)}
 
 
-def named(cells: Sequence[CellResult], letters: Mapping[str, str]) -> dict[tuple[object, ...], Contestant]:
-    """The contestants with names that tell them apart, those without training first."""
+def named(cells: Sequence[CellResult], letters: Mapping[str, str]) -> dict[tuple[object, ...], MethodRow]:
+    """The rows with names that tell them apart, those without training first."""
     firsts: dict[tuple[object, ...], CellResult] = {}
     trained: set[tuple[object, ...]] = set()
     for cell in cells:
@@ -49,7 +49,7 @@ def named(cells: Sequence[CellResult], letters: Mapping[str, str]) -> dict[tuple
         suffixes = {key: _suffix(cell, field, letters) for key, cell in firsts.items()}
         _lengthen(names, suffixes)
     found = {
-        key: Contestant(names[key], cell.label, cell.method, cell.backbone, cell.protocol, cell.provenance)
+        key: MethodRow(names[key], cell.label, cell.method, cell.backbone, cell.protocol, cell.provenance)
         for key, cell in firsts.items()
     }
     return dict(sorted(found.items(), key=lambda item: (item[0] in trained, item[1].name.lower())))

@@ -27,7 +27,7 @@ _BY_TAP = (
 
 
 @dataclass(slots=True)
-class Scored:
+class CachedScore:
     """What an evaluation reads of an image."""
 
     source: str
@@ -54,7 +54,7 @@ class Digests:
         return self._known[sample.image]
 
 
-class KeptScorer:
+class FeatureCacheScorer:
     """A method that scores images by their kept features, and reports those that cannot be read.
 
     Args:
@@ -83,7 +83,7 @@ class KeptScorer:
         self._batch_size, self._workers, self._on_error = batch_size, workers, on_error
         self._device = next(method.parameters()).device
 
-    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[Scored]:
+    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[CachedScore]:
         """Results in the order of the samples.
 
         Raises:
@@ -100,13 +100,13 @@ class KeptScorer:
             self.cache.close()
 
     @torch.inference_mode()
-    def _score(self, samples: list[Sample], features: ImageFeatures) -> list[Scored]:
+    def _score(self, samples: list[Sample], features: ImageFeatures) -> list[CachedScore]:
         words = tuple(sample.word for sample in samples)
         output: Output = self.method.predict(replace(features, words=words))
         grids = output.logits.float().cpu().numpy()
         scores, spec = output.score.float().cpu().tolist(), self.method.map_spec
         return [
-            Scored(str(sample.image), sample.label, score, np.ascontiguousarray(grid), spec)
+            CachedScore(str(sample.image), sample.label, score, np.ascontiguousarray(grid), spec)
             for sample, score, grid in zip(samples, scores, grids, strict=True)
         ]
 

@@ -13,7 +13,7 @@ from zsad.clip.weights import Backbone
 from zsad.images.decode import Preprocess
 from zsad.methods.base import Method, MethodConfig
 from zsad.methods.registry import build
-from zsad.studies.benchmark.scoring import Digests, KeptScorer, OnError
+from zsad.studies.benchmark.cached_scoring import Digests, FeatureCacheScorer, OnError
 from zsad.train.cache import FeatureCache
 from zsad.train.card import CardParts
 from zsad.train.config import TrainConfig
@@ -23,7 +23,7 @@ from zsad.types import Sample
 
 
 @dataclass(slots=True)
-class Bench:
+class BackboneContext:
     """What all methods on one backbone share.
 
     Attributes:
@@ -110,7 +110,7 @@ class Bench:
         on_error: OnError,
         cache: FeatureCache | None = None,
         batch_size: int | None = None,
-    ) -> KeptScorer:
+    ) -> FeatureCacheScorer:
         """A method that scores images by their kept features.
 
         Args:
@@ -119,7 +119,7 @@ class Bench:
             cache: of its features, opened; None opens it.
             batch_size: images a pass.
         """
-        return KeptScorer(
+        return FeatureCacheScorer(
             method.eval(),
             self.parts(method).preprocess,
             cache=self.open_cache(method) if cache is None else cache,

@@ -21,7 +21,7 @@ from zsad.metrics.classes import ClassScores
 from zsad.metrics.streaming import UNIT, PixelMetrics
 from zsad.runs.metric_cache import MASKS_FILE, KeptMasks
 from zsad.runs.remeasure import KeptRun
-from zsad.studies.benchmark.statistics import (
+from zsad.studies.benchmark.bootstrap import (
     MOST_ELEMENTS,
     MOST_LEFT_OUT,
     RESAMPLES,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from zsad.datasets.catalog import Entry, bundled, letters
 from zsad.metrics.table import COLUMNS, plain_table
+from zsad.studies.benchmark.cell_results import CellResult
 from zsad.studies.benchmark.papers import Paper, Printed, papers_on, printed
-from zsad.studies.benchmark.results import CellResult
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,7 +21,7 @@ _REFERENCE = re.compile(r" \([^()]*\)")  # "(AAAI 2026, arXiv 2511.18116)": the 
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PublishedComparison:
     """A published value and ours, in percent; either is None where there is none.
 
     `row` is the class, or "" for the mean over the set's classes.
@@ -45,7 +45,7 @@ class Reproduction:
 
     method: str
     target: str
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[PublishedComparison, ...]
     remarks: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,12 +116,14 @@ def compare(method: str, cells: Sequence[CellResult], entry: Entry | None) -> Re
     for place in found:
         row = "" if place.table.of is None else place.row
         for metric, value in place.values.items():
-            comparisons.append(Comparison(place.source, row, metric, value, _ours(cells, row, metric)))
+            comparisons.append(
+                PublishedComparison(place.source, row, metric, value, _ours(cells, row, metric))
+            )
     asked = {entry.metric for entry in comparisons}
     for metric in COLUMNS:
         found_here = _ours(cells, "", metric)
         if metric not in asked and found_here is not None:
-            comparisons.append(Comparison("not published", "", metric, None, found_here))
+            comparisons.append(PublishedComparison("not published", "", metric, None, found_here))
     remarks = tuple(dict.fromkeys(_remarks(method, cells, entry, found, own)))
     return Reproduction(method, target, tuple(comparisons), remarks)
 

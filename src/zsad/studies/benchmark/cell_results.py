@@ -5,7 +5,7 @@
 | cells/KEY.json | a `CellResult` |
 | cells/KEY.scores.npz | in order of images: image, class_name (str), label (int8, -1: unknown), score (float64) |
 | cells/KEY.curves.npz | pixel level, at most 256 points: CLASS/roc_x, roc_y, pr_x, pr_y, pro_x, pro_y |
-| cells/KEY.pixels.npz | pixels of each image by groups of scores: see `zsad.studies.benchmark.pixels` |
+| cells/KEY.pixels.npz | pixels of each image by groups of scores: see `zsad.studies.benchmark.pixel_counts` |
 | cells/KEY.grids/ | a run's folder as `zsad.runs.store` reads it: rows and score grids |
 
 Names of images are relative to their data set's folder.
@@ -28,7 +28,7 @@ LIST_FILE = "cells.json"
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 
 
-class Problem(BaseModel):
+class FileProblem(BaseModel):
     """A file that could not be used as it is."""
 
     model_config = _STRICT
@@ -97,7 +97,7 @@ class CellResult(BaseModel):
     )
     rows: tuple[ClassRow, ...] = ()
     notes: tuple[str, ...] = ()
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[FileProblem, ...] = ()
     state: Literal["done", "failed"] = "done"
     reason: str = Field(default="", description="why it failed, one line")
     seconds_per_image: float | None = Field(

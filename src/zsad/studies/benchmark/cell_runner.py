@@ -16,13 +16,13 @@ from zsad.device import describe_environment
 from zsad.errors import DataError, StorageError, ZsadError
 from zsad.methods.base import Method
 from zsad.methods.registry import find
+from zsad.studies.benchmark.cell_results import CellResult, FileProblem
 from zsad.studies.benchmark.claims import Busy, Claims, claimed
 from zsad.studies.benchmark.cost import cost
 from zsad.studies.benchmark.estimate import Estimate
 from zsad.studies.benchmark.listener import Listener, Told
 from zsad.studies.benchmark.measure import measure
-from zsad.studies.benchmark.plan import Cell, Entrant, Plan, Run, Target
-from zsad.studies.benchmark.results import CellResult, Problem
+from zsad.studies.benchmark.plan import Candidate, Cell, Plan, Target, TrainingRun
 from zsad.train.checkpoint import MODEL_FILE, BackboneReference, Card, load_checkpoint, read_card
 from zsad.train.config import RUN_FIELDS
 from zsad.train.loop import train
@@ -34,7 +34,7 @@ _COST_IMAGES = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
+class TrainingLog:
     """What the log of a training tells, however often it was stopped and went on.
 
     `seconds` is the time of its steps, None where nothing was trained; `left_out` names what was not trained on.
@@ -44,7 +44,7 @@ class Training:
     left_out: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, folder: Path) -> Training:
+    def of(cls, folder: Path) -> TrainingLog:
         """That of a run's folder."""
         seconds, left_out = 0.0, []
         with suppress(OSError), (folder / LOG_FILE).open(encoding="utf-8") as stream:
@@ -58,7 +58,7 @@ class Training:
 
 
 @dataclass(slots=True)
-class Workshop:
+class CellRunner:
     """Makes the results of a plan's cells.
 
     Attributes:
@@ -79,7 +79,7 @@ class Workshop:
     _chosen: dict[str, list[Sample]] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
     _broken: dict[str, ZsadError] = field(default_factory=dict)  # trainings that failed here
-    _trainings: dict[str, Training] = field(default_factory=dict)
+    _trainings: dict[str, TrainingLog] = field(default_factory=dict)
     _methods: dict[str, Method] = field(default_factory=dict)
     _readers: dict[int, list[Method]] = field(default_factory=dict)
 
@@ -112,10 +112,10 @@ class Workshop:
         overlap = overlap_of(card, target.data)
         if overlap and not self.plan.request.allow_seen:
             raise DataError(
-                f"{cell.entrant.label} {overlap.sentence()}: not unseen; --allow-seen measures it, marked"
+                f"{cell.candidate.label} {overlap.sentence()}: not unseen; --allow-seen measures it, marked"
             )
         found = measure(
-            cell.entrant.bench,
+            cell.candidate.context,
             method,
             target.data,
             work=self.work,
@@ -134,82 +134,84 @@ class Workshop:
                 "problems": found.problems,
                 "seconds_training": told.seconds,
                 "files": found.files,
-                **self._cost(cell.entrant, target.data),
+                **self._cost(cell.candidate, target.data),
             }
         )
 
     def _base(self, cell: Cell) -> CellResult:
-        entrant, bench = cell.entrant, cell.entrant.bench
+        candidate, context = cell.candidate, cell.candidate.context
         training = None
         if cell.run is not None:
             training = cell.run.training.model_dump(mode="json", exclude=set(RUN_FIELDS))
-        elif entrant.card is not None and entrant.card.training is not None:
-            training = entrant.card.training.settings
+        elif candidate.card is not None and candidate.card.training is not None:
+            training = candidate.card.training.settings
         failed = (
-            [Problem(path=cell.target.path, reason=cell.target.reason)] if cell.target.data is None else []
+            [FileProblem(path=cell.target.path, reason=cell.target.reason)]
+            if cell.target.data is None
+            else []
         )
         return CellResult(
             key=cell.key,
-            method=entrant.method,
-            label=entrant.label,
-            backbone=bench.backbone.name,
-            backbone_sha256=bench.backbone.sha256,
-            settings=entrant.config.model_dump(mode="json"),
+            method=candidate.method,
+            label=candidate.label,
+            backbone=context.backbone.name,
+            backbone_sha256=context.backbone.sha256,
+            settings=candidate.config.model_dump(mode="json"),
             training=training,
             protocol=cell.protocol,
             trained_on=cell.trained_on,
             target=cell.target.name,
             seed=cell.seed,
             seen=bool(cell.overlap),
-            provenance=find(entrant.method).provenance,
+            provenance=find(candidate.method).provenance,
             problems=tuple(failed),
-            environment={**describe_environment(bench.device), "processes": self.plan.request.jobs},
+            environment={**describe_environment(context.device), "processes": self.plan.request.jobs},
         )
 
-    def _weights(self, cell: Cell) -> tuple[Method, Card, Training]:
+    def _weights(self, cell: Cell) -> tuple[Method, Card, TrainingLog]:
         """The method of a cell with its weights, its card, and what is known of its training here."""
-        entrant, told = cell.entrant, Training()
+        candidate, told = cell.candidate, TrainingLog()
         if cell.run is None:
-            path = entrant.checkpoint
+            path = candidate.checkpoint
         else:
             told = self._train(cell.run)
             path = self._run_folder(cell.run) / MODEL_FILE
         if path is None:
-            method = self._built(entrant)
-            return method, self._card_of_untrained(entrant, method), told
+            method = self._built(candidate)
+            return method, self._card_of_untrained(candidate, method), told
         name = str(path)
         if name not in self._methods:
             self._methods.clear()  # one model at a time: cells of one come one after the other
-            method = self._built(entrant)
-            load_checkpoint(path, method, backbone_sha256=entrant.bench.backbone.sha256)
+            method = self._built(candidate)
+            load_checkpoint(path, method, backbone_sha256=candidate.context.backbone.sha256)
             self._methods[name] = method
         return self._methods[name], read_card(path), told
 
-    def _built(self, entrant: Entrant) -> Method:
-        return entrant.bench.build(entrant.method, entrant.config).eval()
+    def _built(self, candidate: Candidate) -> Method:
+        return candidate.context.build(candidate.method, candidate.config).eval()
 
-    def _card_of_untrained(self, entrant: Entrant, method: Method) -> Card:
-        backbone = entrant.bench.backbone
+    def _card_of_untrained(self, candidate: Candidate, method: Method) -> Card:
+        backbone = candidate.context.backbone
         return Card(
-            method=entrant.method,
-            config=entrant.config.model_dump(mode="json"),
+            method=candidate.method,
+            config=candidate.config.model_dump(mode="json"),
             backbone=BackboneReference(name=backbone.name, sha256=backbone.sha256),
-            preprocess=entrant.bench.parts(method).preprocess.to_dict(),
+            preprocess=candidate.context.parts(method).preprocess.to_dict(),
             map_spec=method.map_spec,
             created="",
         )
 
-    def _run_folder(self, run: Run) -> Path:
+    def _run_folder(self, run: TrainingRun) -> Path:
         return self.work / "runs" / run.key
 
-    def trained(self, run: Run) -> Training | None:
+    def trained(self, run: TrainingRun) -> TrainingLog | None:
         """What there is to know of a finished training."""
         folder = self._run_folder(run)
         if run.key not in self._trainings and (folder / MODEL_FILE).is_file():
-            self._trainings[run.key] = Training.of(folder)
+            self._trainings[run.key] = TrainingLog.of(folder)
         return self._trainings.get(run.key)
 
-    def _train(self, run: Run) -> Training:
+    def _train(self, run: TrainingRun) -> TrainingLog:
         kept = self.trained(run)
         if kept is not None:
             return kept
@@ -231,21 +233,21 @@ class Workshop:
                 raise
             seconds = time.perf_counter() - began
         self.aside += seconds
-        self.estimate.trained(run.entrant.label, seconds)
-        found = Training.of(self._run_folder(run))
+        self.estimate.trained(run.candidate.label, seconds)
+        found = TrainingLog.of(self._run_folder(run))
         for line in found.left_out:
             self._remark(line)
         return found
 
-    def _train_now(self, run: Run) -> None:
+    def _train_now(self, run: TrainingRun) -> None:
         """Trains, from the last saved state where there is one."""
-        method = self._built(run.entrant)
+        method = self._built(run.candidate)
         train(
             method,
             [part.data for part in run.auxiliary if part.data is not None],
             config=run.training,
             out=self._run_folder(run),
-            card_parts=run.entrant.bench.parts(method),
+            card_parts=run.candidate.context.parts(method),
             progress=Told(self.listener),
         )
 
@@ -255,12 +257,14 @@ class Workshop:
             return
         samples, began = self.samples(target), time.perf_counter()
         with claimed(self.claims, f"features-{target.fingerprint}"):
-            for bench in {id(entrant.bench): entrant.bench for entrant in self.plan.entrants}.values():
-                if id(bench) not in self._readers:
-                    own = [entrant for entrant in self.plan.entrants if entrant.bench is bench]
-                    self._readers[id(bench)] = [self._built(entrant) for entrant in own]
-                bench.fill(
-                    self._readers[id(bench)],
+            for context in {
+                id(candidate.context): candidate.context for candidate in self.plan.candidates
+            }.values():
+                if id(context) not in self._readers:
+                    own = [candidate for candidate in self.plan.candidates if candidate.context is context]
+                    self._readers[id(context)] = [self._built(candidate) for candidate in own]
+                context.fill(
+                    self._readers[id(context)],
                     samples,
                     report=lambda done, total: self.listener.moved(f"reading {target.name}", done, total),
                 )
@@ -286,28 +290,28 @@ class Workshop:
         own: Sequence[Sample] = () if target.data is None else target.data.samples
         return [sample for sample in own if sample in wanted]
 
-    def _cost(self, entrant: Entrant, data: DataSet) -> dict[str, float | None]:
+    def _cost(self, candidate: Candidate, data: DataSet) -> dict[str, float | None]:
         """Time and memory of a method, measured once for all its weights, on some of the first target's images."""
-        request, bench = self.plan.request, entrant.bench
+        request, context = self.plan.request, candidate.context
         nothing: dict[str, float | None] = {"seconds_per_image": None, "peak_memory_mb": None}
         if not request.cost:
             return nothing
-        own = entrant.backbone == request.backbone
+        own = candidate.backbone == request.backbone
         asked = {
-            "method": entrant.method,
-            "config": entrant.config.model_dump(mode="json"),
-            "backbone": entrant.backbone,
+            "method": candidate.method,
+            "config": candidate.config.model_dump(mode="json"),
+            "backbone": candidate.backbone,
             "weights": str(request.weights) if own and request.weights is not None else None,
-            "device": str(bench.device),
+            "device": str(context.device),
             "threads": request.threads,
             "images": [[str(sample.image), sample.word] for sample in data.samples[:_COST_IMAGES]],
         }
         decides = {name: value for name, value in asked.items() if name != "images"} | {
-            "sha": bench.backbone.sha256
+            "sha": context.backbone.sha256
         }
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
         began = time.perf_counter()
-        found = cost(self.work / "cost" / f"{entrant.method}-{digest}.json", asked)
+        found = cost(self.work / "cost" / f"{candidate.method}-{digest}.json", asked)
         self.aside += time.perf_counter() - began
         return found
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import zsad
 from zsad.files import write_json
 from zsad.metrics.table import COLUMNS, plain_table
+from zsad.studies.benchmark.cell_results import VERSION, CellResult
 from zsad.studies.benchmark.directions import DirectionMean, direction_means
-from zsad.studies.benchmark.results import VERSION, CellResult
 from zsad.studies.benchmark.summary import SEEN
 
 if TYPE_CHECKING:

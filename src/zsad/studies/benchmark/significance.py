@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from zsad.errors import MetricError
-from zsad.studies.benchmark.statistics import LEVEL, ROUNDING, Float64, Interval, Sampled
+from zsad.studies.benchmark.bootstrap import LEVEL, ROUNDING, Float64, Interval, Sampled
 
 ALPHA = 0.05
 _MOST_SPLITS = 20_000  # counted out one by one; above, as many are drawn
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class MethodComparison:
     """A difference of two methods, the first less the second.
 
     Attributes:
@@ -39,7 +39,7 @@ class Comparison:
 
 def compare_images(
     first: Sampled, second: Sampled, *, generator: np.random.Generator, level: float = LEVEL
-) -> Comparison:
+) -> MethodComparison:
     """Paired over images: both on the same resamples, each with its own seeds drawn anew where it has several.
 
     Among n images no exchange of two methods is rarer than 2 in 2^n, which is the least p that is given.
@@ -65,12 +65,12 @@ def compare_images(
     several = max(len(first.seeds), len(second.seeds)) > 1
     difference = 0.0 if same else float(first.values.mean() - second.values.mean())
     over = "images and seeds" if several else "images"
-    return Comparison(difference, min(1.0, max(p, floor)), over, Interval(float(low), float(high)))
+    return MethodComparison(difference, min(1.0, max(p, floor)), over, Interval(float(low), float(high)))
 
 
 def compare_classes(
     differences: Sequence[float], weights: Sequence[float], *, generator: np.random.Generator
-) -> Comparison:
+) -> MethodComparison:
     """Paired over classes: were the methods alike, each class's difference might as well be the other way round.
 
     Args:
@@ -91,12 +91,12 @@ def compare_classes(
         sums, extra = generator.choice((1.0, -1.0), size=(_MOST_SPLITS, terms.size)) @ terms, 1
     observed = float(terms.sum())
     p = _share_beyond(sums, observed, extra)
-    return Comparison(observed, p, "classes")
+    return MethodComparison(observed, p, "classes")
 
 
 def compare_seeds(
     first: Sequence[float], second: Sequence[float], *, generator: np.random.Generator
-) -> Comparison:
+) -> MethodComparison:
     """Over seeds alone: were the methods alike, any split of all values into two groups would be as likely.
 
     Raises:
@@ -116,7 +116,7 @@ def compare_seeds(
         chosen, extra = ranks < size, 1
     means = chosen @ pool / size - ~chosen @ pool / (pool.size - size)
     observed = float(np.mean(first) - np.mean(second))
-    return Comparison(observed, _share_beyond(means, observed, extra), "seeds")
+    return MethodComparison(observed, _share_beyond(means, observed, extra), "seeds")
 
 
 def _share_beyond(values: Float64, observed: float, extra: int) -> float:
@@ -153,7 +153,7 @@ class Standing:
     """
 
     best: str
-    comparisons: Mapping[str, Comparison | None]
+    comparisons: Mapping[str, MethodComparison | None]
     corrected: Mapping[str, float]
 
     def worse(self, *, alpha: float = ALPHA) -> frozenset[str]:
@@ -169,7 +169,9 @@ class Standing:
         return frozenset((self.best, *self.comparisons)) - worse if worse else frozenset()
 
 
-def stand(means: Mapping[str, float], compare: Callable[[str, str], Comparison | None]) -> Standing | None:
+def stand(
+    means: Mapping[str, float], compare: Callable[[str, str], MethodComparison | None]
+) -> Standing | None:
     """The standing of methods by their means; None where fewer than two are defined.
 
     Args:

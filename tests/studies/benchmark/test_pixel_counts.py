@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from zsad.metrics.streaming import PixelMetrics
-from zsad.studies.benchmark.pixels import (
+from zsad.studies.benchmark.bootstrap import draw_counts
+from zsad.studies.benchmark.cell_results import read_cells
+from zsad.studies.benchmark.pixel_counts import (
     PIXEL_METRICS,
     ClassPixels,
     group_starts,
@@ -17,8 +19,6 @@ from zsad.studies.benchmark.pixels import (
     read_pixels,
     sample_pixels,
 )
-from zsad.studies.benchmark.results import read_cells
-from zsad.studies.benchmark.statistics import draw_counts
 from zsad.studies.benchmark.summary import OVERALL, Summary
 
 COLUMNS = dict(zip(PIXEL_METRICS, ("auroc", "ap", "f1_max", "aupro"), strict=True))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zsad.metrics.table import COLUMNS, plain_table
 from zsad.studies.ablations import Ablations
-from zsad.studies.ablations.study import Cell, Metrics, Study, Variant
+from zsad.studies.ablations.study import Metrics, Study, Variant, VariantCell
 from zsad.train.config import RUN_FIELDS
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Results:
         self.study, self.paper = study, paper
         self._found: dict[int, dict[str, dict[str, Metrics]]] = {}
 
-    def add(self, cell: Cell, metrics: dict[str, Metrics]) -> None:
+    def add(self, cell: VariantCell, metrics: dict[str, Metrics]) -> None:
         """Puts in a finished cell: its metrics in [0, 1] by target."""
         seed = "" if cell.seed is None else str(cell.seed)
         self._found.setdefault(self._position(cell.variant), {})[seed] = metrics
