@@ -154,7 +154,7 @@ def compared(name: str, pairs: Iterable[tuple[str, Detector, Detector]], files: 
 
 def pictures(folder: Path, count: int) -> list[Path]:
     """The first `count` images below a folder."""
-    from zsad.images.loader import expand_inputs
+    from zsad.images.inputs import expand_inputs
 
     return [sample.image for sample in expand_inputs([folder])][:count]
 

@@ -19,9 +19,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from zsad.comparison.batch import Mutual
 from zsad.comparison.compare import Comparison, fuse, look_closely, picture_key
 from zsad.comparison.references import collect_references
-from zsad.datasets.layouts import walk_images
 from zsad.detector import Detector, load
 from zsad.images.decode import load_image, load_mask
+from zsad.images.inputs import walk_images
 from zsad.nn.maps import render_map_numpy
 
 STEP = 4  # pixels of the map that are measured: every fourth a side

@@ -61,13 +61,11 @@ BREACHES: dict[str, set[str]] = {
         "datasets.overlap -> train.checkpoint",
         "export.cache -> loading",
         "export.writer -> loading",
-        "images.loader -> datasets.layouts",
     },
     "circles": {
         "backends.base backends.torch",
         "comparison.load detector",
         "export.cache export.writer loading",
-        "images.open images.video",
         "methods.base methods.fusion methods.registry",
         "predict.options predict.pipeline predict.tiles",
         "studies.explain.explanation studies.explain.tables",

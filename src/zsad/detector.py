@@ -24,7 +24,8 @@ from zsad.calibration.calibration import (
 from zsad.calibration.thresholds import CalibrationTarget, Normals
 from zsad.card import Card
 from zsad.errors import ConfigError, ImageError, ZsadError
-from zsad.images.decode import Preprocess, Source, read_image
+from zsad.images.decode import Source, read_image
+from zsad.images.preprocess import Preprocess
 from zsad.loading import BackendName, Request, load_model, untrained_methods
 from zsad.nn.maps import MapSpec
 from zsad.predict.options import SQUARE, InputOptions
@@ -184,7 +185,7 @@ class Detector:
         Raises:
             DataError: no image is found.
         """
-        from zsad.images.loader import expand_inputs
+        from zsad.images.inputs import expand_inputs
 
         samples = self._named(expand_inputs([folder]))
         yield from self.predict_samples(samples, batch_size=batch_size, on_error=on_error)
@@ -322,7 +323,7 @@ class Detector:
             CalibrationError: no usable normal image, an unknown wish, or impossible numbers.
             DataError: the folder holds no image.
         """
-        from zsad.images.loader import expand_inputs
+        from zsad.images.inputs import expand_inputs
 
         wanted = CalibrationTarget.of(**wish)
         samples = expand_inputs([normals]) if isinstance(normals, str | Path) else list(normals)

@@ -14,7 +14,7 @@ from zsad.clip.presets import Preset
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
 from zsad.export.parity import ProofImages
-from zsad.images.decode import Preprocess
+from zsad.images.preprocess import Preprocess
 from zsad.loading import Loaded
 from zsad.methods.registry import build
 from zsad.train.card import CardParts, card_of

@@ -12,7 +12,7 @@ from PIL import Image
 from zsad.errors import ConfigError, ImageError, ZsadError
 from zsad.images.address import numbered, split_address
 from zsad.images.decode import image_size, load_image, read_image
-from zsad.images.loader import expand_inputs
+from zsad.images.inputs import expand_inputs
 from zsad.images.pixels import Reading
 
 

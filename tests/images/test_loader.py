@@ -13,8 +13,11 @@ from PIL import Image
 
 from zsad.errors import ConfigError, DataError, ImageError
 from zsad.images import loader
-from zsad.images.decode import Preprocess, load_image
-from zsad.images.loader import Batch, expand_inputs, iter_batches
+from zsad.images.decode import load_image
+from zsad.images.inputs import expand_inputs
+from zsad.images.loader import Batch, iter_batches
+from zsad.images.pixels import Reading
+from zsad.images.preprocess import Preprocess
 from zsad.types import Sample
 
 PREPROCESS = Preprocess(image_size=(8, 10))
@@ -111,7 +114,7 @@ def test_interrupt_while_waiting_ends_threads(tmp_path: Path, monkeypatch: pytes
     def interrupted(sample: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loader, "read_image", interrupted)
+    monkeypatch.setattr(loader, "decode_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         next(iter_batches(make(tmp_path, 5), PREPROCESS, batch_size=2))
     assert not reading_threads()
@@ -119,39 +122,40 @@ def test_interrupt_while_waiting_ends_threads(tmp_path: Path, monkeypatch: pytes
 
 def test_files_are_read_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(3, timeout=10)
-    real = loader.read_image
+    real = loader.decode_image
 
     def waiting(source: Path, **options: object) -> object:
         together.wait()  # breaks unless three threads arrive
         time.sleep(0.001)
         return real(source, **options)
 
-    monkeypatch.setattr(loader, "read_image", waiting)
+    monkeypatch.setattr(loader, "decode_image", waiting)
     batches = list(iter_batches(make(tmp_path, 6), PREPROCESS, batch_size=6, workers=3))
     assert len(batches[0].samples) == 6
 
 
-def test_fast_decoding_keeps_sizes_and_is_close(tmp_path: Path) -> None:
-    path = tmp_path / "big.jpg"
-    gradient = np.tile(np.linspace(0, 255, 640)[None, :, None], (480, 1, 3)).astype(np.uint8)
-    Image.fromarray(gradient).save(path, quality=95)
-    full, fast = (
-        next(iter_batches([Sample(path)], PREPROCESS, batch_size=1, decode=mode)) for mode in ("full", "fast")
-    )
-    assert full.sizes == fast.sizes == [(480, 640)]
-    assert 0 < np.abs(full.pixels - fast.pixels).max() < 0.1
+def test_thumbnails_come_with_their_images(tmp_path: Path) -> None:
+    samples = make(tmp_path, 5)
+    samples[1].image.write_bytes(b"")
+    batch = next(iter_batches(samples, PREPROCESS, batch_size=5, thumbnail_sides=(13, 8)))
+    assert [list(thumbnails) for thumbnails in batch.thumbnails] == [[13, 8]] * 4
+    assert [thumbnails[13].size for thumbnails in batch.thumbnails] == [(12, 9), (13, 8), (13, 8), (13, 7)]
+    assert all(max(thumbnails[8].size) == 8 for thumbnails in batch.thumbnails)
+    plain = next(iter_batches(samples, PREPROCESS, batch_size=5))
+    np.testing.assert_array_equal(batch.pixels, plain.pixels)
+    assert plain.thumbnails == [{}] * 4
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": 1, "workers": -1}])
 def test_impossible_settings_are_refused_at_the_call(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
         iter_batches([], PREPROCESS, **wrong)
-    with pytest.raises(ConfigError, match="decode"):
-        iter_batches([], PREPROCESS, batch_size=1, decode="quick")  # type: ignore[arg-type]
 
 
 def test_too_many_pixels_are_an_error(tmp_path: Path) -> None:
-    batch: Batch = next(iter_batches(make(tmp_path, 1), PREPROCESS, batch_size=1, max_pixels=100))
+    batch: Batch = next(
+        iter_batches(make(tmp_path, 1), PREPROCESS, batch_size=1, reading=Reading(max_pixels=100))
+    )
     assert "at most 100" in str(batch.errors[0][1])
 
 

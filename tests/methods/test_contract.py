@@ -14,7 +14,7 @@ from torch import Tensor
 from zsad.clip.model import CLIP
 from zsad.clip.text import TextTower
 from zsad.errors import CheckpointError, ConfigError
-from zsad.images.decode import Preprocess
+from zsad.images.preprocess import Preprocess
 from zsad.methods.base import ImageFeatures, Method
 from zsad.methods.registry import METHODS, build
 from zsad.nn.filters import render_map

@@ -14,9 +14,10 @@ from PIL import Image
 from zsad.backends.base import Answer, Backend
 from zsad.detector import Detector, load
 from zsad.errors import ConfigError, ImageError
-from zsad.images.decode import Preprocess, load_image
+from zsad.images.decode import load_image
 from zsad.images.large import open_large
 from zsad.images.pixels import Reading
+from zsad.images.preprocess import Preprocess
 from zsad.nn.maps import MapSpec, interpolation_matrix, render_map_numpy
 from zsad.predict.options import InputOptions
 from zsad.predict.tiles import Tiling, lay_out, map_rule, predict_large

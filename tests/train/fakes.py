@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from zsad.clip.config import CLIPConfig, TextConfig, VisionConfig
 from zsad.clip.model import CLIP
 from zsad.datasets.manifest import DataSet
-from zsad.images.decode import Preprocess
+from zsad.images.preprocess import Preprocess
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
 from zsad.train.card import CardParts
 from zsad.train.checkpoint import BackboneReference

@@ -138,7 +138,7 @@ def _normals(given: str) -> list[Sample]:
     from zsad.cli.console import note, plural, printable
     from zsad.datasets.manifest import discover
     from zsad.errors import DataError
-    from zsad.images.loader import expand_inputs
+    from zsad.images.inputs import expand_inputs
 
     path = Path(given).expanduser()
     if not path.is_dir() and path.suffix.lower() not in (".jsonl", ".ndjson", ".csv", ".json"):

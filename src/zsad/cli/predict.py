@@ -93,7 +93,7 @@ def predict_command(
     from zsad.device import thread_count, use_threads
     from zsad.errors import ConfigError
     from zsad.images.address import is_stream, is_video
-    from zsad.images.loader import expand_inputs
+    from zsad.images.inputs import expand_inputs
     from zsad.predict.roi import read_region
     from zsad.runs.folder import check_place
 

@@ -13,8 +13,8 @@ from zsad.comparison.batch import Mutual, chosen, collect_mutual
 from zsad.comparison.references import Pick, References, collect_references
 from zsad.errors import ConfigError, ZsadError
 from zsad.images.decode import read_image
+from zsad.images.inputs import expand_inputs
 from zsad.images.large import open_large
-from zsad.images.loader import expand_inputs
 from zsad.predict.pipeline import OnError
 from zsad.predict.tiles import lay_out
 from zsad.types import Sample

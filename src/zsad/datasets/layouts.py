@@ -7,20 +7,17 @@ with a list of labels or with masks beside the images. Masks are paired by name,
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from zsad.errors import DataError
-from zsad.images.decode import IMAGE_SUFFIXES
+from zsad.images.inputs import entries, is_mask_folder, subfolders, walk_images
 from zsad.types import Sample
 
 _NORMAL = {"good", "ok", "normal", "nominal"}
 _IMAGES = {"images", "image", "imgs", "img", "rgb", "testimage", "testimages", "original"}
-_MASKS = {"masks", "mask", "gt", "testmask", "testmasks", "label", "labels", "annotations", "segmentation"}
-_MASKS |= {"anomalymask", "anomalymasks"}
 _SPLITS = {"train", "test", "val", "valid", "validation"}
 MASK_ENDINGS = ("_mask", "_label", "_gt", "_segmentation", "-mask")
 _ENDINGS = tuple(dict.fromkeys(e for x in MASK_ENDINGS for e in (x, x.upper(), x.title())))  # _Segmentation
@@ -52,65 +49,6 @@ class Found:
     notes: list[str] = field(default_factory=list)
     is_class: bool = False
     findings: list[Finding] = field(default_factory=list)
-
-
-def is_hidden(name: str) -> bool:
-    """True for what operating systems leave behind: dot files, `._*` twins, `__MACOSX`."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def entries(folder: Path) -> list[Path]:
-    """Return the visible entries of a folder, sorted by name.
-
-    Raises:
-        DataError: the folder cannot be listed.
-    """
-    try:
-        return sorted((p for p in folder.iterdir() if not is_hidden(p.name)), key=lambda p: p.name)
-    except OSError as error:
-        raise DataError(
-            f"folder {folder} cannot be listed ({error.strerror}): check its permissions"
-        ) from error
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """Return the visible folders directly inside a folder, sorted by name."""
-    return [path for path in entries(folder) if path.is_dir()]
-
-
-def is_image(path: Path) -> bool:
-    """True for a file whose suffix is one of the known image formats."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-
-
-def _is_dead_link(path: Path) -> bool:
-    """True for a link of an image's name that leads nowhere: to be reported, not passed over."""
-    return path.is_symlink() and path.suffix.lower() in IMAGE_SUFFIXES and not os.path.exists(path)  # noqa: PTH110
-
-
-def walk_images(folder: Path, *, skip_masks: bool = False) -> Iterator[Path]:
-    """Yield the images below a folder in a fixed order; every real folder is entered once, so loops end.
-
-    Links that lead nowhere are yielded, so that whoever reads them says so.
-    """
-    seen: set[tuple[int, int]] = set()
-    pending = [folder]
-    while pending:
-        current = pending.pop()
-        status = current.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        inside = entries(current)
-        yield from (path for path in inside if is_image(path) or _is_dead_link(path))
-        deeper = [path for path in inside if path.is_dir() and not (skip_masks and is_mask_folder(path))]
-        pending.extend(reversed(deeper))
-
-
-def is_mask_folder(path: Path) -> bool:
-    """True for the folder names under which masks are published (masks, ground_truth, GT, Label, ...)."""
-    name = re.sub(r"[^a-z0-9]", "", path.name.lower())
-    return name in _MASKS or "groundtruth" in name
 
 
 def lost_class(path: Path, name: str) -> Finding:

@@ -11,19 +11,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from zsad.datasets.layouts import (
-    MASK_ENDINGS,
-    Finding,
-    Found,
-    entries,
-    is_image,
-    is_mask_folder,
-    noted,
-    subfolders,
-    walk_images,
-)
+from zsad.datasets.layouts import MASK_ENDINGS, Finding, Found, noted
 from zsad.errors import DataError, ZsadError
 from zsad.images.decode import load_mask
+from zsad.images.inputs import entries, is_image, is_mask_folder, subfolders, walk_images
 from zsad.types import Sample
 
 _SPLITS = ("train", "test", "val", "valid", "validation")

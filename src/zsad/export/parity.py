@@ -16,7 +16,8 @@ from PIL import Image
 from zsad.backends.base import Answer, Backend, Float32
 from zsad.backends.graph_card import Proof
 from zsad.errors import CheckpointError, ConfigError, DataError, ZsadError
-from zsad.images.decode import Preprocess, load_image
+from zsad.images.decode import load_image
+from zsad.images.preprocess import Preprocess
 from zsad.nn.maps import render_map_numpy
 from zsad.types import Sample
 
@@ -72,7 +73,7 @@ class ProofImages:
             DataError: there is none.
         """
         from zsad.datasets.manifest import discover
-        from zsad.images.loader import expand_inputs
+        from zsad.images.inputs import expand_inputs
 
         try:
             samples = _mixed(discover(folder).samples)

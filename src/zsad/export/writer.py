@@ -18,7 +18,7 @@ from zsad.export.onnx import Recorded, write_onnx
 from zsad.export.openvino import write_openvino
 from zsad.export.parity import ProofImages, compare, require, require_alike
 from zsad.files import make_folder, storage_errors, write_text
-from zsad.images.decode import Preprocess
+from zsad.images.preprocess import Preprocess
 from zsad.loading import Loaded
 
 _SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}

@@ -6,10 +6,33 @@ import os
 import re
 from pathlib import Path
 
+from zsad.errors import ImageError
+
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv"})
 """File suffixes (lower case) that count as videos."""
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 """File suffixes (lower case) that count as DICOM."""
+IMAGE_SUFFIXES = (
+    frozenset(
+        {
+            ".jpg",
+            ".jpeg",
+            ".png",
+            ".bmp",
+            ".tif",
+            ".tiff",
+            ".webp",
+            ".gif",
+            ".ppm",
+            ".pgm",
+            ".pbm",
+            ".jp2",
+            ".avif",
+        }
+    )
+    | DICOM_SUFFIXES
+)
+"""File suffixes (lower case) that count as images when a folder is searched."""
 _STREAMS = ("rtsp://", "rtsps://", "rtmp://", "udp://", "tcp://", "srt://", "http://", "https://")
 _NUMBERED = re.compile(r"(?P<file>.+)#(?P<number>[1-9][0-9]{0,8})", re.DOTALL)
 
@@ -60,3 +83,17 @@ def is_video(source: str | Path) -> bool:
         (True, False)
     """
     return is_stream(source) or Path(source).suffix.lower() in VIDEO_SUFFIXES
+
+
+def check_file(path: Path) -> None:
+    """Raises an ImageError where there is no file with content."""
+    if path.is_dir():
+        raise ImageError(f"{path} is a folder, expected an image file")
+    if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises on links in a circle)
+        if path.is_symlink():
+            raise ImageError(f"{path} is a link that leads nowhere: remove it or restore its target")
+        raise ImageError(f"{path} does not exist: check the path")
+    if not path.is_file():
+        raise ImageError(f"{path} is not a regular file, expected an image file")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{path} is empty (0 bytes): copy or export the file again")

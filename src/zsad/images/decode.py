@@ -1,4 +1,4 @@
-"""Reading of images and masks, and the one preprocessing that turns an image into the numbers a model sees.
+"""Decoding of images and masks.
 
 Whatever is wrong with a file ends as an `ImageError` of one line; no exception of the decoder ever leaves
 this module. Pillow's own refusal of truncated files (`ImageFile.LOAD_TRUNCATED_IMAGES = False`) is relied on
@@ -7,48 +7,95 @@ and never changed.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from zsad.errors import ConfigError, DataError, ImageError
-from zsad.images.address import DICOM_SUFFIXES
-from zsad.images.open import check_pixels, check_sides, decoding, opened, opened_content
-from zsad.images.pixels import MAX_PIXELS, PLAIN, Reading, oriented, to_bytes, to_rgb, upright_size
-
-IMAGE_SUFFIXES = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".jp2",
-        ".avif",
-        *DICOM_SUFFIXES,
-    }
+from zsad.images.open import opened, opened_content
+from zsad.images.pixels import (
+    MAX_PIXELS,
+    PLAIN,
+    Reading,
+    check_pixels,
+    check_sides,
+    decoding,
+    oriented,
+    to_bytes,
+    to_rgb,
+    upright_size,
 )
-"""File suffixes (lower case) that count as images when a folder is searched."""
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 Source = str | Path | bytes | Image.Image | npt.NDArray[Any]
+_Decoded = tuple[Image.Image, tuple[int, int], str | None]  # upright RGB, full (H,W), format of the file
+_DRAFT_FORMATS = ("JPEG", "MPO")
+_DRAFT_SCALES = (8, 4, 2)
+
+
+class DecodedImage(NamedTuple):
+    """An image that was decoded once.
+
+    Attributes:
+        image: the upright RGB image, at full resolution.
+        size: its (H,W).
+        thumbnails: copies for drawing, by the longest side that was asked for; each is small enough to be kept while
+            `image` itself is dropped.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    thumbnails: dict[int, Image.Image]
+
+
+def decode_image(
+    source: Source,
+    *,
+    thumbnail_sides: Sequence[int] = (),
+    name: str = "image given as bytes",
+    reading: Reading = PLAIN,
+) -> DecodedImage:
+    """Decode `source` once, for a model and for drawings of it.
+
+    Args:
+        source: as `load_image` takes it.
+        thumbnail_sides: for each of them `thumbnails` gets a copy without a longer side.
+        name: what messages call an image given as bytes.
+        reading: depth, transparency, DICOM window, largest number of pixels.
+
+    Raises:
+        ImageError: as `load_image`.
+        ConfigError: as `load_image`, or a side below 1.
+    """
+    image, size, file_format = _read(source, name, reading, None)
+    draft = file_format in _DRAFT_FORMATS and isinstance(source, str | Path)
+    return DecodedImage(image, size, {side: thumbnail(image, side, draft=draft) for side in thumbnail_sides})
+
+
+def thumbnail(image: Image.Image, max_side: int, *, draft: bool = False) -> Image.Image:
+    """Return a copy of an RGB image that is shrunk, where needed, so that no side is longer than `max_side`.
+
+    Args:
+        image: the decoded picture; it is not altered.
+        max_side: in pixels, at least 1.
+        draft: first average blocks of 2, 4 or 8 pixels, where both sides stay at least `max_side` long. This is what
+            JPEG's reduced decoding does (`target` of `load_image`): the two results differ by rounding alone.
+
+    Raises:
+        ConfigError: `max_side` below 1.
+    """
+    if max_side < 1:
+        raise ConfigError(f"max_side is {max_side}, expected 1 or more")
+    shortest = min(image.size) // max(2, max_side // 2 * 2)
+    scale = next((scale for scale in _DRAFT_SCALES if shortest >= scale), 1) if draft else 1
+    copy = image.reduce(scale) if scale > 1 else image.copy()
+    if max(copy.size) > max_side:
+        copy.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    return copy
 
 
 def load_image(
@@ -93,20 +140,7 @@ def read_image(
     """
     if max_pixels is not None:
         reading = replace(reading, max_pixels=max_pixels)
-    if isinstance(source, bytes):
-        with opened_content(source, name, reading) as image:
-            return _upright_rgb(image, name, reading, target)
-    if isinstance(source, np.ndarray):
-        return _from_array(source, reading)
-    if isinstance(source, Image.Image):
-        with decoding("image given as an object"):
-            return _upright_rgb(source, "image given as an object", reading)
-    if not isinstance(source, str | Path):
-        raise ImageError(
-            f"cannot use {type(source).__name__} as an image: give a path, bytes, a PIL image or a NumPy array"
-        )
-    with opened(Path(source), reading) as image:
-        return _upright_rgb(image, str(source), reading, target)
+    return _read(source, name, reading, target)[:2]
 
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -179,94 +213,26 @@ def resize_mask(foreground: npt.NDArray[np.bool_], size: tuple[int, int]) -> npt
     return np.asarray(resized) > 127  # value / 255 > 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Preprocess:
-    """Resize to exactly `image_size` (aspect ratio not kept), scale to [0,1], normalise.
-
-    Raises:
-        ConfigError: a size or a standard deviation that is not positive, or an unknown interpolation.
-    """
-
-    image_size: tuple[int, int]
-    mean: tuple[float, float, float] = CLIP_MEAN
-    std: tuple[float, float, float] = CLIP_STD
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-
-    def __post_init__(self) -> None:
-        sides: tuple[object, ...] = self.image_size  # from a card they may be anything
-        whole = all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides)
-        if len(self.image_size) != 2 or not whole or min(self.image_size) < 1:
-            raise ConfigError(f"image_size is {self.image_size}, expected two positive whole numbers (H, W)")
-        if math.prod(self.image_size) > MAX_PIXELS:
-            raise ConfigError(
-                f"image_size is {self.image_size}, more than {MAX_PIXELS // 10**6} megapixels; expected a smaller one"
-            )
-        parts: tuple[object, ...] = (*self.mean, *self.std)  # from a card they may be anything
-        finite = all(isinstance(part, int | float) and math.isfinite(part) for part in parts)
-        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
-            raise ConfigError(f"mean {self.mean} and std {self.std}: expected 3 numbers each, std above 0")
-        if self.interpolation not in ("bicubic", "bilinear"):
-            raise ConfigError(f"interpolation is {self.interpolation!r}, expected 'bicubic' or 'bilinear'")
-
-    def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
-        """Return the normalised float32 (3,H,W) of a Pillow image."""
-        if image.mode != "RGB":
-            image = load_image(image)
-        height, width = self.image_size
+def _read(source: Source, name: str, reading: Reading, target: tuple[int, int] | None) -> _Decoded:
+    if isinstance(source, bytes):
+        with opened_content(source, name, reading) as image:
+            return _upright_rgb(image, name, reading, target)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, reading)
+    if isinstance(source, Image.Image):
         with decoding("image given as an object"):
-            resized = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
-        pixels = np.asarray(resized, dtype=np.float32) / np.float32(255)
-        pixels = (pixels - np.asarray(self.mean, dtype=np.float32)) / np.asarray(self.std, dtype=np.float32)
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-    def fitted(self, size: tuple[int, int], patch: int) -> Preprocess:
-        """For an image of `size` (H,W): about as many pixels, in the image's own proportions, sides whole patches.
-
-        Neither side gets fewer than a quarter of its patches, so a very thin image is squeezed somewhat.
-
-        Example:
-            >>> Preprocess((320, 320)).fitted((1080, 1920), 16).image_size
-            (240, 432)
-        """
-        rows, columns = (max(1, side // patch) for side in self.image_size)
-        total, ratio = rows * columns, (size[0] / size[1])
-        high = min(max(round((total * ratio) ** 0.5), -(-rows // 4)), 4 * rows)
-        wide = min(max(round((total / ratio) ** 0.5), -(-columns // 4)), 4 * columns)
-        return replace(self, image_size=(high * patch, wide * patch))
-
-    def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that are the same for equal settings on every machine."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """Build from `to_dict()`'s result.
-
-        Raises:
-            ConfigError: an unknown or missing key, or a value of the wrong kind.
-        """
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ConfigError(
-                f"preprocessing has the unknown keys {unknown}, expected some of {sorted(known)}"
-            )
-        try:
-            settings: dict[str, Any] = {k: v if isinstance(v, str) else tuple(v) for k, v in values.items()}
-            return cls(**settings)
-        except TypeError as error:
-            raise ConfigError(f"preprocessing cannot be read from {dict(values)}: {error}") from error
+            return _upright_rgb(source, "image given as an object", reading)
+    if not isinstance(source, str | Path):
+        raise ImageError(
+            f"cannot use {type(source).__name__} as an image: give a path, bytes, a PIL image or a NumPy array"
+        )
+    with opened(Path(source), reading) as image:
+        return _upright_rgb(image, str(source), reading, target)
 
 
 def _upright_rgb(
     image: Image.Image, name: str, reading: Reading, target: tuple[int, int] | None = None
-) -> tuple[Image.Image, tuple[int, int]]:
-    """Return the image as upright RGB, and its full (H,W)."""
+) -> _Decoded:
     check_pixels(image.size, name, reading.max_pixels)
     check_sides(image.size, name)
     size = upright_size(image)
@@ -274,10 +240,10 @@ def _upright_rgb(
         height, width = target if size == image.size[::-1] else target[::-1]
         image.draft(None, (2 * width, 2 * height))
     image.load()
-    return to_rgb(oriented(image), name, reading), size
+    return to_rgb(oriented(image), name, reading), size, image.format
 
 
-def _from_array(array: npt.NDArray[Any], reading: Reading) -> tuple[Image.Image, tuple[int, int]]:
+def _from_array(array: npt.NDArray[Any], reading: Reading) -> _Decoded:
     name = f"array of shape {array.shape} and dtype {array.dtype}"
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(
@@ -287,4 +253,4 @@ def _from_array(array: npt.NDArray[Any], reading: Reading) -> tuple[Image.Image,
     check_pixels((width, height), name, reading.max_pixels)
     check_sides((width, height), name)
     values = to_bytes(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array, name, reading)
-    return to_rgb(Image.fromarray(np.ascontiguousarray(values)), name, reading), (height, width)
+    return to_rgb(Image.fromarray(np.ascontiguousarray(values)), name, reading), (height, width), None

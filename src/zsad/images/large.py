@@ -16,12 +16,14 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from zsad.images.decode import Source, read_image
-from zsad.images.open import check_sides, decoding, opened
+from zsad.images.open import opened
 from zsad.images.pixels import (
     ORIENTATION_TAG,
     PLAIN,
     TRANSPOSED,
     Reading,
+    check_sides,
+    decoding,
     is_wide,
     orientation,
     to_rgb,

@@ -3,53 +3,22 @@
 from __future__ import annotations
 
 import io
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from zsad.errors import ConfigError, DataError, ImageError, TooManyPixelsError
-from zsad.images.address import DICOM_SUFFIXES, is_video, split_address
-from zsad.images.pixels import MAX_PIXELS, Reading
+from zsad.errors import ConfigError, ImageError
+from zsad.images.address import DICOM_SUFFIXES, check_file, is_video, split_address
+from zsad.images.pixels import MAX_PIXELS, Reading, check_pixels, decoding
 
 # An allow-list: decoders of documents (EPS starts Ghostscript) have no business with data sets.
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
 _PAGED = frozenset({".tif", ".tiff"}) | DICOM_SUFFIXES
-_MIN_SIDE = 8
 _limit = threading.Lock()
-
-
-@contextmanager
-def decoding(name: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into an `ImageError`.
-
-    Decoders fed with broken files raise nearly anything (OSError, SyntaxError, ValueError, struct.error,
-    zlib.error, IndexError, and warnings where these are errors), hence the wide net.
-    """
-    try:
-        yield
-    except (ImageError, DataError, ConfigError):
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        reason = "has more pixels than Pillow's limit: tile it or make it smaller"
-        raise TooManyPixelsError(f"{name} {reason}") from error
-    except MemoryError as error:
-        raise ImageError(f"{name} does not fit into memory: tile it or make it smaller") from error
-    except PermissionError as error:
-        raise ImageError(f"{name} may not be read: check the permissions of the file") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{name} is not an image of a known format: remove it or save it as PNG or JPEG"
-        ) from error
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(
-            f"{name} is damaged or truncated ({reason}): copy or export the file again"
-        ) from error
 
 
 @lru_cache(maxsize=1)
@@ -93,20 +62,6 @@ def opened_content(content: bytes, name: str, reading: Reading) -> Iterator[Imag
             yield image
 
 
-def check_file(path: Path) -> None:
-    """Raises an ImageError where there is no file with content."""
-    if path.is_dir():
-        raise ImageError(f"{path} is a folder, expected an image file")
-    if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises on links in a circle)
-        if path.is_symlink():
-            raise ImageError(f"{path} is a link that leads nowhere: remove it or restore its target")
-        raise ImageError(f"{path} does not exist: check the path")
-    if not path.is_file():
-        raise ImageError(f"{path} is not a regular file, expected an image file")
-    if path.stat().st_size == 0:
-        raise ImageError(f"{path} is empty (0 bytes): copy or export the file again")
-
-
 def page_count(path: Path) -> int:
     """Pictures in a TIFF or DICOM file; 1 for others, and for those that cannot be read."""
     suffix = path.suffix.lower()
@@ -122,22 +77,6 @@ def page_count(path: Path) -> int:
                 return max(1, int(getattr(image, "n_frames", 1)))
     except (ImageError, ConfigError):
         return 1  # whoever reads it says what is wrong
-
-
-def check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
-    """Raises a TooManyPixelsError for a larger image of `size` (W,H)."""
-    if size[0] * size[1] > max_pixels:
-        pixels = size[0] * size[1]
-        raise TooManyPixelsError(
-            f"{name} has {size[0]}x{size[1]} = {pixels:,} pixels, at most {max_pixels:,} are read: "
-            "tile it, make it smaller, or raise max_pixels"
-        )
-
-
-def check_sides(size: tuple[int, int], name: str) -> None:
-    """Raises an ImageError for an image that is too small to show anything."""
-    if min(size) < _MIN_SIDE:
-        raise ImageError(f"{name} is {size[0]}x{size[1]} px, expected at least {_MIN_SIDE} px on each side")
 
 
 def _open(file: Path, max_pixels: int) -> Image.Image:

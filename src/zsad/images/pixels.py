@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from zsad.errors import ConfigError, ImageError
+from zsad.errors import ConfigError, DataError, ImageError, TooManyPixelsError
 
 MAX_PIXELS = 120_000_000
 ORIENTATION_TAG = 0x0112
 TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _DEPTHS = (8, 10, 12, 14, 16)
 _FLOAT_SLACK = 1e-6
+_MIN_SIDE = 8
 
 Levels = Literal["depth", "full"] | tuple[float, float]
 
@@ -71,6 +74,51 @@ class Reading:
 
 
 PLAIN = Reading()
+
+
+@contextmanager
+def decoding(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into an `ImageError`.
+
+    Decoders fed with broken files raise nearly anything (OSError, SyntaxError, ValueError, struct.error,
+    zlib.error, IndexError, and warnings where these are errors), hence the wide net.
+    """
+    try:
+        yield
+    except (ImageError, DataError, ConfigError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        reason = "has more pixels than Pillow's limit: tile it or make it smaller"
+        raise TooManyPixelsError(f"{name} {reason}") from error
+    except MemoryError as error:
+        raise ImageError(f"{name} does not fit into memory: tile it or make it smaller") from error
+    except PermissionError as error:
+        raise ImageError(f"{name} may not be read: check the permissions of the file") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{name} is not an image of a known format: remove it or save it as PNG or JPEG"
+        ) from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(
+            f"{name} is damaged or truncated ({reason}): copy or export the file again"
+        ) from error
+
+
+def check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    """Raises a TooManyPixelsError for a larger image of `size` (W,H)."""
+    if size[0] * size[1] > max_pixels:
+        pixels = size[0] * size[1]
+        raise TooManyPixelsError(
+            f"{name} has {size[0]}x{size[1]} = {pixels:,} pixels, at most {max_pixels:,} are read: "
+            "tile it, make it smaller, or raise max_pixels"
+        )
+
+
+def check_sides(size: tuple[int, int], name: str) -> None:
+    """Raises an ImageError for an image that is too small to show anything."""
+    if min(size) < _MIN_SIDE:
+        raise ImageError(f"{name} is {size[0]}x{size[1]} px, expected at least {_MIN_SIDE} px on each side")
 
 
 def is_wide(image: Image.Image) -> bool:

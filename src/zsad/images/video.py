@@ -14,8 +14,7 @@ from typing import Any
 from PIL import Image
 
 from zsad.errors import ConfigError, ImageError
-from zsad.images.address import is_stream
-from zsad.images.open import check_file
+from zsad.images.address import check_file, is_stream
 
 _PATIENCE = 10.0  # seconds that a camera may keep silent
 

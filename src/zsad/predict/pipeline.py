@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from zsad.backends.base import Backend, as_backend
 from zsad.errors import ImageError, ZsadError
-from zsad.images.decode import Preprocess
 from zsad.images.loader import iter_batches
+from zsad.images.preprocess import Preprocess
 from zsad.predict.options import SQUARE, InputOptions
 from zsad.predict.prediction import Prediction
 from zsad.types import Sample

@@ -29,8 +29,9 @@ from PIL import Image
 
 from zsad.backends.base import Backend
 from zsad.errors import ConfigError
-from zsad.images.decode import Preprocess, Source
+from zsad.images.decode import Source
 from zsad.images.large import Box, LargePicture, open_large
+from zsad.images.preprocess import Preprocess
 from zsad.nn.maps import MapSpec, interpolation_matrix, render_map_numpy
 from zsad.predict.options import InputOptions
 from zsad.predict.pipeline import predict_pixels

@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 
 from zsad.errors import DataError, ImageError, ZsadError
-from zsad.images.decode import Preprocess, Source, read_image
+from zsad.images.decode import Source, read_image
 from zsad.images.loader import read_ahead
+from zsad.images.preprocess import Preprocess
 from zsad.predict.options import SQUARE, InputOptions
 from zsad.predict.pipeline import predict_pixels
 from zsad.predict.prediction import Prediction

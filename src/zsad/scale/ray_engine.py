@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from zsad.errors import ConfigError, EngineError, ImageError, ZsadError
-from zsad.images.decode import Preprocess
+from zsad.images.preprocess import Preprocess
 from zsad.nn.maps import MapSpec
 from zsad.predict.prediction import Prediction
 from zsad.predict.roi import RegionOfInterest

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zsad.images.decode import Preprocess
+from zsad.images.preprocess import Preprocess
 from zsad.methods.registry import find, names
 from zsad.train.checkpoint import BackboneReference, Card, Training
 from zsad.train.config import RUN_FIELDS, TrainConfig

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 
 from zsad.errors import ZsadError
-from zsad.images.decode import Preprocess
 from zsad.images.loader import iter_batches
+from zsad.images.preprocess import Preprocess
 from zsad.methods.base import ImageFeatures, Method, Output
 from zsad.nn.maps import MapSpec, render_map_numpy
 from zsad.train.cache import FeatureCache, Layout, content_hash

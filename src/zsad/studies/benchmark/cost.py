@@ -53,7 +53,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 
     from zsad.clip.weights import load_backbone
     from zsad.device import use_threads
-    from zsad.images.decode import Preprocess
+    from zsad.images.preprocess import Preprocess
     from zsad.methods.registry import build
     from zsad.predict.pipeline import predict_samples
     from zsad.types import Sample
