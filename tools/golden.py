@@ -22,12 +22,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN = REPOSITORY / "tests" / "golden"
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")])
-)
-sys.path[:0] = [str(REPOSITORY / "src"), str(REPOSITORY / "tools")]
+sys.path.insert(0, str(REPOSITORY / "tools"))
 
 from zsad_golden.case import Case  # noqa: E402
 from zsad_golden.cases import CASES  # noqa: E402
@@ -46,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--only", nargs="+", metavar="NAME", help="names of cases, or their beginnings with *"
     )
     options = parser.parse_args(arguments)
+    _prepare_process()
     cases = list(_chosen(options.only))
     if options.action == "list":
         print("\n".join(f"{case.name}{'' if case.quick else ' (not in the test suite)'}" for case in cases))
@@ -53,6 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="zsad-golden-") as folder:
         space = Workspace(Path(folder))
         return (_make if options.action == "make" else _check)(space, cases)
+
+
+def _prepare_process() -> None:
+    """Runs the code of this checkout, here and in processes that are started, on one thread of the processor."""
+    source = str(REPOSITORY / "src")
+    sys.path.insert(0, source)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def _chosen(names: Sequence[str] | None) -> Iterator[Case]:

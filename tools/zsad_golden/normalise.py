@@ -18,6 +18,7 @@ TEXT_RULES = (
     ("seconds", re.compile(r"\b\d[\d.,]* (s|seconds|min|h)\b"), "<time>"),
     ("rest", re.compile(r"; about .* left"), ""),
     ("key", re.compile(r"\b([a-z]+(?:-\d+)?)-[0-9a-f]{16}\b"), r"\1-<key>"),
+    ("identity", re.compile(r", [0-9a-f]{8}\)"), ", <identity>)"),
     ("error of a graph", re.compile(r"differ by up to [^,]+, maps by up to [^,]+,"), "differ by <error>,"),
     ("port", re.compile(r"127\.0\.0\.1:\d+"), "127.0.0.1:<port>"),
     ("version", re.compile(r"zsad \d+\.\d+\S*"), "zsad <version>"),
@@ -74,6 +75,8 @@ class Normaliser:
             return sorted(value) if isinstance(value, Mapping) else f"<{key}>"
         if key == "model" and isinstance(value, Mapping) and "map_spec" in value and not whole:
             return sorted(value)
+        if key.endswith((".onnx", ".xml", ".bin")) and _is_hash(value):
+            return "<hash>"
         if key in HASHES | {"model", "key", "calibration"} and _is_hash(value) and not whole:
             return "<hash>"
         if key in VARYING:

@@ -30,7 +30,7 @@ PRODUCTS = {
         "trained",
     ),
     "graph": ("export promptmoe-tiny --to onnx --count 2 --out {file} --threads 1", "graph"),
-    "openvino": ("export winclip-tiny --to openvino --count 2 --out {file} --threads 1", "openvino"),
+    "openvino": ("export clip-tiny --to openvino --count 2 --out {file} --threads 1", "openvino"),
     "references": (
         "predict in/parts --references in/normals --no-overlay --no-report --out {file} --threads 1",
         "compared",
