@@ -31,7 +31,7 @@ from zsad.images.decode import load_image, load_mask
 from zsad.nn.maps import render_map_numpy
 from zsad.predict.overlay import anchored_scale, blend
 from zsad.studies.report.canvas import Drawing
-from zsad.train.scale import colour_scale
+from zsad.train.fitting import colour_scale
 from zsad.types import Sample
 
 MOST = 5

@@ -38,7 +38,7 @@ from zsad.export.writer import export_model
 from zsad.loading import Loaded
 from zsad.methods.registry import METHODS, build
 from zsad.predict.prediction import Prediction
-from zsad.train.card import CardParts, card_of
+from zsad.train.training_card import CardParts, card_of
 
 MODELS = tuple(f"{name}-tiny" for name in METHODS)
 TARGETS = ("onnx", "openvino")

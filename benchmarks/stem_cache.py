@@ -20,7 +20,7 @@ from zsad.clip.vision import PatchTokens, VisionTower
 from zsad.images.loader import iter_batches
 from zsad.images.preprocess import Preprocess
 from zsad.nn.oddness import oddness
-from zsad.train.cache import content_hash
+from zsad.train.feature_cache import content_hash
 from zsad.types import Sample
 
 BATCH = 16

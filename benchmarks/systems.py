@@ -30,6 +30,7 @@ from typing import Any
 import torch
 
 from stem_cache import StemCache
+from zsad.card import BackboneReference
 from zsad.clip.weights import Backbone, load_backbone
 from zsad.datasets.manifest import DataSet, discover
 from zsad.images import decode as image
@@ -40,14 +41,14 @@ from zsad.metrics import protocols
 from zsad.metrics.protocols import evaluate
 from zsad.studies.benchmark.cached_scoring import CachedScore
 from zsad.train import samples as training_samples
-from zsad.train.cache import FeatureCache
-from zsad.train.card import CardParts, card_of, training_of
-from zsad.train.checkpoint import BackboneReference, build_method, read_card, save_checkpoint
-from zsad.train.config import TrainConfig
-from zsad.train.features import Shown, cache_key
+from zsad.train.checkpoint import build_method, read_card, save_checkpoint
+from zsad.train.feature_cache import FeatureCache
+from zsad.train.features import TrainingBatch, cache_key
+from zsad.train.fitting import colour_scale, fit_fusion
 from zsad.train.loop import train
 from zsad.train.samples import TrainingSet
-from zsad.train.scale import colour_scale, fit_fusion
+from zsad.train.train_config import TrainConfig
+from zsad.train.training_card import CardParts, card_of, training_of
 from zsad.types import Sample
 
 FOLDS = {"A": ("MVTec", "MVTec3D-RGB", "CVC-ColonDB"), "B": ("MagneticTile", "BSData", "CrackForest")}
@@ -130,11 +131,11 @@ class KeptSource:
     def __init__(self, method: Method, bench: Bench) -> None:
         self.method, self.bench = method, bench
 
-    def batches(self, training: TrainingSet, order: Sequence[Sequence[int]]) -> Iterator[Shown]:
+    def batches(self, training: TrainingSet, order: Sequence[Sequence[int]]) -> Iterator[TrainingBatch]:
         """As `FeatureSource.batches`."""
         for rows in order:
             [(_, features)] = self.bench.batches(self.method, [training.items[row].sample for row in rows])
-            yield Shown(features, training.masks(rows), training.labels(rows))
+            yield TrainingBatch(features, training.masks(rows), training.labels(rows))
 
 
 def fused(

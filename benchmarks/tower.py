@@ -98,7 +98,7 @@ def in_openvino(backbone: Backbone, pixels: Tensor, *, start: int, threads: int)
     from zsad.export.writer import unproven_card
     from zsad.loading import Loaded
     from zsad.methods.registry import build
-    from zsad.train.card import CardParts, card_of
+    from zsad.train.training_card import CardParts, card_of
 
     settings = {"image_size": pixels.shape[-1], "templates": "single", "value_value_from": start}
     method = build("clip", {"value_value": True, **settings}, backbone)

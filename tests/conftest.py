@@ -17,13 +17,14 @@ from hypothesis import settings
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
+from zsad.card import BackboneReference, Card
 from zsad.clip.config import CLIPConfig, TextConfig, VisionConfig
 from zsad.clip.model import CLIP
 from zsad.clip.presets import Preset
 from zsad.clip.weights import load_backbone
 from zsad.images.preprocess import Preprocess
 from zsad.methods.registry import build
-from zsad.train.checkpoint import BackboneReference, Card, save_checkpoint
+from zsad.train.checkpoint import save_checkpoint
 
 # The same examples wherever and whenever the suite runs, however slow the machine; new ones on every run with
 # HYPOTHESIS_PROFILE=search.

@@ -88,7 +88,7 @@ def settings_table(config: type[BaseModel], *, only: Iterable[str] | None = None
 
 def training_table() -> str:
     """The settings of a training."""
-    from zsad.train.config import TrainConfig
+    from zsad.train.train_config import TrainConfig
 
     return settings_table(TrainConfig)
 

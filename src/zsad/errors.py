@@ -67,6 +67,10 @@ class StorageError(ZsadError):
     """The disk is full, or a folder cannot be written."""
 
 
+class LockedError(StorageError):
+    """A folder into which another process is writing."""
+
+
 class MetricError(ZsadError):
     """Scores, maps and labels that do not fit together."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from zsad.errors import StorageError
+from zsad.errors import LockedError, StorageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -173,7 +173,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
         folder: must exist. Where the file system knows no locks, nothing is kept from anybody.
 
     Raises:
-        StorageError: another process is in the block.
+        LockedError: another process is in the block.
     """
     handle = _locked(folder)
     try:
@@ -198,7 +198,7 @@ def _locked(folder: Path) -> int | None:
     except OSError as error:
         os.close(handle)
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise StorageError(
+            raise LockedError(
                 f"another zsad is writing into {folder}: wait until it has finished, or choose another --out"
             ) from error
         return None

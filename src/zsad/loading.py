@@ -155,7 +155,7 @@ def _load_untrained(
     from zsad.backends.torch import TorchBackend
     from zsad.clip.weights import load_backbone
     from zsad.methods.registry import build
-    from zsad.train.card import CardParts, card_of
+    from zsad.train.training_card import CardParts, card_of
 
     wanted = request.backbone or default
     if wanted is None:

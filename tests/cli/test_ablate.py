@@ -22,8 +22,8 @@ from zsad.metrics.protocols import ClassScores
 from zsad.studies.ablations import Table, ablations, find_table, methods
 from zsad.studies.ablations.study import Study
 from zsad.studies.benchmark.cached_scoring import copy_layers, is_part
-from zsad.train.cache import FeatureCache
-from zsad.train.config import TrainConfig
+from zsad.train.feature_cache import FeatureCache
+from zsad.train.train_config import TrainConfig
 
 Call = Callable[..., tuple[int, str, str]]
 SETTINGS = ["heads=4", "router_hidden=8", "context_tokens=2", "queries=2"]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import zsad.cli.train
 from zsad.cli.main import main
 from zsad.methods.registry import METHODS
-from zsad.train.config import TrainConfig
+from zsad.train.train_config import TrainConfig
 
 TRAINED = tuple(name for name, entry in METHODS.items() if entry.needs_training)
 STEPS = 4  # of an epoch: two classes, two labels, two images each, two a step

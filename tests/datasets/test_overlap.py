@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zsad.card import BackboneReference, Card, Training
 from zsad.datasets import overlap
 from zsad.datasets.manifest import discover
 from zsad.datasets.overlap import check_unseen, names_of, overlap_of, pack_tags, seen_images, tag, unpack_tags
 from zsad.errors import DataError
 from zsad.methods.base import MapSpec
-from zsad.train.checkpoint import BackboneReference, Card, Training, bundled_models, read_card, resolve_model
+from zsad.train.checkpoint import bundled_models, read_card, resolve_model
 
 
 def card(*datasets: str, images: str = "", backbone: str = "toy", trained: bool = True) -> Card:

@@ -15,8 +15,8 @@ from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method
 from zsad.methods.registry import build, find, names
 from zsad.prompts import state_prompts
-from zsad.train.card import CardParts, card_of
 from zsad.train.checkpoint import save_checkpoint
+from zsad.train.training_card import CardParts, card_of
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

@@ -17,7 +17,7 @@ from zsad.export.parity import ProofImages
 from zsad.images.preprocess import Preprocess
 from zsad.loading import Loaded
 from zsad.methods.registry import build
-from zsad.train.card import CardParts, card_of
+from zsad.train.training_card import CardParts, card_of
 
 SMALL = {
     "promptmoe": {"heads": 4},

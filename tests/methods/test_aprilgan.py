@@ -16,7 +16,7 @@ from zsad.methods.aprilgan import AprilGAN, AprilGANConfig
 from zsad.methods.base import ImageFeatures
 from zsad.methods.registry import build
 from zsad.nn.filters import render_map
-from zsad.train.config import TrainConfig
+from zsad.train.train_config import TrainConfig
 
 WORDS = ("bottle", "metal nut", "bottle")
 

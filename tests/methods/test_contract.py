@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from zsad.card import BackboneReference, Card
 from zsad.clip.model import CLIP
 from zsad.clip.text import TextTower
 from zsad.errors import CheckpointError, ConfigError
@@ -18,11 +19,11 @@ from zsad.images.preprocess import Preprocess
 from zsad.methods.base import ImageFeatures, Method
 from zsad.methods.registry import METHODS, build
 from zsad.nn.filters import render_map
-from zsad.train.cache import FeatureCache
-from zsad.train.checkpoint import BackboneReference, Card, build_method, load_checkpoint, save_checkpoint
-from zsad.train.config import TrainConfig
+from zsad.train.checkpoint import build_method, load_checkpoint, save_checkpoint
+from zsad.train.feature_cache import FeatureCache
 from zsad.train.features import feature_settings
 from zsad.train.schedule import Schedule
+from zsad.train.train_config import TrainConfig
 
 NAMES = tuple(METHODS)
 TRAINED = tuple(name for name, entry in METHODS.items() if entry.needs_training)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from zsad.card import BackboneReference
 from zsad.clip.model import CLIP
 from zsad.clip.presets import preset
 from zsad.clip.tokenizer import Tokenizer
@@ -25,10 +26,10 @@ from zsad.methods.base import ImageFeatures
 from zsad.methods.mpama import MPA, MPAMA, MPAConfig, MPAMAConfig
 from zsad.methods.registry import build, find
 from zsad.nn.filters import render_map
-from zsad.train.card import CardParts
-from zsad.train.checkpoint import BackboneReference, read_card
-from zsad.train.config import TrainConfig
+from zsad.train.checkpoint import read_card
 from zsad.train.loop import Progress, train
+from zsad.train.train_config import TrainConfig
+from zsad.train.training_card import CardParts
 from zsad.types import Sample
 
 FFN = {"ma_form": "ffn", "layers": (4,)}

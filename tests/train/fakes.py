@@ -12,15 +12,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zsad.card import BackboneReference
 from zsad.clip.config import CLIPConfig, TextConfig, VisionConfig
 from zsad.clip.model import CLIP
 from zsad.datasets.manifest import DataSet
 from zsad.images.preprocess import Preprocess
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
-from zsad.train.card import CardParts
-from zsad.train.checkpoint import BackboneReference
-from zsad.train.config import TrainConfig
 from zsad.train.loop import train
+from zsad.train.train_config import TrainConfig
+from zsad.train.training_card import CardParts
 from zsad.types import Sample
 
 SIZE = (32, 32)

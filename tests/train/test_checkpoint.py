@@ -14,13 +14,11 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from zsad import files
+from zsad.card import BackboneReference, Card, Training
 from zsad.errors import CheckpointError, StorageError
 from zsad.methods.base import MapSpec
 from zsad.train import checkpoint
 from zsad.train.checkpoint import (
-    BackboneReference,
-    Card,
-    Training,
     build_method,
     bundled_models,
     load_checkpoint,
@@ -184,6 +182,21 @@ def test_resolve_bundled_names(fake, tmp_path, monkeypatch):
     one_line(caught.value)
     with pytest.raises(CheckpointError, match=r"bundled: promptmoe-tiny\)"):
         resolve_model("zsad-tiny")
+
+
+def test_a_bundled_model_is_found_without_opening_any_and_loaded_with_one_card(monkeypatch):
+    opened = []
+    read = checkpoint.read_safetensors
+
+    def read_safetensors(path, **options):
+        opened.append(path)
+        return read(path, **options)
+
+    monkeypatch.setattr(checkpoint, "read_safetensors", read_safetensors)
+    file = resolve_model("promptmoe-tiny")
+    assert len(bundled_models()) == 9 and not opened
+    build_method("promptmoe-tiny")
+    assert set(opened) == {file} and len(opened) == 2  # the card, then the tensors
 
 
 def test_build_method_takes_the_backbone_of_the_card(fake, saved, monkeypatch):

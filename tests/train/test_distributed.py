@@ -15,11 +15,11 @@ from torch import distributed
 
 from zsad.errors import ConfigError
 from zsad.train.checkpoint import read_card
-from zsad.train.config import TrainConfig
-from zsad.train.distributed import Place, joined
+from zsad.train.distributed import Worker, joined
 from zsad.train.features import FeatureSource, open_cache
 from zsad.train.loop import _check_batch
 from zsad.train.samples import prepare
+from zsad.train.train_config import TrainConfig
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 8])
@@ -27,7 +27,7 @@ from zsad.train.samples import prepare
 def test_average_over_processes_is_the_mean_over_the_batch(length, size):
     batch = list(range(10, 10 + length))
     values = {row: float(row**2) for row in batch}
-    shares = [Place(rank, size).share(batch) for rank in range(size)]
+    shares = [Worker(rank, size).share(batch) for rank in range(size)]
     average = sum(weight * sum(values[row] for row in rows) / len(rows) for rows, weight in shares) / size
     assert average == pytest.approx(sum(values.values()) / length)
     assert sorted(row for rows, weight in shares if weight for row in rows) == batch
@@ -36,8 +36,8 @@ def test_average_over_processes_is_the_mean_over_the_batch(length, size):
 
 def test_batch_must_be_a_multiple_of_the_processes():
     with pytest.raises(ConfigError, match="multiple of 3"):
-        _check_batch(TrainConfig(batch_size=16), Place(0, 3))
-    _check_batch(TrainConfig(batch_size=16), Place(0, 4))
+        _check_batch(TrainConfig(batch_size=16), Worker(0, 3))
+    _check_batch(TrainConfig(batch_size=16), Worker(0, 4))
 
 
 def test_alone_nothing_is_joined():
@@ -101,7 +101,7 @@ def test_process_that_starts_late_deals_out_the_same_images(fake, tmp_path):
     def extract(rank):
         cache = open_cache(method, fake.PREPROCESS, backbone_sha256="ab", config=config, out=tmp_path / "run")
         source = FeatureSource(method, fake.PREPROCESS, config=config, cache=cache)
-        source._extract(training.items, cache, Place(rank, 2), lambda done, total: None)
+        source._extract(training.items, cache, Worker(rank, 2), lambda done, total: None)
         return cache
 
     assert 0 < len(extract(0)) < 9

@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zsad.errors import CheckpointError, ConfigError, DataError, StorageError, TrainingError
+from zsad.errors import CheckpointError, ConfigError, DataError, LockedError, TrainingError
 from zsad.methods.base import Stage
 from zsad.train.checkpoint import read_card
-from zsad.train.config import TrainConfig
 from zsad.train.precision import amp_dtype
 from zsad.train.schedule import Schedule
 from zsad.train.state import StepLog
+from zsad.train.train_config import TrainConfig
 from zsad.types import Sample
 
 SMALL = {"epochs": 3, "batch_size": 4, "warmup_epochs": 1, "checkpoint_every": 2, "learning_rate": 0.01}
@@ -288,7 +288,7 @@ def test_second_run_into_the_same_folder_is_refused(fake, tmp_path, existed):
     def meanwhile(event):
         if event.stage == "train" and not refused:
             for resume in (True, False):
-                with pytest.raises(StorageError, match="another zsad is writing"):
+                with pytest.raises(LockedError, match="another zsad is writing"):
                     fake.run(tmp_path / "run", data, TrainConfig(**SMALL), resume=resume)
             refused.append(event.done)
 

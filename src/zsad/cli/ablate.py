@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from zsad.train.config import TrainConfig
+from zsad.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from zsad.studies.ablations.ablation_table import Results

@@ -122,7 +122,7 @@ def _drawn(backbone: str) -> Loaded:
     from zsad.clip.weights import Backbone
     from zsad.loading import Loaded, Request, load_checkpoint_or_method
     from zsad.methods.registry import build
-    from zsad.train.card import CardParts, card_of
+    from zsad.train.training_card import CardParts, card_of
 
     if backbone not in PRESETS:
         return load_checkpoint_or_method(Request("clip", backbone, None, "cpu"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from zsad.train.config import TrainConfig
+from zsad.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from zsad.studies.benchmark.cell_results import CellResult

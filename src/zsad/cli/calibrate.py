@@ -118,7 +118,7 @@ def _place(model: str, out: Path | None) -> Path:
     """The file to write."""
     from zsad.calibration.calibration import CALIBRATION_FILE, beside
     from zsad.errors import CalibrationError
-    from zsad.train.checkpoint import bundled_models, holds_run, resolve_model
+    from zsad.train.checkpoint import holds_run, is_bundled, resolve_model
 
     if out is not None:
         return out / CALIBRATION_FILE if out.is_dir() else out
@@ -126,7 +126,7 @@ def _place(model: str, out: Path | None) -> Path:
         from zsad.detector import untrained_methods
 
         own = {name for method in untrained_methods() for name in (method, f"{method}-tiny")}
-        if model in own or model in bundled_models():
+        if model in own or is_bundled(model):
             raise CalibrationError(
                 f"model {model} is part of zsad, where nothing is written; name a file with --out {CALIBRATION_FILE}"
             )

@@ -92,7 +92,7 @@ def _candidate(
     from zsad.studies.benchmark.pairing import Pair, find_set
     from zsad.studies.benchmark.paper_comparison import find_entry
     from zsad.studies.benchmark.papers import papers_on
-    from zsad.train.checkpoint import bundled_models, read_card, resolve_model
+    from zsad.train.checkpoint import is_bundled, read_card, resolve_model
 
     test = (str(place),)
     if model is not None:
@@ -106,7 +106,7 @@ def _candidate(
         return method, Pair(test=test)
     if backbone is None:
         bundled = f"{method}-tiny"
-        if bundled not in bundled_models():
+        if not is_bundled(bundled):
             raise ConfigError(f"no bundled model of {method}: give --model RUN, or --backbone to train one")
         return f"{method}={bundled}", Pair(test=test)
     entry = find_entry(dataset, place.resolve().name)

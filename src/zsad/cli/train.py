@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from zsad.train.config import TrainConfig
+from zsad.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from zsad.methods.base import Method
@@ -60,9 +60,9 @@ def train_command(
     from zsad.device import select_device, use_threads
     from zsad.methods.registry import build, find
     from zsad.runs.folder import check_place
-    from zsad.train.card import CardParts
-    from zsad.train.distributed import current_place, joined
+    from zsad.train.distributed import current_worker, joined
     from zsad.train.loop import train
+    from zsad.train.training_card import CardParts
 
     settings = training_settings(find(method).load(), config)
     if device != "auto":
@@ -89,7 +89,7 @@ def train_command(
         )
         _say_done(path, backbone=backbone, weights=weights)
         # To torchrun any code but 0 is a crash of the process.
-        return 3 if report.broken and current_place().size == 1 else 0
+        return 3 if report.broken and current_worker().world_size == 1 else 0
 
 
 def training_settings(method: type[Method], given: TrainConfig | None) -> TrainConfig:
@@ -123,12 +123,12 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 def _say_done(path: Path, *, backbone: str, weights: Path | None) -> None:
     from zsad.cli.console import printable, say
     from zsad.clip.presets import preset_names
-    from zsad.train.distributed import current_place
+    from zsad.train.distributed import current_worker
 
     # A card holds a name and a hash: where own weights lie has to be said again.
     where = "" if backbone in preset_names() else f" --backbone {backbone}"
     where += "" if weights is None else f" --weights {weights}"
-    if current_place().leads:
+    if current_worker().is_main:
         found = f"wrote {path}; try: zsad evaluate {path.parent}{where} --data DIR --out DIR"
         say(printable(found))
 

@@ -15,7 +15,6 @@ from torch.overrides import TorchFunctionMode
 from zsad.clip import hub
 from zsad.clip.config import Activation, CLIPConfig
 from zsad.clip.convert import State, infer_config, to_zsad
-from zsad.clip.files import PICKLES, read_json, read_weights, weight_files, weights_sha256
 from zsad.clip.model import CLIP
 from zsad.clip.presets import (
     ASSETS,
@@ -30,6 +29,7 @@ from zsad.clip.presets import (
     read_preset,
 )
 from zsad.clip.tokenizer import Tokenizer
+from zsad.clip.weight_files import PICKLES, read_json, read_weights, weight_files, weights_sha256
 from zsad.errors import BackboneError, ConfigError, HubError
 
 

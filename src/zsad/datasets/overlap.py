@@ -21,8 +21,8 @@ from zsad.datasets.catalog import Catalogue, bundled, letters
 from zsad.errors import DataError
 
 if TYPE_CHECKING:
+    from zsad.card import Card
     from zsad.datasets.manifest import DataSet
-    from zsad.train.checkpoint import Card
 
 MAX_TAGS = 65_536
 """Tags that a card keeps at most (700 kB of text): of more images those with the smallest content bits."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,31 +19,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 import zsad
-from zsad.card import FORMAT, BackboneReference, Card, Training
+from zsad.card import FORMAT, Card
 from zsad.errors import CheckpointError, ConfigError
 from zsad.files import parse_document, write_bytes, write_text
 from zsad.methods.base import Method
 
 if TYPE_CHECKING:
     from zsad.clip.weights import Backbone
-
-__all__ = [
-    "CARD_FILE",
-    "FORMAT",
-    "MODEL_FILE",
-    "STATE_FILE",
-    "BackboneReference",
-    "Card",
-    "Training",
-    "build_method",
-    "bundled_models",
-    "holds_run",
-    "load_checkpoint",
-    "read_card",
-    "read_safetensors",
-    "resolve_model",
-    "save_checkpoint",
-]
 
 MODEL_FILE = "model.safetensors"
 CARD_FILE = "card.json"
@@ -103,6 +86,10 @@ def read_card(path: str | Path) -> Card:
         CheckpointError: missing, truncated, not safetensors, without a card, or with one of a newer format.
     """
     metadata, _ = read_safetensors(Path(path), tensors=False)
+    return _card_in(metadata, path)
+
+
+def _card_in(metadata: Mapping[str, str], path: str | Path) -> Card:
     text = metadata.get(_CARD_KEY)
     if text is None:
         raise CheckpointError(
@@ -160,7 +147,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         return f"{path} cannot be read: {reason.strerror or reason}; check its permissions"
     if not head:
         return f"{path} is empty; fetch or train the model again"
-    if head.startswith((b"PK", b"\x80")):
+    # The length of a safetensors header may begin with a pickle's first byte; its brace follows at once.
+    if head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
         return f"{path} is a pickled PyTorch file (.pt), which zsad never reads; give a safetensors file"
     if head.startswith(b"version https://git-lfs"):
         return f"{path} is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull"
@@ -179,14 +167,14 @@ def load_checkpoint(path: str | Path, method: Method, *, backbone_sha256: str | 
     Raises:
         CheckpointError: broken file, another method or backbone, tensors that do not fit or are not finite.
     """
-    card = read_card(path)
+    metadata, tensors = read_safetensors(Path(path))
+    card = _card_in(metadata, path)
     if card.method != method.name:
         raise CheckpointError(
             f"{path} holds a model of method {card.method!r}, not of {method.name!r}; build that method"
         )
     if backbone_sha256 is not None:
         _check_backbone(card, path, backbone_sha256)
-    _, tensors = read_safetensors(Path(path))
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
@@ -210,14 +198,15 @@ def _check_backbone(card: Card, path: str | Path, sha256: str) -> None:
 
 def bundled_models() -> list[str]:
     """Names of the models shipped with the package."""
-    names = []
-    for file in sorted(_ASSETS.glob(f"*/{MODEL_FILE}")):
-        try:
-            read_card(file)
-        except CheckpointError:
-            continue  # a bundled backbone lies there, too
-        names.append(file.parent.name)
-    return names
+    return sorted(file.parent.name for file in _ASSETS.glob(f"*/{CARD_FILE}") if is_bundled(file.parent.name))
+
+
+def is_bundled(name: str) -> bool:
+    """Return True for the name of a model shipped with the package; no file is opened."""
+    folder = _ASSETS / name
+    files = (folder / MODEL_FILE).is_file() and (folder / CARD_FILE).is_file()
+    # A backbone lies among the models; it alone has a config.
+    return files and folder.parent == _ASSETS and not (folder / "config.json").exists()
 
 
 def resolve_model(spec: str | Path) -> Path:
@@ -235,12 +224,12 @@ def resolve_model(spec: str | Path) -> Path:
         )
     if holds_run(path):
         return _in_folder(path)
-    bundled = bundled_models()
     # Results are often kept in a folder of the model's name: that is not what is meant.
-    if str(spec) in bundled:
+    if is_bundled(str(spec)):
         return _ASSETS / str(spec) / MODEL_FILE
     if path.is_dir():
         return _in_folder(path)
+    bundled = bundled_models()
     near = difflib.get_close_matches(str(spec), bundled, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     listed = ", ".join(bundled) or "none"

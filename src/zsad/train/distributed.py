@@ -20,29 +20,34 @@ from zsad.methods.base import ImageFeatures, Method
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Which of how many processes this one is."""
+class Worker:
+    """One of the processes of a training.
+
+    Attributes:
+        rank: number of this process, from 0.
+        world_size: number of processes.
+    """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """True in the one process that writes."""
         return self.rank == 0
 
     def barrier(self) -> None:
         """Waits for all processes."""
-        if self.size > 1:
+        if self.world_size > 1:
             distributed.barrier()
 
     def mean(self, values: Tensor, *, weight: float) -> Tensor:
-        """Weighted mean (the weights of all processes summing to `size`) of a vector over all processes."""
-        if self.size == 1:
+        """Weighted mean (the weights of all processes summing to `world_size`) of a vector over all processes."""
+        if self.world_size == 1:
             return values
         summed = values * weight
         distributed.all_reduce(summed)
-        return summed / self.size
+        return summed / self.world_size
 
     def share(self, batch: Sequence[int]) -> tuple[list[int], float]:
         """This process' rows of a batch and the weight of their mean loss.
@@ -50,17 +55,17 @@ class Place:
         With weights `rows here * processes / rows in all` the average over processes is the mean over the
         batch. A process that gets nothing of a short last batch takes part with one row of weight 0.
         """
-        rows = list(batch[self.rank :: self.size])
+        rows = list(batch[self.rank :: self.world_size])
         if not rows:
             return [batch[0]], 0.0
-        return rows, len(rows) * self.size / len(batch)
+        return rows, len(rows) * self.world_size / len(batch)
 
 
-def current_place() -> Place:
-    """The place in the process group that was joined, or that of a process alone."""
+def current_worker() -> Worker:
+    """Return this process' rank in the process group that was joined, or that of a process alone."""
     if distributed.is_available() and distributed.is_initialized():
-        return Place(distributed.get_rank(), distributed.get_world_size())
-    return Place()
+        return Worker(distributed.get_rank(), distributed.get_world_size())
+    return Worker()
 
 
 @contextmanager
@@ -95,13 +100,13 @@ def joined(environment: Mapping[str, str], *, device: str | None = None) -> Iter
             f"process {local} of this machine has no GPU, there are {torch.cuda.device_count()}: "
             f"start at most one process a GPU (torchrun --nproc-per-node)"
         )
-    place = torch.device("cuda", local) if cuda else torch.device("cpu")
+    torch_device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(torch_device)
     # PyTorch reads the same variables itself: under torchrun the store to meet at already exists.
     distributed.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield place
+        yield torch_device
     finally:
         distributed.destroy_process_group()
 
@@ -138,9 +143,9 @@ class LossModule(nn.Module):
         return total, terms
 
 
-def parallel(method: Method, place: Place) -> nn.Module:
+def parallel(method: Method, worker: Worker) -> nn.Module:
     """`LossModule`, wrapped for data parallelism where there are several processes."""
-    if place.size == 1:
+    if worker.world_size == 1:
         return LossModule(method)
     device = next(method.parameters()).device
     return DistributedDataParallel(

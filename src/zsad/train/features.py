@@ -17,17 +17,17 @@ from zsad.images.preprocess import Preprocess
 from zsad.methods.base import ImageFeatures, Method
 from zsad.nn.oddness import CUES
 from zsad.train.augment import Augmenter
-from zsad.train.cache import FeatureCache, Layout
-from zsad.train.config import TrainConfig
-from zsad.train.distributed import Place
+from zsad.train.distributed import Worker
+from zsad.train.feature_cache import FeatureCache, RecordLayout
 from zsad.train.samples import Item, Skipped, TrainingSet
+from zsad.train.train_config import TrainConfig
 from zsad.types import Sample
 
 Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class TrainingBatch:
     """What a step sees: features of B images, masks (B, H, W) and labels (B,) in {0, 1}, on the method's device."""
 
     features: ImageFeatures
@@ -57,7 +57,7 @@ class FeatureSource:
         self.cache = cache
         self.device = next(method.parameters()).device
 
-    def usable(self, training: TrainingSet, *, place: Place, report: Report) -> TrainingSet:
+    def usable(self, training: TrainingSet, *, worker: Worker, report: Report) -> TrainingSet:
         """The set less the images that cannot be decoded; fills the cache where there is one.
 
         Raises:
@@ -67,8 +67,8 @@ class FeatureSource:
         if self.cache is None:
             bad = self._decode_all(training, report)
         else:
-            self._extract(training.items, self.cache, place, report)
-            place.barrier()
+            self._extract(training.items, self.cache, worker, report)
+            worker.barrier()
             self.cache.refresh()
             missing = [item.sample for item in training.items if item.digest not in self.cache]
             bad = self._why(missing)
@@ -76,7 +76,7 @@ class FeatureSource:
 
     def batches(
         self, training: TrainingSet, order: Sequence[Sequence[int]], *, augmenter: Augmenter | None = None
-    ) -> Generator[Shown, None, None]:
+    ) -> Generator[TrainingBatch, None, None]:
         """Each batch of rows in turn, all but the last of one size.
 
         Args:
@@ -106,7 +106,7 @@ class FeatureSource:
 
     def _augmented(
         self, training: TrainingSet, order: Sequence[Sequence[int]], augmenter: Augmenter
-    ) -> Generator[Shown, None, None]:
+    ) -> Generator[TrainingBatch, None, None]:
         plans = [augmenter.plan(step, rows) for step, rows in enumerate(order)]
         flat = [training.items[row].sample for plan in plans for parts in plan for row in parts]
         with closing(self._pixels(flat, size=1)) as images:
@@ -138,16 +138,16 @@ class FeatureSource:
 
     def _shown(
         self, features: ImageFeatures, training: TrainingSet, rows: Sequence[int], masks: Tensor
-    ) -> Shown:
+    ) -> TrainingBatch:
         words = tuple(training.items[row].sample.word for row in rows)
         labels = training.labels(rows).to(self.device)
-        return Shown(replace(features, words=words), masks.to(self.device), labels)
+        return TrainingBatch(replace(features, words=words), masks.to(self.device), labels)
 
     def _compute(self, pixels: torch.Tensor) -> ImageFeatures:
         with torch.no_grad():
             return self.method.encode_image(pixels.to(self.device))
 
-    def _extract(self, items: Sequence[Item], cache: FeatureCache, place: Place, report: Report) -> None:
+    def _extract(self, items: Sequence[Item], cache: FeatureCache, worker: Worker, report: Report) -> None:
         digests = {item.sample: item.digest for item in items}
         extract(
             [(self.method, cache)],
@@ -156,7 +156,7 @@ class FeatureSource:
             digest=digests.__getitem__,
             batch_size=self.config.batch_size,
             workers=self.config.workers,
-            place=place,
+            worker=worker,
             report=report,
         )
         cache.close()
@@ -188,7 +188,7 @@ def extract(
     digest: Callable[[Sample], str | None],
     batch_size: int,
     workers: int,
-    place: Place,
+    worker: Worker,
     report: Report,
 ) -> None:
     """Fills caches with what they lack, one for each way of reading the tower; every image is read once.
@@ -202,7 +202,7 @@ def extract(
         digest: an image's content hash, by which caches know it; None where it cannot be read.
         batch_size: images a pass.
         workers: threads that read images.
-        place: of this process among those that share the work.
+        worker: this process among those that share the work.
         report: called with images done and in all.
 
     Raises:
@@ -218,9 +218,9 @@ def extract(
 
     # Dealt out before looking what is there: a process that starts late sees what others have written by
     # then, and would deal out another list.
-    own = chunks[place.rank :: place.size]
+    own = chunks[worker.rank :: worker.world_size]
     todo = [chunk for chunk in own if any(lacks(cache, chunk) for _, cache in readers)]
-    missing = [sum(lacks(cache, chunk) for chunk in todo) * place.size for _, cache in readers]
+    missing = [sum(lacks(cache, chunk) for chunk in todo) * worker.world_size for _, cache in readers]
     for (_, cache), count in zip(readers, missing, strict=True):
         cache.check_space(count)
     flat = [sample for chunk in todo for sample in chunk]
@@ -252,7 +252,7 @@ def _add_features(
                 cut[id(tower)] = tower.patch_tokens(pixels)
             features = method.encode_image(cut.get(id(tower), pixels))
             if not cache.record_bytes:
-                cache.check_space(count, record_bytes=Layout.of(features).record_bytes)
+                cache.check_space(count, record_bytes=RecordLayout.of(features).record_bytes)
             cache.add(hashes, features)
 
 

@@ -17,16 +17,16 @@ from zsad.datasets.manifest import DataSet
 from zsad.errors import ConfigError, TrainingError
 from zsad.methods.base import Method
 from zsad.train.augment import Augmenter, check_augment
-from zsad.train.card import CardParts, card_of, training_of
-from zsad.train.config import RUN_FIELDS, TrainConfig
-from zsad.train.distributed import Place, current_place, parallel
-from zsad.train.features import FeatureSource, Shown, open_cache
+from zsad.train.distributed import Worker, current_worker, parallel
+from zsad.train.features import FeatureSource, TrainingBatch, open_cache
+from zsad.train.fitting import colour_scale, fit_fusion
 from zsad.train.precision import amp_dtype, gradient_scaler
 from zsad.train.samples import TrainingSet, prepare, start_generator, step_seed
-from zsad.train.scale import colour_scale, fit_fusion
 from zsad.train.schedule import Schedule
 from zsad.train.state import START_OVER, RunFolder, StepLog, load_state, save_state, trainable
-from zsad.train.watch import WATCHED, Watch
+from zsad.train.train_config import RUN_FIELDS, TrainConfig
+from zsad.train.training_card import CardParts, card_of, training_of
+from zsad.train.validation import WATCHED, Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,44 +92,46 @@ def train(
         StorageError: the disk is full or cannot be written, or another process trains into `out`.
         KeyboardInterrupt: with the state saved; the message says where.
     """
-    place = current_place()
-    notify = progress if progress is not None and place.leads else _silent
+    worker = current_worker()
+    notify = progress if progress is not None and worker.is_main else _silent
     folder = RunFolder(out.expanduser())
-    _check_settings(method, config, place)  # before anything is written or removed
+    _check_settings(method, config, worker)  # before anything is written or removed
     sets = [dataset] if isinstance(dataset, DataSet) else list(dataset)
     with ExitStack() as stack:
-        if place.leads:
+        if worker.is_main:
             folder.lock(stack)
             if not resume:
                 folder.clear()
-        place.barrier()
+        worker.barrier()
         identity = _identity(method, config, card_parts)
         folder.check(identity)
         if folder.finished:
             note = f"this run has finished before: {folder.model}; start over with {START_OVER}"
             notify(Progress("finished", 1, 1, notes=(note,)))
             return folder.model
-        source, training = _data(method, sets, config, card_parts, folder, place, notify)
+        source, training = _data(method, sets, config, card_parts, folder, worker, notify)
         identity |= {"data": training.fingerprint()}
         folder.check(identity)
-        place.barrier()
-        if place.leads:
+        worker.barrier()
+        if worker.is_main:
             folder.begin(identity)
             folder.lock(stack)
-        place.barrier()
-        trainer = Trainer(method, source, training, config=config, folder=folder, place=place, notify=notify)
+        worker.barrier()
+        trainer = Trainer(
+            method, source, training, config=config, folder=folder, worker=worker, notify=notify
+        )
         if watch:
             read = lambda done, total: notify(Progress("features", done, total))  # noqa: E731
-            trainer.watch = Watch(source, watch, training, config=config, place=place, report=read)
+            trainer.watch = Watch(source, watch, training, config=config, worker=worker, report=read)
         trainer.run()
-        if place.leads:
+        if worker.is_main:
             report = lambda done, total: notify(Progress("scale", done, total))  # noqa: E731
             fit_fusion(method, source, training, config=config, report=report)
             method.map_scale = colour_scale(method, source, training, config=config, report=report)
             trained = training_of(training, sets, config=config, steps=trainer.steps)
             folder.finish(method, card_of(method, card_parts, training=trained))
             notify(Progress("finished", 1, 1, notes=(f"model written to {folder.model}",)))
-        place.barrier()
+        worker.barrier()
     return folder.model
 
 
@@ -149,20 +151,20 @@ def _identity(method: Method, config: TrainConfig, parts: CardParts) -> dict[str
     }
 
 
-def _check_settings(method: Method, config: TrainConfig, place: Place) -> None:
+def _check_settings(method: Method, config: TrainConfig, worker: Worker) -> None:
     """ConfigError where training cannot work with these settings, whatever the data."""
-    _check_batch(config, place)
+    _check_batch(config, worker)
     check_augment(config)
     trainable(method)
     Schedule.of(method.stages, config, steps_per_epoch=1)
     amp_dtype(config.amp, next(method.parameters()).device)
 
 
-def _check_batch(config: TrainConfig, place: Place) -> None:
-    if config.batch_size % place.size:
+def _check_batch(config: TrainConfig, worker: Worker) -> None:
+    if config.batch_size % worker.world_size:
         raise ConfigError(
-            f"batch_size {config.batch_size} cannot be dealt out evenly to {place.size} processes: "
-            f"use a multiple of {place.size}"
+            f"batch_size {config.batch_size} cannot be dealt out evenly to {worker.world_size} processes: "
+            f"use a multiple of {worker.world_size}"
         )
 
 
@@ -172,7 +174,7 @@ def _data(
     config: TrainConfig,
     parts: CardParts,
     folder: RunFolder,
-    place: Place,
+    worker: Worker,
     notify: Callback,
 ) -> tuple[FeatureSource, TrainingSet]:
     """The usable samples, and where their features come from."""
@@ -184,7 +186,7 @@ def _data(
     source = FeatureSource(method, parts.preprocess, config=config, cache=cache)
     try:
         training = source.usable(
-            training, place=place, report=lambda done, total: notify(Progress("features", done, total))
+            training, worker=worker, report=lambda done, total: notify(Progress("features", done, total))
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped before the first step; run the same again to go on") from None
@@ -210,11 +212,11 @@ class Trainer:
         *,
         config: TrainConfig,
         folder: RunFolder,
-        place: Place,
+        worker: Worker,
         notify: Callback,
     ) -> None:
         self.method, self.source, self.training = method, source, training
-        self.config, self.folder, self.place, self.notify = config, folder, place, notify
+        self.config, self.folder, self.worker, self.notify = config, folder, worker, notify
         self.device = next(method.parameters()).device
         self.amp = amp_dtype(config.amp, self.device)
         self.optimizer = torch.optim.Adam(
@@ -235,7 +237,7 @@ class Trainer:
             self._restore_scaler(extra)
         else:
             self.method.reset_parameters(start_generator(self.config.seed, self.device))
-        self.log = StepLog(self.folder.log, step=self.step) if self.place.leads else None
+        self.log = StepLog(self.folder.log, step=self.step) if self.worker.is_main else None
         try:
             if self.step == 0:
                 self._log_skipped()
@@ -246,7 +248,7 @@ class Trainer:
                 stage = self.schedule.stage(epoch)
                 if stage != begun:
                     self.method.begin_stage(self.schedule.stages[stage].name)
-                    module, begun = parallel(self.method, self.place), stage
+                    module, begun = parallel(self.method, self.worker), stage
                 self._epoch(module, epoch)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._interrupted()) from None
@@ -259,10 +261,10 @@ class Trainer:
         order = self.training.order(self.config, epoch)
         size = self.config.batch_size
         batches = [order[start : start + size] for start in range(0, len(order), size)]
-        shares = [self.place.share(batch) for batch in batches[self.step - epoch * self.steps_per_epoch :]]
+        shares = [self.worker.share(batch) for batch in batches[self.step - epoch * self.steps_per_epoch :]]
         augmenter = None
         if self.config.augment != "none":
-            augmenter = Augmenter(self.training, self.config, step=self.step, rank=self.place.rank)
+            augmenter = Augmenter(self.training, self.config, step=self.step, rank=self.worker.rank)
         own = [rows for rows, _ in shares]
         with closing(self.source.batches(self.training, own, augmenter=augmenter)) as stream:
             for (_, weight), shown in zip(shares, stream, strict=True):
@@ -274,7 +276,7 @@ class Trainer:
                 if last or self.step % self.config.checkpoint_every == 0:
                     self._save()
 
-    def _step(self, module: torch.nn.Module, shown: Shown, *, weight: float, epoch: int) -> None:
+    def _step(self, module: torch.nn.Module, shown: TrainingBatch, *, weight: float, epoch: int) -> None:
         started = time.perf_counter()
         rate = self.schedule.learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
@@ -283,13 +285,13 @@ class Trainer:
         devices = [self.device] if self.device.type == "cuda" else []
         # A step's random numbers depend on seed and step alone; the caller's generator is left as it was.
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(step_seed(self.config.seed, self.step, self.place.rank))
+            torch.manual_seed(step_seed(self.config.seed, self.step, self.worker.rank))
             with self._precision():
                 total, terms = module(
                     features.patches, features.cls, features.grid, features.words, shown.masks, shown.labels
                 )
             losses = self._finite(total, terms, weight=weight)
-            self._update(total * weight if self.place.size > 1 else total)
+            self._update(total * weight if self.worker.world_size > 1 else total)
         self.step += 1
         losses["lr"] = rate
         if self.log is not None:
@@ -318,7 +320,7 @@ class Trainer:
             TrainingError: one of them is not finite.
         """
         stacked = torch.stack([*(term.detach().float() for term in terms.values()), total.detach().float()])
-        values = dict(zip([*terms, "total"], self.place.mean(stacked, weight=weight).tolist(), strict=True))
+        values = dict(zip([*terms, "total"], self.worker.mean(stacked, weight=weight).tolist(), strict=True))
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             found = ", ".join(f"{name} = {values[name]}" for name in bad)

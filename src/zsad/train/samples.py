@@ -16,8 +16,8 @@ from torch import Tensor
 
 from zsad.errors import DataError, ZsadError
 from zsad.images.decode import image_size, load_mask
-from zsad.train.cache import content_hash
-from zsad.train.config import TrainConfig
+from zsad.train.feature_cache import content_hash
+from zsad.train.train_config import TrainConfig
 from zsad.types import Sample
 
 _EPOCH, _LIMIT, _SCALE, _STEP, _START, AUGMENT = range(6)  # streams of random numbers that must not coincide

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from zsad.errors import ConfigError
 from zsad.methods.base import Stage
-from zsad.train.config import TrainConfig
+from zsad.train.train_config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)

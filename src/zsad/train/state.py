@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from zsad.card import Card
 from zsad.errors import CheckpointError, ConfigError
 from zsad.files import (
     make_folder,
@@ -24,7 +25,7 @@ from zsad.files import (
     write_json,
 )
 from zsad.methods.base import Method
-from zsad.train.checkpoint import CARD_FILE, MODEL_FILE, STATE_FILE, Card, read_safetensors, save_checkpoint
+from zsad.train.checkpoint import CARD_FILE, MODEL_FILE, STATE_FILE, read_safetensors, save_checkpoint
 
 FORMAT = 1
 RUN_FILE = "run.json"

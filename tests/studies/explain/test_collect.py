@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import zsad
+from zsad.card import BackboneReference, Card
 from zsad.clip.weights import load_backbone
 from zsad.datasets.manifest import discover
 from zsad.detector import Detector
@@ -21,7 +22,6 @@ from zsad.images.preprocess import Preprocess
 from zsad.methods.registry import METHODS, build
 from zsad.studies.explain import explain
 from zsad.studies.explain.collect import Usage, choose_pictures, patch_regions
-from zsad.train.checkpoint import BackboneReference, Card
 from zsad.types import Sample
 
 PATCH_KINDS = ("activation", "regions", "patches")

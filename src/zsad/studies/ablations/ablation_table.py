@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zsad.metrics.table import COLUMNS, plain_table
 from zsad.studies.ablations import Ablations
 from zsad.studies.ablations.study import Metrics, Study, Variant, VariantCell
-from zsad.train.config import RUN_FIELDS
+from zsad.train.train_config import RUN_FIELDS
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -100,7 +100,7 @@ class Results:
     def _training(self) -> dict[str, Any]:
         """Settings of the training that are not the method's own."""
         from zsad.methods.registry import find
-        from zsad.train.config import TrainConfig
+        from zsad.train.train_config import TrainConfig
 
         own = TrainConfig(**find(self.study.method).load().training_defaults)
         return {

@@ -28,10 +28,10 @@ from zsad.studies.ablations import Row, Table
 from zsad.studies.benchmark.cached_scoring import copy_layers, is_part
 from zsad.studies.benchmark.context import BackboneContext
 from zsad.studies.benchmark.listener import Listener, Told
-from zsad.train.cache import FeatureCache
 from zsad.train.checkpoint import load_checkpoint
-from zsad.train.config import RUN_FIELDS, TrainConfig
+from zsad.train.feature_cache import FeatureCache
 from zsad.train.loop import train
+from zsad.train.train_config import RUN_FIELDS, TrainConfig
 from zsad.types import Sample
 
 Metrics = dict[str, float]

@@ -16,7 +16,7 @@ from zsad.images.loader import iter_batches
 from zsad.images.preprocess import Preprocess
 from zsad.methods.base import ImageFeatures, Method, Output
 from zsad.nn.maps import MapSpec, render_map_numpy
-from zsad.train.cache import FeatureCache, Layout, content_hash
+from zsad.train.feature_cache import FeatureCache, RecordLayout, content_hash
 from zsad.types import Sample
 
 OnError = Callable[[Sample, ZsadError], None]
@@ -162,7 +162,7 @@ def copy_layers(
         features = source.read(chunk)
         patches = features.patches[:, rows]
         chosen = replace(features, patches=patches)
-        target.check_space(len(chunk), record_bytes=Layout.of(chosen).record_bytes)
+        target.check_space(len(chunk), record_bytes=RecordLayout.of(chosen).record_bytes)
         target.add(chunk, chosen)
     target.close()
 

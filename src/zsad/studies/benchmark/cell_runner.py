@@ -10,10 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zsad.card import BackboneReference, Card
 from zsad.datasets.manifest import DataSet
 from zsad.datasets.overlap import overlap_of
 from zsad.device import describe_environment
-from zsad.errors import DataError, StorageError, ZsadError
+from zsad.errors import DataError, LockedError, StorageError, ZsadError
 from zsad.methods.base import Method
 from zsad.methods.registry import find
 from zsad.studies.benchmark.cell_results import CellResult, FileProblem
@@ -23,11 +24,11 @@ from zsad.studies.benchmark.estimate import Estimate
 from zsad.studies.benchmark.listener import Listener, Told
 from zsad.studies.benchmark.measure import measure
 from zsad.studies.benchmark.plan import Candidate, Cell, Plan, Target, TrainingRun
-from zsad.train.checkpoint import MODEL_FILE, BackboneReference, Card, load_checkpoint, read_card
-from zsad.train.config import RUN_FIELDS
+from zsad.train.checkpoint import MODEL_FILE, load_checkpoint, read_card
 from zsad.train.loop import train
 from zsad.train.samples import chosen
 from zsad.train.state import LOG_FILE
+from zsad.train.train_config import RUN_FIELDS
 from zsad.types import Sample
 
 _COST_IMAGES = 10
@@ -92,9 +93,9 @@ class CellRunner:
         """The result of a cell, also where it fails; only a full disk ends everything."""
         try:
             return self._measured(cell)
-        except StorageError as error:
-            if "another zsad is writing" in str(error):
-                raise Busy from error
+        except LockedError as error:
+            raise Busy from error
+        except StorageError:
             raise
         except ZsadError as error:
             return self._base(cell).model_copy(update={"state": "failed", "reason": str(error)})

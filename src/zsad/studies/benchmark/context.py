@@ -14,11 +14,11 @@ from zsad.images.preprocess import Preprocess
 from zsad.methods.base import Method, MethodConfig
 from zsad.methods.registry import build
 from zsad.studies.benchmark.cached_scoring import Digests, FeatureCacheScorer, OnError
-from zsad.train.cache import FeatureCache
-from zsad.train.card import CardParts
-from zsad.train.config import TrainConfig
-from zsad.train.distributed import Place
+from zsad.train.distributed import Worker
+from zsad.train.feature_cache import FeatureCache
 from zsad.train.features import extract, open_cache
+from zsad.train.train_config import TrainConfig
+from zsad.train.training_card import CardParts
 from zsad.types import Sample
 
 
@@ -97,7 +97,7 @@ class BackboneContext:
                 digest=self.digests,
                 batch_size=self.batch_size,
                 workers=self.carried.workers,
-                place=Place(),
+                worker=Worker(),
                 report=report,
             )
             for _, cache in readers.values():

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zsad.card import Card
 from zsad.datasets.manifest import DataSet
 from zsad.errors import ZsadError
 from zsad.files import atomic_write
@@ -29,7 +30,6 @@ from zsad.studies.benchmark.cell_results import CELLS, CellFiles, ClassRow, File
 from zsad.studies.benchmark.context import BackboneContext
 from zsad.studies.benchmark.faults import Fault, masked, missing_masks, of_the_set, relative, without_normals
 from zsad.studies.benchmark.pixel_counts import count_pixels
-from zsad.train.checkpoint import Card
 from zsad.types import Sample
 
 Report = Callable[[int, int], None]

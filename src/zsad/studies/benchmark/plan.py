@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import zsad
+from zsad.card import Card
 from zsad.clip.weights import load_backbone
 from zsad.datasets.catalog import bundled
 from zsad.datasets.manifest import DataSet, discover
@@ -21,9 +22,9 @@ from zsad.methods.base import MethodConfig
 from zsad.methods.registry import find, names
 from zsad.studies.benchmark.context import BackboneContext
 from zsad.studies.benchmark.request import BenchmarkRequest
-from zsad.train.cache import content_hash
-from zsad.train.checkpoint import Card, read_card, resolve_model
-from zsad.train.config import RUN_FIELDS, TrainConfig
+from zsad.train.checkpoint import read_card, resolve_model
+from zsad.train.feature_cache import content_hash
+from zsad.train.train_config import RUN_FIELDS, TrainConfig
 
 FORMAT = 1  # of what cells hold; another one computes them anew
 

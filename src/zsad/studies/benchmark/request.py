@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from zsad.errors import ConfigError, DataError
 from zsad.methods.registry import find, names
 from zsad.studies.benchmark.pairing import Pair
-from zsad.train.config import RUN_FIELDS, TrainConfig
+from zsad.train.train_config import RUN_FIELDS, TrainConfig
 
 _toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 _STRICT = ConfigDict(frozen=True, extra="forbid")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from zsad.errors import DataError
 from zsad.files import parse_json
 from zsad.train.state import LOG_FILE, RUN_FILE
-from zsad.train.watch import WATCHED
+from zsad.train.validation import WATCHED
 
 _RAW = "raw_"
 _NO_TERMS = frozenset({"step", "epoch", "lr", "seconds"})

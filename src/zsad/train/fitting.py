@@ -11,9 +11,9 @@ from zsad.errors import ConfigError
 from zsad.methods.base import Method
 from zsad.methods.fusion import Evidence
 from zsad.nn.filters import render_map
-from zsad.train.config import TrainConfig
 from zsad.train.features import FeatureSource
 from zsad.train.samples import TrainingSet
+from zsad.train.train_config import TrainConfig
 
 _BINS = 8192
 _SCALE_IMAGES = 256  # of each label: the quantiles of their millions of pixels move no more

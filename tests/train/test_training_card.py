@@ -6,7 +6,7 @@ import pytest
 
 import zsad
 from zsad.methods.registry import METHODS
-from zsad.train.card import CardParts, card_of
+from zsad.train.training_card import CardParts, card_of
 
 
 @pytest.fixture(scope="module")

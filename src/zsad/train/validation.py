@@ -10,11 +10,11 @@ import torch
 from zsad.datasets.manifest import DataSet
 from zsad.errors import DataError
 from zsad.metrics.functional import auroc
-from zsad.train.cache import content_hash
-from zsad.train.config import TrainConfig
-from zsad.train.distributed import Place
+from zsad.train.distributed import Worker
+from zsad.train.feature_cache import content_hash
 from zsad.train.features import FeatureSource, Report
 from zsad.train.samples import Item, TrainingSet
+from zsad.train.train_config import TrainConfig
 
 WATCHED = "image_auroc"
 """Name of the measurement in a run's log."""
@@ -28,7 +28,7 @@ class Watch:
         sets: their data sets; images that are also trained on are left out, and those without a label.
         training: what is trained on.
         config: for batch size.
-        place: of this process.
+        worker: this process.
         report: called with images read and in all.
 
     Raises:
@@ -43,7 +43,7 @@ class Watch:
         training: TrainingSet,
         *,
         config: TrainConfig,
-        place: Place,
+        worker: Worker,
         report: Report,
     ) -> None:
         trained = {item.digest for item in training.items}
@@ -56,7 +56,7 @@ class Watch:
         ]
         self._check(items, sets)
         self.source, self.batch_size = source, config.batch_size
-        self.images = source.usable(TrainingSet(items, (1, 1)), place=place, report=report)
+        self.images = source.usable(TrainingSet(items, (1, 1)), worker=worker, report=report)
         self._check(self.images.items, sets)
 
     def _check(self, items: Sequence[Item], sets: Sequence[DataSet]) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from zsad.errors import DataError
 from zsad.metrics.functional import auroc
-from zsad.train.config import TrainConfig
+from zsad.train.train_config import TrainConfig
 
 SETTINGS = {"epochs": 3, "batch_size": 4, "warmup_epochs": 0, "learning_rate": 0.01}
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zsad.card import BackboneReference, Card, Training
 from zsad.images.preprocess import Preprocess
 from zsad.methods.registry import find, names
-from zsad.train.checkpoint import BackboneReference, Card, Training
-from zsad.train.config import RUN_FIELDS, TrainConfig
+from zsad.train.train_config import RUN_FIELDS, TrainConfig
 
 if TYPE_CHECKING:
     from zsad.clip.weights import Backbone

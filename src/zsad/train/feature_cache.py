@@ -49,7 +49,7 @@ def content_hash(path: Path) -> str | None:
     return digest.hexdigest()
 
 
-class Layout(NamedTuple):
+class RecordLayout(NamedTuple):
     """What a record consists of: patches (layers, tokens, width), the class token, cues over the grid."""
 
     layers: int
@@ -60,14 +60,14 @@ class Layout(NamedTuple):
     cues: int = 0
 
     @classmethod
-    def of(cls, features: ImageFeatures) -> Layout:
+    def of(cls, features: ImageFeatures) -> RecordLayout:
         """That of a batch's records."""
         layers, tokens, width = features.patches.shape[1:]
         cues = 0 if features.cues is None else features.cues.shape[1]
         return cls(layers, tokens, width, *features.grid, cues)
 
     @classmethod
-    def read(cls, content: object) -> Layout | None:
+    def read(cls, content: object) -> RecordLayout | None:
         """What a file says; None where that is no layout."""
         if not isinstance(content, list) or len(content) not in (5, 6):
             return None
@@ -101,7 +101,7 @@ class FeatureCache:
         self._created = [path for path in (place, *place.parents) if not path.exists()]
         self.folder = make_folder(place)
         self.max_bytes = max_bytes
-        self._layout: Layout | None = None
+        self._layout: RecordLayout | None = None
         self._where: dict[str, tuple[str, int]] = {}
         self._maps: dict[str, npt.NDArray[np.float16]] = {}
         self._writer: _ShardWriter | None = None
@@ -113,7 +113,7 @@ class FeatureCache:
         self._maps.clear()
         self._where.clear()
         layout = _read_json(self.folder / _LAYOUT_FILE)
-        self._layout = Layout.read(layout)
+        self._layout = RecordLayout.read(layout)
         if self._layout is None:
             return
         for index in sorted(self.folder.glob("*.json")):
@@ -178,7 +178,7 @@ class FeatureCache:
             DataError: features that are not finite in fp16, or of another shape than those already there.
             StorageError: the disk is full.
         """
-        self._fix_layout(Layout.of(features))
+        self._fix_layout(RecordLayout.of(features))
         parts = [features.patches, features.cls, *([] if features.cues is None else [features.cues])]
         records = torch.cat([part.detach().flatten(1).to("cpu", torch.float16) for part in parts], dim=1)
         finite = records.isfinite().all(dim=1)
@@ -240,7 +240,7 @@ class FeatureCache:
         record: npt.NDArray[np.float16] = mapped[position]
         return record
 
-    def _fix_layout(self, layout: Layout) -> None:
+    def _fix_layout(self, layout: RecordLayout) -> None:
         if self._layout is None:
             write_json(self.folder / _LAYOUT_FILE, list(layout))
             self._layout = layout

@@ -12,8 +12,8 @@ import torch
 
 from zsad.errors import DataError, StorageError
 from zsad.methods.base import ImageFeatures
-from zsad.train.cache import FeatureCache, content_hash
-from zsad.train.config import TrainConfig
+from zsad.train.feature_cache import FeatureCache, content_hash
+from zsad.train.train_config import TrainConfig
 
 KEY = {"backbone": "x", "settings": {"layers": [1, 2]}}
 
