@@ -60,15 +60,18 @@ def write_backbone(folder: Path, *, seed: int = 0, name: str = "toy", embed_dim:
     return folder
 
 
-def write_model(folder: Path, backbone: Path | str, *, seed: int = 1, **settings: Any) -> Path:
-    """A run folder with an untrained PromptMoE on that backbone; `settings` over a few small ones."""
+def write_model(
+    folder: Path, backbone: Path | str, *, seed: int = 1, method_name: str = "promptmoe", **settings: Any
+) -> Path:
+    """A run folder with an untrained method on that backbone; `settings` over a few small ones of PromptMoE."""
     tower = load_backbone(backbone)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        method = build("promptmoe", {"experts": 4, "top_k": 2, "heads": 4, **settings}, tower)
+        small = {"experts": 4, "top_k": 2, "heads": 4} if method_name == "promptmoe" else {}
+        method = build(method_name, {**small, **settings}, tower)
     size = (method.config.image_size,) * 2
     card = Card(
-        method="promptmoe",
+        method=method_name,
         config=method.config.model_dump(mode="json"),
         backbone=BackboneReference(name=str(backbone), sha256=tower.sha256),
         preprocess=Preprocess(image_size=size, mean=tower.preset.mean, std=tower.preset.std).to_dict(),

@@ -21,6 +21,7 @@ def small_assets(tmp_path_factory: pytest.TempPathFactory, write_backbone, write
     with pytest.MonkeyPatch.context() as patch:
         _take(patch, root)
         write_model(root / "promptmoe-tiny", "zsad-tiny", oddness="fused")
+        write_model(root / "moeclip-tiny", "zsad-tiny", method_name="moeclip")
     yield root
 
 

@@ -10,13 +10,14 @@ from types import ModuleType
 
 import pytest
 
-from zsad.cli.main import VERBS
+from zsad.cli.main import VERBS, main
 from zsad.methods.registry import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 # Words of other programs.
 FOREIGN = {
+    "--dist",
     "--data-binary",
     "--help",
     "--nnodes",
@@ -44,10 +45,29 @@ def test_every_verb_has_its_help_and_every_option_on_a_page_exists(commands: str
     for verb in VERBS:
         assert f"\n## zsad {verb}\n" in commands
     known = set(re.findall(r"--[a-z][a-z0-9-]*", commands)) | FOREIGN
-    for page in sorted(DOCS.glob("*.md")):
+    for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))):
         text = re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"))
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text))
         assert used <= known, f"{page.name} speaks of {sorted(used - known)}"
+
+
+def verbs_named(text: str) -> set[str]:
+    """The words behind `zsad` in the shell blocks and in the inline code of a page."""
+    blocks = "\n".join(re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    in_blocks = re.findall(r"(?:^|&& |-m )zsad ([a-z]+)", blocks, re.MULTILINE)
+    return {*in_blocks, *re.findall(r"`zsad ([a-z]+)", text)}
+
+
+def test_help_readme_and_pages_have_the_same_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert sorted(re.findall(r"^│ ([a-z]+) ", capsys.readouterr().out, re.MULTILINE)) == sorted(VERBS)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.split("\n## Commands\n")[1].split("\n## ")[0]
+    assert sorted(re.findall(r"^\| `zsad ([a-z]+)", table, re.MULTILINE)) == sorted(VERBS)
+    assert verbs_named(readme) == set(VERBS)
+    on_pages = set().union(*(verbs_named(page.read_text(encoding="utf-8")) for page in DOCS.rglob("*.md")))
+    assert on_pages <= set(VERBS)
+    assert set(VERBS) - on_pages <= {"version"}, "a verb without a place on a page"
 
 
 def test_every_method_and_setting_is_listed(site: ModuleType) -> None:

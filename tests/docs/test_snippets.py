@@ -1,6 +1,7 @@
-"""What the pages of the documentation show is run: commands in this process, Python as it stands, page by page.
+"""Runs what the README and the pages of the documentation show: commands in this process, Python as it stands.
 
 A block that cannot run here says why in a comment above it; its commands are parsed, so that no option is made up.
+Lines that install are not run: `.ci/run` installs as the README says, and a test here compares the extras.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +30,14 @@ FENCE = re.compile(
     r"^```(?:(?P<language>\w+)|\{\.(?P<included>\w+))(?: title=\"(?P<title>[^\"]+)\")?\}?\n(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-PAGES = sorted(path.name for path in DOCS.glob("*.md") if "```" in path.read_text(encoding="utf-8"))
+PAGES = [
+    "README.md",
+    *sorted(
+        path.relative_to(DOCS).as_posix()
+        for path in DOCS.rglob("*.md")
+        if "```" in path.read_text(encoding="utf-8")
+    ),
+]
 toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 
@@ -45,13 +54,18 @@ class Block:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The words of each command."""
+        """The words of each command; `a && b` are two."""
         lines = self.body.replace("\\\n", " ").splitlines()
-        return [shlex.split(line) for line in lines if line.strip()]
+        split = [shlex.split(command, comments=True) for line in lines for command in line.split(" && ")]
+        return [words for words in split if words]
+
+
+def path_of(page: str) -> Path:
+    return (ROOT if page == "README.md" else DOCS) / page
 
 
 def blocks(page: str) -> Iterator[Block]:
-    text = (DOCS / page).read_text(encoding="utf-8")
+    text = path_of(page).read_text(encoding="utf-8")
     assert text.count("```") % 2 == 0, f"{page} has a fence that does not end"
     found = list(FENCE.finditer(text))
     assert len(found) == text.count("```") // 2, f"{page} has a fence of a form that is not known here"
@@ -63,7 +77,7 @@ def blocks(page: str) -> Iterator[Block]:
 def run_python(block: Block, names: dict[str, Any]) -> None:
     # Empty lines in front let a traceback point into the page.
     code = "\n" * (block.line - 1) + block.body
-    exec(compile(code, str(DOCS / block.page), "exec"), names)
+    exec(compile(code, str(path_of(block.page)), "exec"), names)
 
 
 def run_commands(block: Block, said: Callable[[], Any]) -> None:
@@ -77,6 +91,19 @@ def run_commands(block: Block, said: Callable[[], Any]) -> None:
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def prepare_readme(assets: Path) -> None:
+    """The folders that the README names and no command of it makes."""
+    shutil.copytree(assets / "promptmoe-tiny", "runs/promptmoe")
+    shutil.copytree("one", "mvtec")
+
+
+def check_readme(names: dict[str, Any]) -> None:
+    rows = lines_of(Path("results/judged/predictions.jsonl"))
+    assert len(rows) == 3 and all(row["verdict"] in ("normal", "anomalous") for row in rows)
+    assert len(lines_of(Path("results/parts/predictions.jsonl"))) == 10
+    assert Path("heat.jpg").stat().st_size > 0 and any(Path("results/experts").glob("*.html"))
 
 
 def check_start(names: dict[str, Any]) -> None:
@@ -142,6 +169,7 @@ def check_new_method(names: dict[str, Any]) -> None:
 
 
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "README.md": check_readme,
     "start.md": check_start,
     "score.md": check_score,
     "calibrate.md": check_calibrate,
@@ -155,8 +183,10 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs_from_top_to_end(
-    page: str, place: Path, install, capsys: pytest.CaptureFixture[str]
+    page: str, place: Path, small_assets: Path, install, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if page == "README.md":
+        prepare_readme(small_assets)
     names: dict[str, Any] = {"__name__": "page"}
     found = list(blocks(page))
     for block in found:
@@ -188,7 +218,7 @@ def test_commands_that_are_not_run_have_options_that_exist() -> None:
 
 def test_extras_that_are_named_exist() -> None:
     project = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    text = "".join((DOCS / page).read_text(encoding="utf-8") for page in PAGES)
+    text = "".join(path_of(page).read_text(encoding="utf-8") for page in PAGES)
     named = {
         extra for found in re.findall(r"pip install .*?\[([\w,]+)\]", text) for extra in found.split(",")
     }
