@@ -27,7 +27,7 @@ from zsad.nn.moe import topk_gates
 
 @dataclass(slots=True)
 class Routed:
-    """What a mixture does to T tokens.
+    """Result of a mixture over T tokens.
 
     Attributes:
         tokens: of the shape of the input.
@@ -45,7 +45,7 @@ class Routed:
 def orthonormal_blocks(
     experts: int, rank: int, width: int, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Maps (E, R, D) with orthonormal rows, each zero outside its own range of columns (MoECLIP's FOFS).
+    """Draw maps (E, R, D) with orthonormal rows, each zero outside its own range of columns (MoECLIP's FOFS).
 
     The first `width mod experts` ranges are one column longer. `A_n A_n^T = I`, `A_n A_m^T = 0`.
 
@@ -66,14 +66,14 @@ def orthonormal_blocks(
         )
     maps = torch.zeros(experts, rank, width)
     ranges = torch.arange(width).tensor_split(experts)
-    for own, columns in zip(maps, ranges, strict=True):
+    for block, columns in zip(maps, ranges, strict=True):
         draw = torch.randn(len(columns), rank, generator=generator)
-        own[:, columns] = torch.linalg.qr(draw).Q.T
+        block[:, columns] = torch.linalg.qr(draw).Q.T
     return maps
 
 
 def expert_gram(hidden: Tensor, up: Tensor) -> Tensor:
-    """`<B_n h_n, B_m h_m>` (T, E, E) of bottlenecks h (T, E, R) and maps `B^T` (E, R, D).
+    """Return `<B_n h_n, B_m h_m>` (T, E, E) of bottlenecks h (T, E, R) and maps `B^T` (E, R, D).
 
     Example:
         >>> hidden, up = torch.randn(5, 4, 2), torch.randn(4, 2, 16)
@@ -194,7 +194,7 @@ class LoRAMixture(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the router and every A anew; every B is 0."""
+        """Draw the router and every A anew; every B is 0."""
         experts, rank, width = self.up.shape
         self.up.zero_()
         if self.router_std:
@@ -209,107 +209,136 @@ class LoRAMixture(nn.Module):
             self.down.uniform_(-bound, bound, generator=generator)
 
     def forward(self, x: Tensor) -> Routed:
-        """The mixture over tokens x (..., D); mixed precision is left here."""
-        experts, rank, width = self.up.shape
-        tokens = x.reshape(-1, width).to(self.up.dtype)
+        """Mix the experts over tokens x (..., D); mixed precision is left here."""
+        tokens = x.reshape(-1, x.shape[-1]).to(self.up.dtype)
         dropped, scale = None, self.scale
         if self.training and self.dropout:
             dropped = _dropped(tokens.numel(), self.dropout, tokens.device)
             scale = scale / (1 - self.dropout)
+        settings = _Settings(scale, self.top_k, self.blend, self.norm_floor)
+        mixture = _Mixture.apply if torch.is_grad_enabled() else _mixture
         with torch.autocast(x.device.type, enabled=False):
-            read, write = (_Read.apply, _Write.apply) if torch.is_grad_enabled() else (_read, _write)
-            keep, down, up = 1 - self.blend, self.down.flatten(0, 1), self.up.flatten(0, 1)
-            kept, hidden, logits, lengths = read(tokens, down, self.router, dropped, keep)
-            hidden = scale * hidden.view(-1, experts, rank)
-            weights = topk_gates(logits, self.top_k)
-            gram = expert_gram(hidden, self.up)
-            size = _root((gram @ weights.unsqueeze(-1)).squeeze(-1).mul(weights).sum(dim=-1, keepdim=True))
-            gain = self.blend * lengths / (size + self.norm_floor)
-            mixed = (gain * weights).unsqueeze(-1) * hidden
-            blended = write(kept, mixed.flatten(1), up, keep)
-        return Routed(blended.view(x.shape).to(x.dtype), logits, weights, gram)
+            blended, *rest = mixture(tokens, self.down, self.router, self.up, dropped, settings)
+        return Routed(blended.view(x.shape).to(x.dtype), *rest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """Numbers of a mixture: the bottlenecks' scale, experts of a token, lambda, what is added to `||y||`."""
+
+    scale: float
+    top_k: int
+    blend: float
+    norm_floor: float
 
 
 def _dropped(count: int, share: float, device: torch.device) -> Tensor:
-    """Rising places among `count`, each taken with probability `share`.
+    """Draw increasing positions among `count`, each with probability `share`.
 
-    Few are, so their distances are drawn (geometric) instead of one number a place: on processors six times as fast.
+    Few are, so their distances are drawn (geometric) instead of one number a position: on processors six times as fast.
     """
     if share >= 1:
         return torch.arange(count, device=device)
     enough = int(count * share + 8 * math.sqrt(count * share)) + 16
-    places = torch.empty(enough, dtype=torch.int64, device=device).geometric_(share).cumsum(0) - 1
-    return places[: int(torch.searchsorted(places, count))]
+    positions = torch.empty(enough, dtype=torch.int64, device=device).geometric_(share).cumsum(0) - 1
+    return positions[: int(torch.searchsorted(positions, count))]
 
 
 def _without(tokens: Tensor, dropped: Tensor | None) -> Tensor:
-    """A copy of tokens (T, D) with 0 at the places `dropped`; the tokens themselves where there are none."""
+    """Return a copy of tokens (T, D) with 0 at the positions `dropped`; the tokens themselves where it is None."""
     if dropped is None:
         return tokens
     return tokens.clone().view(-1).index_fill_(0, dropped, 0).view_as(tokens)
 
 
 def _read(
-    tokens: Tensor, down: Tensor, router: Tensor, dropped: Tensor | None, keep: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All that is read of tokens x (T, D): `keep x`, `x A^T` (T, E R), the router's logits (T, E), `||x||` (T, 1).
+    tokens: Tensor, down: Tensor, router: Tensor, dropped: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the bottlenecks `s A x` (T, E R) of all experts, the router's logits (T, E) and `||x||` (T, 1)."""
+    hidden = scale * (_without(tokens, dropped) @ down.flatten(0, 1).T)
+    return hidden, tokens @ router.T, torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
 
-    The first is x itself: `_write` multiplies while it adds, which spares a pass over it.
+
+def _combine(
+    settings: _Settings, hidden: Tensor, logits: Tensor, lengths: Tensor, up: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do all that is done in the rank space, given what `_read` returns and the maps `B^T` (E, R, D).
+
+    Returns:
+        Bottlenecks (T, E R) whose product with all B is `lambda y ||x|| / (||y|| + floor)`, the experts' weights
+        (T, E), and the inner products of their outputs (T, E, E).
     """
-    hidden = _without(tokens, dropped) @ down.T
-    return tokens, hidden, tokens @ router.T, torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
+    hidden = hidden.view(-1, *up.shape[:2])
+    weights = topk_gates(logits, settings.top_k)
+    gram = expert_gram(hidden, up)
+    size = _root((gram @ weights.unsqueeze(-1)).squeeze(-1).mul(weights).sum(dim=-1, keepdim=True))
+    gain = settings.blend * lengths / (size + settings.norm_floor)
+    mixed = (gain * weights).unsqueeze(-1) * hidden
+    return mixed.flatten(1), weights, gram
 
 
-def _write(kept: Tensor, mixed: Tensor, up: Tensor, keep: float) -> Tensor:
-    """`keep x + mixed B` (T, D) of x as `_read` gives it, bottlenecks (T, E R) and maps (E R, D)."""
-    return torch.addmm(kept, mixed, up, beta=keep)
+def _mixture(
+    tokens: Tensor, down: Tensor, router: Tensor, up: Tensor, dropped: Tensor | None, settings: _Settings
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the mixture over tokens (T, D), the router's logits, the experts' weights and `gram`; see `Routed`."""
+    hidden, logits, lengths = _read(tokens, down, router, dropped, settings.scale)
+    mixed, weights, gram = _combine(settings, hidden, logits, lengths, up)
+    blended = torch.addmm(tokens, mixed, up.flatten(0, 1), beta=1 - settings.blend)
+    return blended, logits, weights, gram
 
 
-class _Read(torch.autograd.Function):
-    """`_read` as one step of the graph: its gradients are added up in one buffer, and x alone is kept."""
+class _Mixture(torch.autograd.Function):
+    """`_mixture` as one node of the graph: of full width it keeps the tokens alone, and has one buffer of gradients.
+
+    The rank space, where tensors are small, has a graph of its own inside the node.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, tokens: Tensor, down: Tensor, router: Tensor, dropped: Tensor | None, keep: float
+        ctx: Any,
+        tokens: Tensor,
+        down: Tensor,
+        router: Tensor,
+        up: Tensor,
+        dropped: Tensor | None,
+        settings: _Settings,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        _, hidden, logits, lengths = _read(tokens, down, router, dropped, keep)
-        ctx.save_for_backward(tokens, down, router, dropped, lengths)
-        ctx.keep = keep
-        return tokens.view_as(tokens), hidden, logits, lengths
+        hidden, logits, lengths = _read(tokens, down, router, dropped, settings.scale)
+        ctx.inner = [tensor.detach().requires_grad_() for tensor in (hidden, logits, lengths, up)]
+        with torch.enable_grad():
+            ctx.outer = _combine(settings, *ctx.inner)
+        mixed, weights, gram = (tensor.detach() for tensor in ctx.outer)
+        ctx.save_for_backward(tokens, down, router, dropped)
+        ctx.settings = settings
+        blended = torch.addmm(tokens, mixed, up.detach().flatten(0, 1), beta=1 - settings.blend)
+        return blended, logits, weights, gram
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(
-        ctx: Any, of_kept: Tensor, of_hidden: Tensor, of_logits: Tensor, of_lengths: Tensor
+        ctx: Any, of_blended: Tensor, of_logits: Tensor, of_weights: Tensor, of_gram: Tensor
     ) -> tuple[Tensor | None, ...]:
-        tokens, down, router, dropped, lengths = ctx.saved_tensors
-        of_x = of_down = of_router = None
+        tokens, down, router, dropped = ctx.saved_tensors
+        lengths, up, mixed = ctx.inner[2], ctx.inner[3], ctx.outer[0]
+        of_mixed = of_blended @ up.flatten(0, 1).T
+        of_hidden, inner_logits, of_lengths, of_up = torch.autograd.grad(
+            ctx.outer, ctx.inner, (of_mixed, of_weights, of_gram), retain_graph=True
+        )
+        of_hidden, of_logits = ctx.settings.scale * of_hidden, of_logits + inner_logits
+        of_up = of_up + (mixed.T @ of_blended).view_as(up)
+        of_tokens = of_down = of_router = None
         if ctx.needs_input_grad[0]:
+            keep, maps = 1 - ctx.settings.blend, down.flatten(0, 1)
             if dropped is None:
-                read, maps = torch.cat([of_hidden, of_logits], dim=1), torch.cat([down, router])
-                of_x = torch.addmm(of_kept, read, maps, beta=ctx.keep)
+                read, maps = torch.cat([of_hidden, of_logits], dim=1), torch.cat([maps, router])
+                of_tokens = torch.addmm(of_blended, read, maps, beta=keep)
             else:
-                of_x = of_hidden @ down
-                of_x.view(-1).index_fill_(0, dropped, 0)
-                of_x.addmm_(of_logits, router).add_(of_kept, alpha=ctx.keep)
-            of_x.addcmul_(tokens, of_lengths / lengths.clamp_min(torch.finfo(lengths.dtype).tiny))
+                of_tokens = of_hidden @ maps
+                of_tokens.view(-1).index_fill_(0, dropped, 0)
+                of_tokens.addmm_(of_logits, router).add_(of_blended, alpha=keep)
+            of_tokens.addcmul_(tokens, of_lengths / lengths.clamp_min(torch.finfo(lengths.dtype).tiny))
         if ctx.needs_input_grad[1]:
-            of_down = of_hidden.T @ _without(tokens, dropped)
+            of_down = (of_hidden.T @ _without(tokens, dropped)).view_as(down)
         if ctx.needs_input_grad[2]:
             of_router = of_logits.T @ tokens
-        return of_x, of_down, of_router, None, None
-
-
-class _Write(torch.autograd.Function):
-    """`_write` as one step of the graph: the gradient of `keep x` is handed on as it came."""
-
-    @staticmethod
-    def forward(ctx: Any, kept: Tensor, mixed: Tensor, up: Tensor, keep: float) -> Tensor:
-        ctx.save_for_backward(mixed, up)
-        return _write(kept, mixed, up, keep)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, of_blended: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        mixed, up = ctx.saved_tensors
-        return of_blended, of_blended @ up.T, mixed.T @ of_blended, None
+        return of_tokens, of_down, of_router, of_up, None, None
