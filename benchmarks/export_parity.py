@@ -35,7 +35,6 @@ from zsad.clip.weights import Backbone
 from zsad.detector import Detector
 from zsad.export.parity import MAP_LIMIT, SCORE_LIMIT
 from zsad.export.writer import export_model
-from zsad.loading import Loaded
 from zsad.methods.registry import METHODS, build
 from zsad.predict.prediction import Prediction
 from zsad.train.training_card import CardParts, card_of
@@ -120,11 +119,16 @@ def large(layers: int, work: Path) -> Iterator[tuple[str, Detector, Detector]]:
     method, noise = build("promptmoe", None, backbone), torch.Generator().manual_seed(1)
     state = method.adapter_state().items()
     method.load_adapter({key: one + 0.02 * torch.randn(one.shape, generator=noise) for key, one in state})
-    loaded = Loaded(TorchBackend(method), card_of(method, CardParts.of(method, backbone), created=""))
-    native = Detector(loaded.backend, loaded.card, name="large")
+    card = card_of(method, CardParts.of(method, backbone), created="")
+    native = Detector(TorchBackend(method), card, name="large")
     for target in TARGETS:
         graph, _ = export_model(
-            loaded, work / target, name="large", target="onnx" if target == "onnx" else "openvino", count=1
+            native.backend,
+            native.card,
+            work / target,
+            name="large",
+            target="onnx" if target == "onnx" else "openvino",
+            count=1,
         )
         yield target, native, _opened(graph, target)
 

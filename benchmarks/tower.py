@@ -94,22 +94,22 @@ def in_openvino(backbone: Backbone, pixels: Tensor, *, start: int, threads: int)
     """Plain CLIP on the tower, with its branch, as `zsad export` writes it and OpenVINO runs it."""
     from zsad.backends.openvino import OpenVINOBackend
     from zsad.backends.torch import TorchBackend
-    from zsad.export.onnx import write_onnx
+    from zsad.export.onnx_graph import write_onnx
     from zsad.export.writer import unproven_card
-    from zsad.loading import Loaded
     from zsad.methods.registry import build
     from zsad.train.training_card import CardParts, card_of
 
     settings = {"image_size": pixels.shape[-1], "templates": "single", "value_value_from": start}
     method = build("clip", {"value_value": True, **settings}, backbone)
-    loaded = Loaded(TorchBackend(method), card_of(method, CardParts.of(method, backbone), created=""))
+    backend = TorchBackend(method)
+    model_card = card_of(method, CardParts.of(method, backbone), created="")
     with tempfile.TemporaryDirectory(prefix="zsad-tower-") as scratch:
         graph = Path(scratch) / "model.onnx"
-        recorded = write_onnx(method, graph)
-        card = unproven_card(loaded, graph, recorded, name="tower", target="onnx", int8=False, shows=None)
+        traced = write_onnx(method, graph)
+        card = unproven_card(backend, model_card, graph, traced, name="tower")
         runner = OpenVINOBackend(graph, card, precision="auto", threads=threads)
     array = pixels.numpy()
-    right, found = loaded.backend.run(array), runner.run(array)
+    right, found = backend.run(array), runner.run(array)
     error = float(abs(right.logits - found.logits).max())
     print(f"OpenVINO in {runner.precision}: logits differ by up to {error:.1e}", flush=True)
     return lambda: runner.run(array)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from zsad.backends.base import Backend, Precision, as_backend
+from zsad.backends.backend import Backend, Precision
+from zsad.backends.wrap import as_backend
 from zsad.calibration.calibration import (
     Calibration,
     ModelKey,
@@ -21,7 +22,7 @@ from zsad.calibration.calibration import (
     read_calibration,
     write_calibration,
 )
-from zsad.calibration.thresholds import CalibrationTarget, Normals
+from zsad.calibration.thresholds import CalibrationTarget, NormalScores
 from zsad.card import Card
 from zsad.errors import ConfigError, ImageError, ZsadError
 from zsad.images.decode import Source, read_image
@@ -286,7 +287,7 @@ class Detector:
         found = read_calibration(calibration) if not isinstance(calibration, Calibration) else calibration
         found.check_model(self.key(), where=f"calibration {calibration}" if given else "the calibration")
         self.calibration, self.pixel_threshold = found, found.pixel.value
-        self.region, self.shows = found.region, found.shows
+        self.region, self.shows = found.region, found.object_name
         return self
 
     def use_found(self, calibration: Calibration | str | Path | None = "auto") -> Detector:
@@ -332,7 +333,7 @@ class Detector:
         bare = Detector(self.backend, self.card, name=self.name)
         bare.region, bare.shows, bare.looking = self.region, self.shows, self.looking
         bare.on_tile = self.on_tile
-        seen, scores = Normals(), ([], [])  # type: tuple[Normals, tuple[list[float], list[float]]]
+        seen, scores = NormalScores(), ([], [])  # type: tuple[NormalScores, tuple[list[float], list[float]]]
         for group in (samples, held):
             named = self._named(group)
             for prediction in bare.predict_samples(named, batch_size=batch_size, on_error=on_error):
@@ -346,7 +347,7 @@ class Detector:
             seen,
             wanted,
             model=self.key(),
-            shows=self.shows,
+            object_name=self.shows,
             region=self.region,
             labelled=scores if held else None,
         )

@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import secrets
+import shutil
 import sys
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -203,6 +205,36 @@ def _locked(folder: Path) -> int | None:
             ) from error
         return None
     return handle
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """Create a temporary folder in `parent` and remove it at the end, with those that killed processes left there.
+
+    A folder in use carries a lock, which the system releases when the process ends. Folders stay where the file system
+    supports no locks.
+
+    Raises:
+        StorageError: it cannot be created.
+    """
+    for leftover in make_folder(parent).glob(f"{_PREFIX}*"):
+        with suppress(StorageError):  # in use
+            if leftover.is_dir() and (handle := _locked(leftover)) is not None:
+                shutil.rmtree(leftover, ignore_errors=True)
+                os.close(handle)
+    while True:
+        with storage_errors(parent):
+            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        with suppress(StorageError):  # another process has just taken it for a leftover
+            handle = _locked(folder)
+            if folder.is_dir():
+                break
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from zsad.backends.base import Backend, Precision
+from zsad.backends.backend import Backend, Precision
 from zsad.backends.graph_card import SUFFIXES, find_graph, read_export
 from zsad.errors import CheckpointError, ConfigError
 
@@ -72,12 +72,26 @@ def load_model(request: Request) -> Loaded:
             f"zsad export {request.model} --to {request.backend} and give the file that it writes"
         )
     if request.backend == "auto":
-        from zsad.export.cache import load_fastest
-
-        return load_fastest(request)
+        return _load_fastest(request)
     return load_checkpoint_or_method(
         request, precision="fp32" if request.precision == "auto" else request.precision
     )
+
+
+def _load_fastest(request: Request) -> Loaded:
+    from zsad.backends.torch import TorchBackend
+    from zsad.export.graph_cache import fastest_backend
+
+    loaded = load_checkpoint_or_method(request, precision=request.precision)
+    assert isinstance(loaded.backend, TorchBackend)
+    backend = fastest_backend(
+        loaded.backend,
+        loaded.card,
+        name=str(request.model),
+        precision=request.precision,
+        threads=request.threads,
+    )
+    return replace(loaded, backend=backend)
 
 
 def _is_run(model: str | Path) -> bool:
@@ -103,7 +117,7 @@ def _load_graph(graph: Path, request: Request) -> Loaded:
         wanted = "openvino" if own == "openvino" or find_spec("openvino") is not None else "onnx"
     card = read_export(graph)
     backend = _runtime(wanted, graph, card, request)
-    return Loaded(backend, card.model, graph, card.shows)
+    return Loaded(backend, card.model, graph, card.object_name)
 
 
 def _runtime(wanted: str, graph: Path, card: object, request: Request) -> Backend:

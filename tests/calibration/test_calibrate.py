@@ -20,7 +20,7 @@ from zsad.calibration.calibration import (
     read_calibration,
     write_calibration,
 )
-from zsad.calibration.thresholds import CalibrationTarget, Normals, labelled_threshold
+from zsad.calibration.thresholds import CalibrationTarget, NormalScores, labelled_threshold
 from zsad.errors import CalibrationError, ConfigError, ImageError
 from zsad.nn.filters import MapSpec
 from zsad.predict.overlay import blend
@@ -38,8 +38,8 @@ def prediction(score: float, values: float | np.ndarray = 0.2) -> Prediction:
     return Prediction(None, (48, 64), score, None, 0.0, grid, SPEC)
 
 
-def collected(scores: list[float], peaks: list[float] | None = None) -> Normals:
-    normals = Normals()
+def collected(scores: list[float], peaks: list[float] | None = None) -> NormalScores:
+    normals = NormalScores()
     for score, peak in zip(scores, peaks or [0.2] * len(scores), strict=True):
         values = np.full((12, 16), 0.05)
         values[3:5, 3:6] = peak
@@ -95,7 +95,7 @@ def test_good_images_show_no_region_and_bad_ones_do() -> None:
 
 def test_pixel_rule_bounds_the_share_of_pixels() -> None:
     rng = np.random.default_rng(1)
-    normals = Normals()
+    normals = NormalScores()
     for _ in range(60):
         normals.add(prediction(0.1, rng.uniform(0, 1, (12, 16))))
     threshold = normals.pixel_threshold(CalibrationTarget.of(target_fpr=0.1, pixel_rule="pixels"))
@@ -161,7 +161,7 @@ def test_impossible_wishes_are_one_line(wish: dict) -> None:
 
 def test_nothing_to_calibrate_on() -> None:
     with pytest.raises(CalibrationError, match="expected at least 1"):
-        make_calibration(Normals(), CalibrationTarget(), model=KEY)
+        make_calibration(NormalScores(), CalibrationTarget(), model=KEY)
     with pytest.raises(CalibrationError, match="NaN"):
         made([0.1, 0.2]).verdict(float("nan"))
 

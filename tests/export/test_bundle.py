@@ -13,9 +13,10 @@ import pytest
 
 import zsad
 from zsad.backends.graph_card import ExportCard, card_path, find_graph, read_export
+from zsad.calibration.calibration import beside
 from zsad.cli.main import main
 from zsad.errors import CheckpointError, ConfigError
-from zsad.export import cache, writer
+from zsad.export import graph_cache, writer
 from zsad.loading import Request, load_checkpoint_or_method
 from zsad.train.checkpoint import MODEL_FILE
 
@@ -96,7 +97,15 @@ def test_a_calibration_of_the_model_holds_for_its_graph(toy, tmp_path):
     detector.calibrate(toy.images)
     detector.save(model)
     loaded = load_checkpoint_or_method(Request(model, device="cpu"))
-    graph, card = writer.export_model(loaded, tmp_path / "out", name="toy", target="onnx", count=1)
+    graph, card = writer.export_model(
+        loaded.backend,
+        loaded.card,
+        tmp_path / "out",
+        name="toy",
+        target="onnx",
+        count=1,
+        calibration=beside(loaded.file),
+    )
     assert card.calibration is not None and (tmp_path / "out" / card.calibration["file"]).is_file()
     found = zsad.load(graph, threads=1)
     assert found.calibration == detector.calibration
@@ -232,7 +241,7 @@ def test_nothing_is_written_where_the_graph_is_another_model(toy, tmp_path, monk
 
 def test_what_is_fastest_here_is_made_once_and_kept(toy, tmp_path, monkeypatch):
     pytest.importorskip("openvino", reason="needs the extra: pip install 'zsad[openvino]'")
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "graphs")
+    monkeypatch.setattr(graph_cache, "cache_folder", lambda: tmp_path / "graphs")
     first = zsad.load(toy.model, backend="auto", device="cpu", threads=1)
     assert first.backend.name == "openvino" and first.backend.precision in ("fp32", "bf16")
     native = zsad.load(toy.model, device="cpu")
@@ -247,4 +256,4 @@ def test_what_is_fastest_here_is_made_once_and_kept(toy, tmp_path, monkeypatch):
 
 def test_a_card_is_as_its_schema_says(exported):
     text = (exported / "model.onnx.json").read_text()
-    assert ExportCard.model_validate_json(text).model_dump(mode="json") == json.loads(text)
+    assert ExportCard.model_validate_json(text).model_dump(mode="json", by_alias=True) == json.loads(text)

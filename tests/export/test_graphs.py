@@ -14,7 +14,7 @@ import pytest
 from zsad.backends.onnx import OnnxBackend
 from zsad.errors import CheckpointError, ConfigError
 from zsad.export.int8 import quantize_dynamic
-from zsad.export.onnx import OPSET, write_onnx
+from zsad.export.onnx_graph import OPSET, write_onnx
 from zsad.export.parity import compare, require, require_alike
 from zsad.export.writer import unproven_card
 from zsad.methods.registry import METHODS
@@ -40,9 +40,9 @@ def graph_of(loaded_of, tmp_path_factory):
     def get(name):
         if name not in made:
             own, path = loaded_of(name), tmp_path_factory.mktemp(name) / "model.onnx"
-            shows = "metal nut" if name in NAMED else None
-            recorded = write_onnx(own.backend.method, path, shows=shows)
-            card = unproven_card(own, path, recorded, name=name, target="onnx", int8=False, shows=shows)
+            object_name = "metal nut" if name in NAMED else None
+            recorded = write_onnx(own.backend.method, path, object_name=object_name)
+            card = unproven_card(own.backend, own.card, path, recorded, name=name, object_name=object_name)
             made[name] = own, path, card
         return made[name]
 
@@ -53,7 +53,7 @@ def graph_of(loaded_of, tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_graph_gives_what_the_method_gives_for_one_image_and_for_several(graph_of, drawn, name):
     own, path, card = graph_of(name)
-    proof = compare(own.backend, OnnxBackend(path, card, threads=1), drawn, shows=card.shows)
+    proof = compare(own.backend, OnnxBackend(path, card, threads=1), drawn, object_name=card.object_name)
     require(proof)
     assert proof.images == 5 and proof.score_error < 1e-4 and proof.map_error < 1e-4 and proof.cosine > 0.9999
     assert not own.backend.method.training
@@ -154,7 +154,10 @@ def test_openvino_gives_what_the_method_gives(graph_of, drawn, name):
     own, path, card = graph_of(name)
     require(
         compare(
-            own.backend, OpenVINOBackend(path, card, precision="fp32", threads=1), drawn, shows=card.shows
+            own.backend,
+            OpenVINOBackend(path, card, precision="fp32", threads=1),
+            drawn,
+            object_name=card.object_name,
         )
     )
 
@@ -171,7 +174,7 @@ def test_every_method_runs_in_eight_bits(graph_of, drawn, tmp_path, name):
     small = tmp_path / "model.int8.onnx"
     quantize_dynamic(path, small)
     few = replace(drawn, images=drawn.images[:2])
-    proof = compare(own.backend, OnnxBackend(small, card, threads=1), few, shows=card.shows)
+    proof = compare(own.backend, OnnxBackend(small, card, threads=1), few, object_name=card.object_name)
     assert 0.9 < proof.cosine < 1 and proof.score_error < 0.3
 
 
@@ -180,7 +183,7 @@ def test_oddness_goes_into_graphs_of_eight_bits(loaded_of, drawn, tmp_path, capl
     recorded = write_onnx(own.backend.method, path)
     quantize_dynamic(path, small)
     assert not caplog.records
-    card = unproven_card(own, small, recorded, name="odd", target="onnx", int8=True, shows=None)
+    card = unproven_card(own.backend, own.card, small, recorded, name="odd", int8=True)
     proof = compare(own.backend, OnnxBackend(small, card, threads=1), drawn)
     assert 0.9 < proof.cosine < 1 and 0 < proof.score_error < 0.2
 
@@ -189,9 +192,7 @@ def test_oddness_goes_into_graphs_of_eight_bits(loaded_of, drawn, tmp_path, capl
 def test_oddness_within_the_picture_is_part_of_the_graph(loaded_of, drawn, tmp_path, target):
     own = odd_one(loaded_of)
     recorded = write_onnx(own.backend.method, tmp_path / "model.onnx")
-    card = unproven_card(
-        own, tmp_path / "model.onnx", recorded, name="odd", target="onnx", int8=False, shows=None
-    )
+    card = unproven_card(own.backend, own.card, tmp_path / "model.onnx", recorded, name="odd")
     if target == "openvino":
         pytest.importorskip("openvino", reason="needs the extra: pip install 'zsad[openvino]'")
         from zsad.backends.openvino import OpenVINOBackend

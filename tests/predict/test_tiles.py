@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from zsad.backends.base import Answer, Backend
+from zsad.backends.backend import Backend, BackendOutput
 from zsad.detector import Detector, load
 from zsad.errors import ConfigError, ImageError
 from zsad.images.decode import load_image
@@ -37,7 +37,7 @@ class Darkness(Backend):
     def __init__(self) -> None:
         self.passes: list[int] = []
 
-    def run(self, pixels: np.ndarray, words: tuple[str, ...] | None = None) -> Answer:
+    def run(self, pixels: np.ndarray, words: tuple[str, ...] | None = None) -> BackendOutput:
         self.passes.append(len(pixels))
         b, _, height, width = pixels.shape
         cells = (
@@ -46,7 +46,7 @@ class Darkness(Backend):
         logits = np.stack([4 - 12 * cells, 2 - 12 * cells], axis=1).astype(np.float32)
         spec = self.spec_of((height, width))
         score = np.array([render_map_numpy(one, spec, smooth=False).max() for one in logits])
-        return Answer(logits, score.astype(np.float32))
+        return BackendOutput(logits, score.astype(np.float32))
 
     def identity(self, card: Any) -> str:
         return "darkness"
@@ -179,7 +179,7 @@ def test_memory_is_bounded_by_the_picture_as_bytes(tmp_path: Path) -> None:
     before, highest = process.memory_info().rss, 0
 
     class Watched(Darkness):
-        def run(self, pixels: np.ndarray, words: tuple[str, ...] | None = None) -> Answer:
+        def run(self, pixels: np.ndarray, words: tuple[str, ...] | None = None) -> BackendOutput:
             nonlocal highest
             highest = max(highest, process.memory_info().rss)
             return super().run(pixels, words)

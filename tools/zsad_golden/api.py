@@ -36,7 +36,7 @@ def _detector(space: Workspace) -> dict[str, Any]:
         "folder": [_prediction(space, one) for one in detector.predict_folder(space.root / "in" / "parts")],
     }
     calibration = detector.calibrate(space.root / "in" / "normals", target_fpr=0.2, confidence=0.0)
-    result["calibration"] = space.normaliser().data(calibration.model_dump(mode="json"))
+    result["calibration"] = space.normaliser().data(calibration.model_dump(mode="json", by_alias=True))
     result["calibrated"] = _prediction(space, detector.predict(part))
     detector.save(space.out)
     result["saved"] = _prediction(space, zsad.load(space.out, device="cpu").predict(part))

@@ -1,1 +1,1 @@
-"""What runs a model: PyTorch, or a runtime for exported graphs. All answer alike, in arrays."""
+"""Backends that run a model: PyTorch, ONNX Runtime and OpenVINO. All take and return NumPy arrays."""

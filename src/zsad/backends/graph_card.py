@@ -1,10 +1,10 @@
-"""An exported model on disk: a graph and the card beside it. Read without PyTorch.
+"""The files of an exported model: a graph and the card beside it. Reading them needs no PyTorch.
 
 | file | content |
 |---|---|
 | model.onnx, model.int8.onnx | the graph with its weights, for ONNX Runtime and OpenVINO |
-| model.xml and model.bin | OpenVINO's own form of it |
-| GRAPH.json | the card: what the graph is, how images enter it, its hash, its proof |
+| model.xml and model.bin | the graph in OpenVINO's own format |
+| GRAPH.json | the card: model, preprocessing, inputs and outputs, hash, proof |
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Target = Literal["onnx", "openvino"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class Proof(_Frozen):
-    """How far an exported graph is from the model, over some images."""
+    """Differences between an exported graph and its model over some images."""
 
     images: int = Field(ge=1, description="Images compared.")
     source: str = Field(description="What they are.")
@@ -48,7 +48,7 @@ class Proof(_Frozen):
 
 
 class ExportCard(_Frozen):
-    """All that must be known to run a graph: what goes in, what comes out, what it is."""
+    """Everything needed to run a graph: its model, inputs, outputs and files."""
 
     format: int = Field(default=FORMAT, description="Version of the layout of this card.")
     zsad: str = Field(default=zsad.__version__, description="Version of zsad that exported it.")
@@ -57,7 +57,12 @@ class ExportCard(_Frozen):
     precision: Literal["fp32", "int8"] = "fp32"
     model: Card = Field(description="The model's own card: method, backbone, preprocessing, maps, training.")
     identity: str = Field(description="Hash of all that decides a score, up to rounding.")
-    shows: str | None = Field(default=None, description="What prompts inside the graph call the object.")
+    object_name: str | None = Field(
+        default=None,
+        validation_alias="shows",
+        serialization_alias="shows",
+        description="Name of the object in prompts inside the graph.",
+    )
     image: tuple[int, int] = Field(description="Rows and columns of the pixels that go in.")
     grid: tuple[int, int, int] = Field(description="Shape (L, h, w) of the grids that come out.")
     routing: tuple[str, ...] = Field(default=(), description="Pools whose weights come out, as routing.NAME.")
@@ -80,36 +85,36 @@ class ExportCard(_Frozen):
 
     @property
     def names_object(self) -> bool:
-        """Whether prompts inside the graph name what an image shows."""
+        """True if prompts inside the graph name what an image shows."""
         return self.model.config.get("names") == "data"
 
 
 def card_path(graph: Path) -> Path:
-    """Where the card of a graph lies."""
+    """Return the path of a graph's card."""
     return graph.with_name(graph.name + ".json")
 
 
 def find_graph(model: str | Path, *, target: str | None = None) -> Path | None:
-    """The graph that `model` means, or None where it means none.
+    """Return the graph that `model` refers to, or None.
 
     Args:
         model: a graph, its card, or a folder with one.
-        target: "onnx" or "openvino", where a folder holds both; OpenVINO reads either.
+        target: preferred kind if a folder holds both; OpenVINO also reads ONNX graphs.
     """
     path = Path(model).expanduser()
     if path.is_file():
         graph = path.with_name(path.name.removesuffix(".json"))
         return graph if graph.suffix in SUFFIXES else None
-    held = [path / name for name in _GRAPHS if (path / name).is_file()]
-    own = [graph for graph in held if target is None or SUFFIXES[graph.suffix] == target]
-    return next(iter(own or (held if target == "openvino" else [])), None)
+    graphs = [path / name for name in _GRAPHS if (path / name).is_file()]
+    preferred = [graph for graph in graphs if target is None or SUFFIXES[graph.suffix] == target]
+    return next(iter(preferred or (graphs if target == "openvino" else [])), None)
 
 
 def read_export(graph: Path) -> ExportCard:
-    """The card of a graph, after a look at whether the graph's files are what it says.
+    """Read the card of a graph and verify the hashes of the graph's files.
 
     Raises:
-        CheckpointError: no card, a broken one, one of a newer format, or files that are missing or changed.
+        CheckpointError: the card is missing, broken or of a newer format, or files are missing or changed.
     """
     path = card_path(graph)
     try:
@@ -158,7 +163,7 @@ def _check_file(path: Path, digest: str) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in parts."""
+    """Return the SHA-256 of a file, read in parts."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):
@@ -167,6 +172,6 @@ def file_sha256(path: Path) -> str:
 
 
 def missing_runtime(target: str, module: str, error: ImportError) -> ConfigError:
-    """What to say where the package that runs or writes graphs is not installed."""
+    """Return the error for a missing package that runs or writes graphs."""
     reason = " ".join(str(error).split())
     return ConfigError(f"{module} cannot be imported ({reason}); get it with: pip install 'zsad[{target}]'")

@@ -1,10 +1,10 @@
-"""ONNX Runtime as a backend: an exported graph on the processor."""
+"""ONNX Runtime as a backend: an exported graph on the CPU."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from zsad.backends.base import Float32, Precision
+from zsad.backends.backend import Float32, Precision
 from zsad.backends.exported import ExportedBackend
 from zsad.backends.graph_card import missing_runtime
 from zsad.device import describe_software
@@ -12,7 +12,7 @@ from zsad.errors import ConfigError
 
 
 class OnnxBackend(ExportedBackend):
-    """A graph in ONNX Runtime, in the precision in which it was written."""
+    """An exported graph in ONNX Runtime, in the precision in which it was written."""
 
     name = "onnx"
     runtime = "ONNX Runtime"
@@ -32,7 +32,7 @@ class OnnxBackend(ExportedBackend):
             raise missing_runtime("onnx", "onnxruntime", error) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
-        options.log_severity_level = 4  # errors are raised; that is enough
+        options.log_severity_level = 4  # fatal only: errors are raised as exceptions
         try:
             self._session = onnxruntime.InferenceSession(
                 str(self.graph), options, providers=["CPUExecutionProvider"]
@@ -46,5 +46,5 @@ class OnnxBackend(ExportedBackend):
         return dict(zip(names, self._session.run(list(names), {"pixels": pixels}), strict=True))
 
     def environment(self) -> dict[str, str]:
-        """Versions and threads."""
+        """Return versions and threads."""
         return describe_software("onnxruntime", hardware=f"cpu ({self.threads} threads)")

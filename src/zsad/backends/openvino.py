@@ -1,4 +1,4 @@
-"""OpenVINO as a backend: an exported graph on the processor, in bf16 where the processor has it."""
+"""OpenVINO as a backend: an exported graph on the CPU, in bf16 if the CPU supports it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from zsad.backends.base import Float32, Precision
+from zsad.backends.backend import Float32, Precision
 from zsad.backends.exported import ExportedBackend
 from zsad.backends.graph_card import missing_runtime
 from zsad.device import describe_software
@@ -16,7 +16,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 def import_openvino() -> Any:
-    """The package, or a ConfigError that says how to get it."""
+    """Import the package; ConfigError with the install command if that fails."""
     try:
         import openvino
     except ImportError as error:
@@ -25,7 +25,7 @@ def import_openvino() -> Any:
 
 
 class OpenVINOBackend(ExportedBackend):
-    """A graph in OpenVINO, image by image; it reads ONNX graphs, too."""
+    """An exported graph in OpenVINO, which runs image by image; it also reads ONNX graphs."""
 
     name = "openvino"
     runtime = "OpenVINO"
@@ -33,33 +33,34 @@ class OpenVINOBackend(ExportedBackend):
 
     def _open(self, precision: Precision) -> str:
         core = import_openvino().Core()
-        can = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        wanted = ("bf16" if "BF16" in can else "fp32") if precision == "auto" else precision
-        if wanted != "fp32" and wanted.upper() not in can:
-            raise ConfigError(f"this processor has no {wanted} arithmetic; use precision fp32 or auto")
+        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "auto":
+            precision = "bf16" if "BF16" in capabilities else "fp32"
+        if precision != "fp32" and precision.upper() not in capabilities:
+            raise ConfigError(f"this processor has no {precision} arithmetic; use precision fp32 or auto")
         settings = {
-            "INFERENCE_PRECISION_HINT": _HINTS[wanted],
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": self.threads,
         }
         try:
             model = core.read_model(str(self.graph))
-            # Shapes that are fixed are faster; and with an open batch some fused sums are wrong beyond one image.
+            # Fixed shapes are faster; and with a dynamic batch some fused sums are wrong for more than one image.
             model.reshape({"pixels": [1, 3, *self.card.image]})
             self._compiled = core.compile_model(model, "CPU", settings)
-        except Exception as error:  # the runtime raises bare errors of its own
+        except Exception as error:  # the runtime's own kinds of error
             raise self._refused(error) from error
-        return "int8" if self.card.precision == "int8" else wanted
+        return "int8" if self.card.precision == "int8" else precision
 
     def _outputs(self, pixels: Float32) -> dict[str, Float32]:
         rows = [self._one(pixels[index : index + 1]) for index in range(len(pixels))]
         return {name: np.concatenate([row[name] for row in rows]) for name in self.card.outputs}
 
     def _one(self, pixels: Float32) -> dict[str, Float32]:
-        """The outputs for one image (1, 3, H, W), copied: the runtime uses its own memory again."""
-        found = self._compiled({"pixels": pixels})
-        return {name: np.array(found[name], dtype=np.float32) for name in self.card.outputs}
+        """Return copies of the outputs for one image (1, 3, H, W), since the runtime reuses its buffers."""
+        outputs = self._compiled({"pixels": pixels})
+        return {name: np.array(outputs[name], dtype=np.float32) for name in self.card.outputs}
 
     def environment(self) -> dict[str, str]:
-        """Versions, precision and threads."""
+        """Return versions, precision and threads."""
         return describe_software("openvino", hardware=f"cpu ({self.threads} threads, {self.precision})")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from zsad.backends.base import Answer, Backend, Float32, Precision, identity_of
-from zsad.comparison.compare import Comparison, fuse, look_closely, picture_key
+from zsad.backends.backend import Backend, BackendOutput, Float32, Precision
 from zsad.device import default_batch_size, describe_environment
 from zsad.errors import ConfigError
 from zsad.methods.base import Method, Output
@@ -22,23 +24,39 @@ if TYPE_CHECKING:
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class Comparator(Protocol):
+    """A comparison with other images, which replaces a method's own prediction step; see `zsad.comparison`."""
+
+    def predict(
+        self, method: Method, batch: Tensor, pixels: Float32, object_names: tuple[str, ...] | None
+    ) -> Output:
+        """Return the output of the method for a batch with the result of the comparison fused into it.
+
+        Args:
+            method: in evaluation mode.
+            batch: (B, 3, H, W) on the method's device, in its type.
+            pixels: the same values as they came, by which images are recognised.
+            object_names: as in `Backend.run`.
+        """
+
+
 class TorchBackend(Backend):
-    """A method as it is built.
+    """A built method in PyTorch.
 
     Args:
         method: with its weights; put into evaluation mode.
-        precision: "fp32" leaves types as they are; "bf16" and "fp16" are mixed precision; "auto" takes the best of
-            them on a GPU.
-        comparison: other images, with which those to be scored are compared; what that says is fused in.
+        precision: "fp32" keeps the types of the weights; "bf16" and "fp16" are mixed precision; "auto" is the best
+            of these on a GPU and "fp32" elsewhere.
+        comparison: compares each image with other images and fuses the result into the output.
 
     Raises:
-        ConfigError: fp16 on a processor, which has no arithmetic for it.
+        ConfigError: fp16 on a CPU, which has no arithmetic for it.
     """
 
     name = "torch"
 
     def __init__(
-        self, method: Method, *, precision: Precision = "fp32", comparison: Comparison | None = None
+        self, method: Method, *, precision: Precision = "fp32", comparison: Comparator | None = None
     ) -> None:
         self.method = method.eval()
         self.comparison = comparison
@@ -53,60 +71,65 @@ class TorchBackend(Backend):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """Device of the weights."""
         return next(self.method.parameters()).device
 
     @property
     def spec(self) -> MapSpec:
-        """How the method's grids become maps."""
+        """Parameters that turn the method's grids into maps."""
         return self.method.map_spec
 
     @property
     def patch(self) -> int:
-        """Of the image tower."""
+        """Side of a patch of the image tower."""
         return self.method.clip.config.vision.patch_size
 
     @property
     def batch_size(self) -> int:
-        """One on a processor, more on a GPU."""
+        """One on a CPU, more on a GPU."""
         return default_batch_size(self.device)
 
     @torch.inference_mode()
-    def run(self, pixels: Float32, words: tuple[str, ...] | None = None) -> Answer:
-        """The method's output in arrays."""
+    def run(self, pixels: Float32, object_names: tuple[str, ...] | None = None) -> BackendOutput:
+        """Compute the method's output for pixels (B, 3, H, W)."""
         weight = next(self.method.parameters())
         batch = torch.from_numpy(pixels).to(device=weight.device, dtype=weight.dtype)
         mixed = (
             torch.autocast(weight.device.type, _TYPES[self.precision]) if self.precision in _TYPES else None
         )
         with mixed or nullcontext():
-            output = self._output(batch, pixels, words)
-        return Answer(
+            if self.comparison is None:
+                features = self.method.encode_image(batch)
+                output = self.method.predict(replace(features, words=object_names))
+            else:
+                output = self.comparison.predict(self.method, batch, pixels, object_names)
+        return BackendOutput(
             _array(output.logits),
             _array(output.score),
             {name: _array(weights) for name, weights in (output.routing or {}).items()},
             {name: _array(values) for name, values in (output.terms or {}).items()},
         )
 
-    def _output(self, batch: torch.Tensor, pixels: Float32, words: tuple[str, ...] | None) -> Output:
-        if self.comparison is None:
-            return self.method.predict(replace(self.method.encode_image(batch), words=words))
-        features, kinds = look_closely(self.method, batch)
-        output = self.method.predict(replace(features, words=words))
-        return fuse(self.method, output, self.comparison, kinds, [picture_key(one) for one in pixels])
-
     def identity(self, card: Card) -> str:
-        """A hash of the card and the adapter's tensors."""
-        state = sorted(self.method.adapter_state().items())
-        return identity_of(
-            card, ((name, _array(tensor.detach().contiguous()).tobytes()) for name, tensor in state)
-        )
+        """Return a hash of configuration, backbone, preprocessing and the adapter's tensors."""
+        parts: list[Any] = [
+            card.method,
+            card.config,
+            card.backbone.sha256,
+            card.preprocess,
+            card.map_spec.model_dump(),
+        ]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode())
+        for name, tensor in sorted(self.method.adapter_state().items()):
+            digest.update(name.encode())
+            digest.update(_array(tensor.detach().contiguous()).tobytes())
+        return digest.hexdigest()[:16]
 
     def environment(self) -> dict[str, str]:
-        """Versions, device and threads."""
+        """Return versions, device and threads."""
         return describe_environment(self.device)
 
 
-def _array(tensor: torch.Tensor) -> Float32:
+def _array(tensor: Tensor) -> Float32:
     values: Float32 = tensor.float().cpu().numpy()
     return np.ascontiguousarray(values)

@@ -22,7 +22,7 @@ from zsad.calibration.thresholds import (
     CalibrationTarget,
     Frozen,
     Labelled,
-    Normals,
+    NormalScores,
     Threshold,
     labelled_threshold,
 )
@@ -57,7 +57,12 @@ class Calibration(Frozen):
     format: int = FORMAT
     zsad: str = zsad.__version__
     model: ModelKey
-    shows: str | None = Field(default=None, description="What the images show, where prompts name it.")
+    object_name: str | None = Field(
+        default=None,
+        validation_alias="shows",
+        serialization_alias="shows",
+        description="What the images show, where prompts name it.",
+    )
     region: RegionOfInterest | None = Field(default=None, description="Where anomalies count.")
     confidence: float = Field(ge=0, lt=1, description="Of the promises; 0: on average over calibrations.")
     image: Threshold
@@ -104,7 +109,7 @@ class Calibration(Frozen):
 
     def digest(self) -> str:
         """16 hexadecimal digits of all but the date."""
-        content = self.model_dump_json(exclude={"created"})
+        content = self.model_dump_json(exclude={"created"}, by_alias=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def check_model(self, key: ModelKey, *, where: str = "the calibration") -> None:
@@ -194,11 +199,11 @@ def _labelled_lines(seen: Labelled) -> list[str]:
 
 
 def make_calibration(
-    normals: Normals,
+    normals: NormalScores,
     wish: CalibrationTarget,
     *,
     model: ModelKey,
-    shows: str | None = None,
+    object_name: str | None = None,
     region: RegionOfInterest | None = None,
     labelled: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Calibration:
@@ -208,7 +213,7 @@ def make_calibration(
         normals: of normal images.
         wish: what it is to promise.
         model: that gave the scores.
-        shows: what the images show.
+        object_name: what the images show.
         region: where anomalies count.
         labelled: scores of labelled normal and anomalous images, on which the image threshold is then chosen.
 
@@ -223,7 +228,7 @@ def make_calibration(
         image, seen = labelled_threshold(*labelled, goal=wish.goal, confidence=wish.confidence)
     return Calibration(
         model=model,
-        shows=shows,
+        object_name=object_name,
         region=region,
         confidence=wish.confidence,
         image=image,
@@ -246,7 +251,7 @@ def write_calibration(calibration: Calibration, path: Path) -> Path:
     Raises:
         StorageError: the disk is full or cannot be written.
     """
-    write_text(path, calibration.model_dump_json(indent=1) + "\n")
+    write_text(path, calibration.model_dump_json(indent=1, by_alias=True) + "\n")
     return path
 
 

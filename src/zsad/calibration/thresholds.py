@@ -41,7 +41,7 @@ PixelRule = Literal["maxima", "pixels"]
 class Frozen(BaseModel):
     """A part of a calibration: cannot be changed, knows no other keys, holds finite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
 
 class CalibrationTarget(Frozen):
@@ -115,8 +115,8 @@ class Labelled(Frozen):
     found: int = Field(description="Anomalous images above the threshold.")
 
 
-class Normals:
-    """Collects what calibration needs of normal images, one by one, in constant memory but for two numbers each."""
+class NormalScores:
+    """Scores, highest map values and map histograms of normal images, collected in two numbers per image."""
 
     def __init__(self) -> None:
         self.scores: list[float] = []

@@ -51,18 +51,21 @@ def export_command(
     use_threads(threads)
     loaded = load_checkpoint_or_method(Request(model, backbone, weights, "cpu"))
     from zsad.backends.graph_card import card_path
+    from zsad.calibration.calibration import beside
     from zsad.export.writer import export_model
 
     graph, card = export_model(
-        loaded,
+        loaded.backend,
+        loaded.card,
         folder,
         name=model,
         target=to,
         int8=int8,
-        shows=object_,
+        object_name=object_,
         images=images,
         count=count,
-        say=lambda line: note(f"zsad: {line}"),
+        calibration=None if loaded.file is None else beside(loaded.file),
+        progress=lambda step: note(f"zsad: {step}"),
     )
     proof = card.proof
     say(

@@ -108,7 +108,7 @@ def _of_results(made: Calibration, results: Path) -> list[float]:
         for own, theirs, what in (
             (made.model.identity, settings.get("model"), "model"),
             (region, settings.get("region"), "region of interest"),
-            (made.shows, settings.get("object"), "--object"),
+            (made.object_name, settings.get("object"), "--object"),
         ):
             check_match(own, theirs, what=what)
     return [row["score"] for row in read_rows(folder) if "error" not in row]

@@ -318,7 +318,7 @@ def judging_details(detector: Detector) -> dict[str, Any]:
     details: dict[str, Any] = {}
     if detector.calibration is not None:
         details["calibration"] = detector.calibration.model_dump(
-            mode="json", exclude={"scores", "peaks", "region"}
+            mode="json", by_alias=True, exclude={"scores", "peaks", "region"}
         )
         details["promises"] = detector.calibration.summary()
     if detector.region is not None:

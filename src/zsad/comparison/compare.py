@@ -65,6 +65,18 @@ class Comparison(ABC):
             key: by `picture_key`; an image is never compared with itself.
         """
 
+    def predict(
+        self,
+        method: Method,
+        batch: Tensor,
+        pixels: npt.NDArray[np.float32],
+        object_names: tuple[str, ...] | None,
+    ) -> Output:
+        """Return the output of a method with this comparison fused in; see `zsad.backends.torch.Comparator`."""
+        features, kinds = look_closely(method, batch)
+        output = method.predict(replace(features, words=object_names))
+        return fuse(method, output, self, kinds, [picture_key(image) for image in pixels])
+
     @abstractmethod
     def digest(self) -> str:
         """16 hexadecimal digits that are the same for the same comparison."""

@@ -1,1 +1,1 @@
-"""From a model to one graph that needs neither PyTorch nor the method's code, proven against the model."""
+"""Export of a model as one graph that needs no PyTorch, compared with the model before it is written."""

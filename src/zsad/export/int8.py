@@ -1,8 +1,7 @@
-"""Eight-bit weights, and activations where the runtime gains by it. What that does to results, a proof has to say.
+"""Quantisation to eight bits. Its effect on the results is measured by the comparison with the model.
 
-ONNX Runtime takes weights in eight bits, one scale a channel, and measures each activation as it comes: nothing has to
-be calibrated, nothing depends on the images of a calibration. OpenVINO is faster with activations whose ranges are
-known beforehand: they are measured on images.
+For ONNX Runtime weights are quantised with one scale per channel, activations dynamically: no images are needed.
+OpenVINO is faster with static ranges of activations, which are measured on images.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from zsad.backends.base import Float32
+from zsad.backends.backend import Float32
 from zsad.backends.graph_card import missing_runtime
 from zsad.errors import CheckpointError
 
 
 def quantize_dynamic(source: Path, target: Path) -> None:
-    """Writes an ONNX graph whose products with constant matrices run in eight bits.
+    """Write an ONNX graph whose products with constant matrices run in eight bits.
 
     Raises:
         ConfigError: the extra `onnx` is not installed.
@@ -36,13 +35,13 @@ def quantize_dynamic(source: Path, target: Path) -> None:
             per_channel=True,
             weight_type=package.QuantType.QInt8,
             op_types_to_quantize=["MatMul", "Gemm"],
-            nodes_to_exclude=_unsuited(source),
+            nodes_to_exclude=_excluded_nodes(source),
             extra_options={"MatMulConstBOnly": True},
         )
 
 
 def quantize_static(source: Path, target: Path, images: Sequence[Float32]) -> None:
-    """As `quantize_dynamic`, in the form OpenVINO reads: ranges of activations are measured on images (3, H, W)."""
+    """Quantise for OpenVINO, with ranges of activations measured on images (3, H, W); raises as `quantize_dynamic`."""
     package = _package()
     with _errors():
         package.quantize_static(
@@ -53,7 +52,7 @@ def quantize_static(source: Path, target: Path, images: Sequence[Float32]) -> No
             activation_type=package.QuantType.QUInt8,
             weight_type=package.QuantType.QInt8,
             op_types_to_quantize=["MatMul", "Gemm"],
-            nodes_to_exclude=_unsuited(source),
+            nodes_to_exclude=_excluded_nodes(source),
             # Products of two activations (attention) keep their precision.
             extra_options={"MatMulConstBOnly": True, "ActivationSymmetric": False},
         )
@@ -68,11 +67,8 @@ def _package() -> Any:
     return quantization
 
 
-def _unsuited(source: Path) -> list[str]:
-    """Names of the products with constants that are no matrices (a vector, a stack of them).
-
-    ONNX Runtime takes one scale for each column of a matrix, and refuses others when it runs.
-    """
+def _excluded_nodes(source: Path) -> list[str]:
+    """Return the products with constants that are not matrices, whose quantised form ONNX Runtime refuses to run."""
     import onnx
 
     graph = onnx.load(source, load_external_data=False).graph
@@ -85,14 +81,12 @@ def _unsuited(source: Path) -> list[str]:
 
 
 def _reader(package: Any, images: Sequence[Float32]) -> Any:
-    """Images one by one, as the quantiser asks for them."""
-
     class Reader(package.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._left = iter(images)
+            self._images = iter(images)
 
         def get_next(self) -> dict[str, Float32] | None:
-            image = next(self._left, None)
+            image = next(self._images, None)
             return None if image is None else {"pixels": np.ascontiguousarray(image[None])}
 
     return Reader()
@@ -101,12 +95,12 @@ def _reader(package: Any, images: Sequence[Float32]) -> Any:
 @contextmanager
 def _errors() -> Iterator[None]:
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # the quantiser's advice to its developers
+    logging.disable(logging.WARNING)  # messages meant for developers of the quantiser
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except Exception as error:  # whatever the quantiser meets in a graph
+    except Exception as error:  # the quantiser's own kinds of error
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"the graph cannot be brought to eight bits ({reason}); leave out --int8"

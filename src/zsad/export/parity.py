@@ -1,19 +1,17 @@
-"""The proof of an exported graph: the model and the graph on the same images, number by number.
-
-Needs no PyTorch of its own: both sides are backends.
-"""
+"""Comparison of an exported graph with its model on the same images. Both are backends, so PyTorch is not needed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from zsad.backends.base import Answer, Backend, Float32
+from zsad.backends.backend import Backend, BackendOutput, Float32
 from zsad.backends.graph_card import Proof
 from zsad.errors import CheckpointError, ConfigError, DataError, ZsadError
 from zsad.images.decode import load_image
@@ -22,22 +20,20 @@ from zsad.nn.maps import render_map_numpy
 from zsad.types import Sample
 
 SCORE_LIMIT, MAP_LIMIT = 1e-3, 1e-2
-"""How far scores and map values of a graph in full precision may be from the model's."""
+"""Largest allowed differences of scores and map values for a graph in full precision."""
 
 COSINE_LIMIT = 0.95
-"""How alike the grids of a graph in eight bits must be to the model's, as a cosine of their values."""
-
-_BATCHES = (1, 3)
+"""Smallest allowed cosine between the grids of a graph in eight bits and the model's."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProofImage:
-    """An image to compare on.
+    """An image for the comparison.
 
     Attributes:
         pixels: (3, H, W), preprocessed.
-        label: 0 normal, 1 anomalous; None where not known.
-        mask: (H', W'), of any size; None where not known.
+        label: 0 normal, 1 anomalous; None if unknown.
+        mask: (H', W'), of any size; None if unknown.
     """
 
     pixels: Float32
@@ -47,14 +43,14 @@ class ProofImage:
 
 @dataclass(frozen=True, slots=True)
 class ProofImages:
-    """The images of a proof, and what they are in words."""
+    """The images of a comparison and a description of their source."""
 
     images: Sequence[ProofImage]
     source: str
 
     @classmethod
     def drawn(cls, preprocess: Preprocess, count: int, *, seed: int = 6) -> ProofImages:
-        """Drawn scenes, every second one with a defect; the same for the same seed."""
+        """Draw synthetic scenes, every second one with a defect, from a seed."""
         from zsad.synth import generate
 
         images = list[ProofImage]()
@@ -67,16 +63,16 @@ class ProofImages:
 
     @classmethod
     def of_folder(cls, folder: str | Path, preprocess: Preprocess, count: int) -> ProofImages:
-        """The first `count` images that can be read below a folder, with labels and masks where it has them.
+        """Read the first `count` readable images below a folder, with labels and masks if it has them.
 
         Raises:
-            DataError: there is none.
+            DataError: no image can be read.
         """
         from zsad.datasets.manifest import discover
         from zsad.images.inputs import expand_inputs
 
         try:
-            samples = _mixed(discover(folder).samples)
+            samples = _interleaved(discover(folder).samples)
         except ZsadError:
             samples = expand_inputs([folder])
         images = list[ProofImage]()
@@ -97,19 +93,17 @@ def compare(
     graph: Backend,
     images: ProofImages,
     *,
-    shows: str | None = None,
-    limits: tuple[float, float] = (SCORE_LIMIT, MAP_LIMIT),
+    object_name: str | None = None,
     quality: bool = False,
 ) -> Proof:
-    """How far a graph is from the model, over images in batches of one and of several.
+    """Measure the differences between a graph and its model, over images in batches of one and of three.
 
     Args:
-        model: what is right.
-        graph: what is to be proven.
+        model: the reference.
+        graph: the exported graph.
         images: at least one.
-        shows: what they show, as the graph was exported.
-        limits: written into the proof; nothing is refused here.
-        quality: also take metrics of both, where labels are known.
+        object_name: what they show, as the graph was exported.
+        quality: also compute metrics of both, if labels are known.
 
     Raises:
         ConfigError: no images.
@@ -117,16 +111,16 @@ def compare(
     if not images.images:
         raise ConfigError("a proof needs at least one image; use a count of 1 or more")
     errors, cosines = np.zeros(3), list[float]()
-    answers: tuple[list[Answer], list[Answer]] = ([], [])
+    outputs: tuple[list[BackendOutput], list[BackendOutput]] = ([], [])
     for batch in _batches(images.images):
         pixels = np.stack([image.pixels for image in batch])
-        words = None if shows is None else (shows,) * len(batch)
-        right, found = model.run(pixels, words), graph.run(pixels, words)
-        errors = np.maximum(errors, _errors(right, found, model))
-        cosines += [_cosine(*pair) for pair in zip(right.logits, found.logits, strict=True)]
+        names = None if object_name is None else (object_name,) * len(batch)
+        expected, actual = model.run(pixels, names), graph.run(pixels, names)
+        errors = np.maximum(errors, _errors(expected, actual, model))
+        cosines += [_cosine(*pair) for pair in zip(expected.logits, actual.logits, strict=True)]
         if quality:
-            answers[0].append(right)
-            answers[1].append(found)
+            outputs[0].append(expected)
+            outputs[1].append(actual)
     return Proof(
         images=len(images.images),
         source=images.source,
@@ -134,17 +128,17 @@ def compare(
         map_error=float(errors[1]),
         routing_error=float(errors[2]),
         cosine=min(cosines),
-        score_limit=limits[0],
-        map_limit=limits[1],
-        quality=_quality(images.images, answers, model) if quality else {},
+        score_limit=SCORE_LIMIT,
+        map_limit=MAP_LIMIT,
+        quality=_quality(images.images, outputs, model) if quality else {},
     )
 
 
 def require(proof: Proof) -> None:
-    """Refuses a graph in full precision that is not what the model is.
+    """Check that a graph in full precision reproduces the model.
 
     Raises:
-        CheckpointError: scores or maps are further apart than the proof allows, or not finite.
+        CheckpointError: scores or maps differ by more than the limits, or are not finite.
     """
     if (
         proof.score_error <= proof.score_limit
@@ -159,10 +153,10 @@ def require(proof: Proof) -> None:
 
 
 def require_alike(proof: Proof) -> None:
-    """Refuses a graph in eight bits whose grids are another model's.
+    """Check that the grids of a graph in eight bits resemble the model's.
 
     Raises:
-        CheckpointError: some image's grids are less alike than `COSINE_LIMIT`, or not finite.
+        CheckpointError: the cosine of an image is below `COSINE_LIMIT`, or not finite.
     """
     if proof.cosine >= COSINE_LIMIT:
         return
@@ -178,76 +172,74 @@ def _read(path: Path, label: int | None, mask: Path | None, preprocess: Preproce
     return ProofImage(preprocess(load_image(path)), label, None if mask is None else load_mask(mask))
 
 
-def _mixed(samples: Sequence[Sample]) -> list[Sample]:
-    """Normal and anomalous samples in turn, so that the first of them are of both kinds."""
+def _interleaved(samples: Sequence[Sample]) -> list[Sample]:
+    """Alternate normal and anomalous samples, so that the first of them include both."""
     groups = [[sample for sample in samples if (sample.label == 1) == kind] for kind in (False, True)]
     longest = max(map(len, groups))
     return [group[index] for index in range(longest) for group in groups if index < len(group)]
 
 
-def _batches(images: Sequence[ProofImage]) -> list[list[ProofImage]]:
-    """Images in batches of one and of three in turn."""
-    batches, start, turn = [], 0, 0
+def _batches(images: Sequence[ProofImage]) -> Iterator[Sequence[ProofImage]]:
+    """Yield batches of one and of three images in turn."""
+    start, sizes = 0, cycle((1, 3))
     while start < len(images):
-        size = _BATCHES[turn % len(_BATCHES)]
-        batches.append(list(images[start : start + size]))
-        start, turn = start + size, turn + 1
-    return batches
+        size = next(sizes)
+        yield images[start : start + size]
+        start += size
 
 
-def _errors(right: Answer, found: Answer, model: Backend) -> npt.NDArray[np.float64]:
-    """Largest differences of scores and their parts, of maps, and of experts' weights; infinite where not finite."""
-    if right.logits.shape != found.logits.shape:
+def _errors(expected: BackendOutput, actual: BackendOutput, model: Backend) -> npt.NDArray[np.float64]:
+    """Return the largest differences of scores and terms, of maps, and of routing; infinite if not finite."""
+    if expected.logits.shape != actual.logits.shape:
         return np.full(3, np.inf)
-    scores = [(right.score, found.score), *((right.terms[name], found.terms[name]) for name in right.terms)]
-    maps = [(render_map_numpy(right.logits, model.spec), render_map_numpy(found.logits, model.spec))]
-    routing = [(right.routing[name], found.routing[name]) for name in right.routing]
-    return np.array(
-        [max((_difference(*pair) for pair in own), default=0.0) for own in (scores, maps, routing)]
-    )
+    terms = [(values, actual.terms[name]) for name, values in expected.terms.items()]
+    maps = [(render_map_numpy(expected.logits, model.spec), render_map_numpy(actual.logits, model.spec))]
+    routing = [(weights, actual.routing[name]) for name, weights in expected.routing.items()]
+    groups = ([(expected.score, actual.score), *terms], maps, routing)
+    return np.array([max((_difference(*pair) for pair in group), default=0.0) for group in groups])
 
 
-def _difference(right: Float32, found: Float32) -> float:
-    if right.shape != found.shape or not np.isfinite(found).all():
+def _difference(expected: Float32, actual: Float32) -> float:
+    if expected.shape != actual.shape or not np.isfinite(actual).all():
         return float("inf")
-    return float(np.abs(right.astype(np.float64) - found).max(initial=0.0))
+    return float(np.abs(expected.astype(np.float64) - actual).max(initial=0.0))
 
 
-def _cosine(right: Float32, found: Float32) -> float:
-    if right.shape != found.shape:
+def _cosine(expected: Float32, actual: Float32) -> float:
+    if expected.shape != actual.shape:
         return -1.0
-    one, other = (grid.astype(np.float64).ravel() for grid in (right, found))
+    one, other = (grid.astype(np.float64).ravel() for grid in (expected, actual))
     length = float(np.linalg.norm(one) * np.linalg.norm(other))
     cosine = float(one @ other) / length if length else float(np.array_equal(one, other))
     return cosine if np.isfinite(cosine) else -1.0
 
 
 def _quality(
-    images: Sequence[ProofImage], answers: tuple[list[Answer], list[Answer]], model: Backend
+    images: Sequence[ProofImage], outputs: tuple[list[BackendOutput], list[BackendOutput]], model: Backend
 ) -> dict[str, dict[str, float | None]]:
-    """Image AUROC and PRO of the model and of the graph; empty where labels are not known."""
+    """Compute image AUROC and PRO of the model and of the graph; empty if labels are unknown."""
     labels = [image.label for image in images]
     if any(label is None for label in labels):
         return {}
-    rows = {"image AUROC": [_auroc(own, labels) for own in answers]}
+    rows = {"image AUROC": [_auroc(output, labels) for output in outputs]}
     if all(image.mask is not None or not image.label for image in images):
-        rows["PRO"] = [_pro(own, images, model) for own in answers]
+        rows["PRO"] = [_pro(output, images, model) for output in outputs]
     return {name: {"model": row[0], "graph": row[1]} for name, row in rows.items()}
 
 
-def _auroc(answers: Sequence[Answer], labels: Sequence[int | None]) -> float | None:
+def _auroc(outputs: Sequence[BackendOutput], labels: Sequence[int | None]) -> float | None:
     from zsad.metrics.functional import auroc
 
     if len(set(labels)) < 2:
         return None
-    return auroc(np.concatenate([answer.score for answer in answers]), np.array(labels))
+    return auroc(np.concatenate([output.score for output in outputs]), np.array(labels))
 
 
-def _pro(answers: Sequence[Answer], images: Sequence[ProofImage], model: Backend) -> float | None:
+def _pro(outputs: Sequence[BackendOutput], images: Sequence[ProofImage], model: Backend) -> float | None:
     from zsad.metrics.functional import aupro
 
     size = model.spec.size
-    maps = [one for answer in answers for one in render_map_numpy(answer.logits, model.spec)]
+    maps = [one for output in outputs for one in render_map_numpy(output.logits, model.spec)]
     masks = [_mask(image, size) for image in images]
     return aupro(maps, masks) if any(mask.any() for mask in masks) else None
 

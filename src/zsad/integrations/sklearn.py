@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsad.calibration.calibration import Calibration, make_calibration
-from zsad.calibration.thresholds import CalibrationTarget, Normals
+from zsad.calibration.thresholds import CalibrationTarget, NormalScores
 from zsad.errors import ConfigError, DataError
 
 try:
@@ -90,11 +90,11 @@ class ImageOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  
         wish = CalibrationTarget.of(target_fpr=self.target_fpr, confidence=self.confidence)
         detector = load(self.model, backbone=self.backbone, device=self.device, calibration=None)
         detector.shows = self.shows
-        seen = Normals()
+        seen = NormalScores()
         for image in _images(X):
             seen.add(detector.predict(image))
         self.calibration_: Calibration = make_calibration(
-            seen, wish, model=detector.key(), shows=detector.shows, region=None, labelled=None
+            seen, wish, model=detector.key(), object_name=detector.shows, region=None, labelled=None
         )
         self.detector_: Detector = detector.use(self.calibration_)
         self.offset_ = -self.calibration_.image.value

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from zsad.backends.base import Backend, as_backend
+from zsad.backends.backend import Backend
+from zsad.backends.wrap import as_backend
 from zsad.errors import ImageError, ZsadError
 from zsad.images.loader import iter_batches
 from zsad.images.preprocess import Preprocess

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from zsad.backends.base import Backend
+from zsad.backends.backend import Backend
 from zsad.errors import ConfigError
 from zsad.images.decode import Source
 from zsad.images.large import Box, LargePicture, open_large

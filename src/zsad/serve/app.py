@@ -273,7 +273,9 @@ async def _small_body(request: Request, service: Service) -> bytes:
 
 
 def _calibration_answer(values: dict[str, Any]) -> Response:
-    return JSONResponse({**values, "calibration": values["calibration"].model_dump(mode="json")})
+    return JSONResponse(
+        {**values, "calibration": values["calibration"].model_dump(mode="json", by_alias=True)}
+    )
 
 
 def describe(service: Service) -> dict[str, Any]:

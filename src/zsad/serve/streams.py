@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from zsad.calibration.calibration import make_calibration
-from zsad.calibration.thresholds import CalibrationTarget, Normals
+from zsad.calibration.thresholds import CalibrationTarget, NormalScores
 from zsad.errors import CalibrationError, ImageError
 from zsad.predict.prediction import Prediction
 from zsad.serve.limits import Refusal
@@ -98,7 +98,7 @@ async def calibrate(service: Service, request: Request, wish: CalibrationTarget)
     Raises:
         Refusal: the request as a whole cannot be served, or no image of it can be used.
     """
-    normals, skipped, bare = Normals(), [], service.bare
+    normals, skipped, bare = NormalScores(), [], service.bare
 
     def collect(prediction: Prediction) -> None:
         prediction.confine(bare.region)
@@ -124,7 +124,7 @@ async def calibrate(service: Service, request: Request, wish: CalibrationTarget)
                 except ImageError as error:
                     skipped.append(failure(one.image.name, Refusal(422, "outside_region", str(error))))
     try:
-        made = make_calibration(normals, wish, model=bare.key(), shows=bare.shows, region=bare.region)
+        made = make_calibration(normals, wish, model=bare.key(), object_name=bare.shows, region=bare.region)
     except CalibrationError as error:
         reason = str(error)
         if skipped and not normals.scores:

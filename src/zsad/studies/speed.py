@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zsad.backends.base import Float32, Precision
+from zsad.backends.backend import Float32, Precision
 from zsad.backends.torch import TorchBackend
 from zsad.errors import ZsadError
-from zsad.export.onnx import counted, write_onnx
+from zsad.export.onnx_graph import count_flops, write_onnx
 from zsad.loading import Loaded
 
 _SHAPE = (1370, 1024, 4096)
@@ -96,7 +96,7 @@ def flops_of(backend: TorchBackend) -> float:
     pixels = torch.zeros(1, 3, size, size, device=backend.device)
     with torch.no_grad():
         method(method.features(pixels))  # text that no image changes is kept from here on
-        return counted(lambda: method(method.features(pixels)))[1]
+        return count_flops(lambda: method(method.features(pixels)))[1]
 
 
 def speeds(
@@ -146,7 +146,7 @@ def _graph_speeds(
     except ZsadError as error:
         yield f"onnx, openvino: {error}"
         return
-    card = unproven_card(loaded, graph, recorded, name="bench", target="onnx", int8=False, shows=None)
+    card = unproven_card(model, loaded.card, graph, recorded, name="bench")
     wanted: list[tuple[type[OnnxBackend | OpenVINOBackend], Precision]] = [(OnnxBackend, "fp32")]
     if find_spec("openvino") is None:
         yield "openvino: not installed, get it with: pip install 'zsad[openvino]'"

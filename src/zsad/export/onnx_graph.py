@@ -1,8 +1,8 @@
-"""A method recorded as one ONNX graph: pixels (B, 3, H, W) in, grids, scores, routing and the score's parts out.
+"""Tracing of a method into one ONNX graph: pixels (B, 3, H, W) in; grids, scores, routing and score terms out.
 
-The method is run once before it is recorded. Text that no image changes is then kept already (`methods/kept.py`) and
-enters the graph as numbers; ONNX Runtime folds what else is constant. Prompts that an image makes stay in the graph,
-with the text tower behind them.
+The method runs once before it is traced, so that text features that no image changes are cached and enter the graph as
+constants; ONNX Runtime folds the other constants. Prompts that depend on the image stay in the graph, together with the
+text encoder.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from zsad.errors import CheckpointError, ConfigError
 from zsad.methods.base import Method, Output
 
 OPSET = 17
-"""The first with layer norms as one operator; readable by runtimes since 2022."""
+"""The first opset with layer normalisation as one operator; supported by runtimes since 2022."""
 
 INPUT = "pixels"
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
-    """What a graph gives.
+class TracedGraph:
+    """Outputs and cost of a graph.
 
     Attributes:
         grid: shape (L, h, w) of its grids.
-        routing: pools of experts.
-        terms: parts of the score.
-        flops: floating-point operations for an image.
+        routing: names of the pools of experts.
+        terms: names of the score terms.
+        flops: floating-point operations per image.
     """
 
     grid: tuple[int, int, int]
@@ -55,62 +55,64 @@ class Recorded:
 
 
 class _Graph(nn.Module):
-    """The whole way from pixels to an output, as a tuple of tensors."""
+    """A method from pixels to its output as a tuple of tensors, the form that the tracer accepts."""
 
-    def __init__(self, method: Method, shows: str | None) -> None:
+    def __init__(self, method: Method, object_name: str | None) -> None:
         super().__init__()
         self.method = method
-        self._words = None if shows is None else (shows,)
+        self._object_names = None if object_name is None else (object_name,)
 
     def output(self, pixels: Tensor) -> Output:
-        """The method's output."""
-        result: Output = self.method.predict(replace(self.method.encode_image(pixels), words=self._words))
+        """Return the method's output."""
+        result: Output = self.method.predict(
+            replace(self.method.encode_image(pixels), words=self._object_names)
+        )
         return result
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Grids, scores, routing, terms."""
+        """Return grids, scores, routing and terms."""
         output = self.output(pixels)
         return output.logits, output.score, *(output.routing or {}).values(), *(output.terms or {}).values()
 
 
-def write_onnx(method: Method, path: Path, *, shows: str | None = None) -> Recorded:
-    """Records a method into an ONNX file.
+def write_onnx(method: Method, path: Path, *, object_name: str | None = None) -> TracedGraph:
+    """Trace a method and write it as an ONNX file.
 
     Args:
-        method: on the processor, in full precision.
+        method: on the CPU, in full precision.
         path: of the file.
-        shows: what prompts call the object, for methods that name it; None: an object.
+        object_name: name of the object, for methods whose prompts contain it; None means "object".
 
     Raises:
-        ConfigError: the method is elsewhere or in half precision, or the extra `onnx` is not installed.
-        CheckpointError: the method cannot be recorded.
+        ConfigError: the method is not on the CPU or not in full precision, or the extra `onnx` is not installed.
+        CheckpointError: the method cannot be traced.
     """
     weight = next(method.parameters())
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         raise ConfigError(
             f"cannot export a model on {weight.device} in {weight.dtype}; load it with device='cpu'"
         )
-    # The recorder leaves all parts in the mode that the whole had before.
-    graph, size = _Graph(method, shows).eval(), method.config.image_size
-    # One image: nothing in the graph may depend on their number, which is what the proof looks for.
+    # The tracer restores the mode that the outer module had, hence eval().
+    graph, size = _Graph(method, object_name).eval(), method.config.image_size
+    # One image: the comparison with the model uses other batch sizes, which shows if the graph depends on it.
     pixels = torch.zeros(1, 3, size, size)
     with torch.no_grad():
         graph.output(pixels)
-        output, flops = counted(lambda: graph.output(pixels))
+        output, flops = count_flops(lambda: graph.output(pixels))
         layers, height, width = output.logits.shape[1:]
         pools, parts = tuple(output.routing or ()), tuple(output.terms or ())
-        recorded = Recorded((layers, height, width), pools, parts, flops)
+        traced = TracedGraph((layers, height, width), pools, parts, flops)
         raw = path.with_name(path.name + ".raw")
         try:
-            _record(graph, pixels, raw, recorded.outputs)
+            _trace(graph, pixels, raw, traced.outputs)
             _fold(raw, path)
         finally:
             raw.unlink(missing_ok=True)
-    return recorded
+    return traced
 
 
-def counted(run: Callable[[], Output]) -> tuple[Output, float]:
-    """What `run` gives, and the floating-point operations of its products and convolutions (a multiply-add is two)."""
+def count_flops(run: Callable[[], Output]) -> tuple[Output, float]:
+    """Call `run`; return its result and the FLOPs of its matrix products and convolutions (a multiply-add is two)."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False, custom_mapping=_attention_flops()) as counter:
@@ -119,24 +121,24 @@ def counted(run: Callable[[], Output]) -> tuple[Output, float]:
 
 
 def _attention_flops() -> dict[Any, Any]:
-    """The processor's fused attention, which PyTorch's counter does not know in all versions."""
+    """Return a formula for the fused attention of the CPU, which some versions of PyTorch do not count."""
     fused = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
     def flops(query: Any, key: Any, *others: Any, **settings: Any) -> int:
-        batch, heads, asking, width = query
-        return int(4 * batch * heads * asking * key[2] * width)
+        batch, heads, queries, width = query
+        return int(4 * batch * heads * queries * key[2] * width)
 
     return {} if fused is None else {fused: flops}
 
 
-def _record(graph: nn.Module, pixels: Tensor, path: Path, outputs: list[str]) -> None:
-    """PyTorch's recorder, which all versions since 2.2 have; newer ones call it by `dynamo=False`."""
+def _trace(graph: nn.Module, pixels: Tensor, path: Path, outputs: list[str]) -> None:
+    """Write a graph with PyTorch's tracing exporter, which newer versions select by `dynamo=False`."""
     known = inspect.signature(torch.onnx.export).parameters
-    own: dict[str, Any] = {"dynamo": False} if "dynamo" in known else {}
+    legacy: dict[str, Any] = {"dynamo": False} if "dynamo" in known else {}
     batch = {name: {0: "batch"} for name in (INPUT, *outputs)}
     try:
         with warnings.catch_warnings():
-            # Sides and lengths become numbers while recording, as they should; each is remarked upon.
+            # Each shape that becomes a constant, as intended, causes a warning.
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 graph,
@@ -146,7 +148,7 @@ def _record(graph: nn.Module, pixels: Tensor, path: Path, outputs: list[str]) ->
                 input_names=[INPUT],
                 output_names=outputs,
                 dynamic_axes=batch,
-                **own,
+                **legacy,
             )
     except ImportError as error:
         raise missing_runtime("onnx", "onnx", error) from error
@@ -158,7 +160,7 @@ def _record(graph: nn.Module, pixels: Tensor, path: Path, outputs: list[str]) ->
 
 
 def _fold(source: Path, target: Path) -> None:
-    """Computes once what no pixel changes, with ONNX Runtime's basic rewriting, which adds no operators of its own."""
+    """Fold constants with ONNX Runtime's basic optimisations, which add no operators of its own."""
     try:
         import onnxruntime
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""An ONNX graph in OpenVINO's own form: an .xml with the structure and a .bin with the weights, in full precision."""
+"""Conversion to OpenVINO's format: an .xml with the structure and a .bin with the weights, in full precision."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from zsad.errors import CheckpointError
 
 
 def write_openvino(onnx: Path, path: Path) -> None:
-    """Converts an ONNX file to `path`, an .xml, with the weights beside it as .bin.
+    """Convert an ONNX file to `path`, an .xml, with the weights beside it as .bin.
 
     Raises:
         ConfigError: the extra `openvino` is not installed.
-        CheckpointError: OpenVINO does not take the graph.
+        CheckpointError: OpenVINO cannot convert the graph.
     """
     openvino = import_openvino()
     try:
         openvino.save_model(openvino.convert_model(str(onnx)), str(path), compress_to_fp16=False)
-    except Exception as error:  # the converter raises bare errors of its own
+    except Exception as error:  # the converter has its own kinds of error
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"OpenVINO does not take the recorded graph ({reason}); update it") from error
