@@ -115,7 +115,8 @@ def child(form: str, *, maps: int, repeat: int) -> dict[str, object]:
 
 def stream(form: str, *, maps: int) -> tuple[float, Values]:
     """CPU seconds and values of one pass; a map is made, measured and forgotten."""
-    from zsad.metrics.streaming import PIXEL_MEASURES, PixelMetrics
+    from zsad.metrics.exact import PIXEL_MEASURES
+    from zsad.metrics.streaming import PixelMetrics
 
     seconds, metrics = 0.0, PixelMetrics()
     for index in range(maps):
@@ -172,7 +173,7 @@ def prepare(form: str) -> Callable[[np.ndarray, np.ndarray], Values]:
 
 def exact(maps: np.ndarray, masks: np.ndarray) -> Values:
     """Our exact form of everything."""
-    from zsad.metrics.streaming import PIXEL_MEASURES, ExactPixelMetrics
+    from zsad.metrics.exact import PIXEL_MEASURES, ExactPixelMetrics
 
     metrics = ExactPixelMetrics()
     for scores, mask in zip(maps, masks, strict=True):

@@ -20,7 +20,7 @@ import numpy as np
 from systems import FOLDS, UNSEEN, Bench, read_once
 from zsad.datasets.manifest import discover
 from zsad.methods.fusion import TOP_SHARE
-from zsad.metrics.protocols import evaluate
+from zsad.metrics.evaluation import evaluate
 from zsad.nn.maps import MapSpec
 from zsad.nn.oddness import CUES, top_mean
 from zsad.studies.benchmark.cached_scoring import CachedScore

@@ -38,7 +38,7 @@ from zsad.images.preprocess import Preprocess
 from zsad.methods.base import ImageFeatures, Method
 from zsad.methods.registry import METHODS, build
 from zsad.metrics import protocols
-from zsad.metrics.protocols import evaluate
+from zsad.metrics.evaluation import evaluate
 from zsad.studies.benchmark.cached_scoring import CachedScore
 from zsad.train import samples as training_samples
 from zsad.train.checkpoint import build_method, read_card, save_checkpoint

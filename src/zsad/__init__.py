@@ -11,14 +11,14 @@ __version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
     from zsad.detector import Detector, load
-    from zsad.metrics.protocols import evaluate
+    from zsad.metrics.evaluation import evaluate
     from zsad.predict.prediction import Prediction
 
 _LAZY = {
     "Detector": "zsad.detector",
     "load": "zsad.detector",
     "Prediction": "zsad.predict.prediction",
-    "evaluate": "zsad.metrics.protocols",
+    "evaluate": "zsad.metrics.evaluation",
 }
 
 __all__ = ["Detector", "Prediction", "__version__", "evaluate", "load"]

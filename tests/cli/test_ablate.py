@@ -18,7 +18,7 @@ from zsad.clip.weights import load_backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import Method
 from zsad.methods.registry import build, find
-from zsad.metrics.protocols import ClassScores
+from zsad.metrics.classes import ClassScores
 from zsad.studies.ablations import Table, ablations, find_table, methods
 from zsad.studies.ablations.study import Study
 from zsad.studies.benchmark.cached_scoring import copy_layers, is_part

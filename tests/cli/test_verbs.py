@@ -158,7 +158,7 @@ def test_evaluate_names_bad_masks(call, toy, mvtec: Path, tmp_path: Path) -> Non
 
 
 def test_evaluate_interrupted_goes_on(call, toy, mvtec: Path, tmp_path: Path, monkeypatch) -> None:
-    from zsad.metrics.protocols import ClassScores
+    from zsad.metrics.classes import ClassScores
 
     words = ["evaluate", toy.model, "--data", mvtec, "--device", "cpu", "--out"]
     assert call(*words, tmp_path / "whole")[0] == 0

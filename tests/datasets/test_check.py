@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from zsad.datasets.catalog import ClassEntry, Entry
+from zsad.datasets.catalog import CatalogEntry, ClassEntry
 from zsad.datasets.check import Report, check
 from zsad.datasets.content import Content, look_hash, pixel_hash, read_content, same_pixels, similar_looks
 from zsad.datasets.manifest import discover
 from zsad.images.decode import load_image
 from zsad.types import Sample
 
-ENTRY = Entry(
+ENTRY = CatalogEntry(
     name="Nuts",
     title="Nuts and bolts",
     group="industrial",
@@ -61,7 +61,7 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
-def problems(folder: Path, entry: Entry | None = ENTRY, **options: object) -> list[tuple[str, str]]:
+def problems(folder: Path, entry: CatalogEntry | None = ENTRY, **options: object) -> list[tuple[str, str]]:
     report = check(discover(folder), entry, size=(48, 64), **options)  # type: ignore[arg-type]
     for problem in report.problems:
         assert "\n" not in problem.reason and problem.path

@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as hnp
 from zsad.errors import MetricError
 from zsad.metrics import functional as F
 from zsad.metrics.aupimo import aupimo
-from zsad.metrics.streaming import PIXEL_MEASURES, ExactPixelMetrics, PixelMetrics
+from zsad.metrics.exact import PIXEL_MEASURES, ExactPixelMetrics
+from zsad.metrics.streaming import PixelMetrics
 
 WIDE = (0.01, 0.3)
 

@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as hnp
 
 from zsad.errors import MetricError
 from zsad.metrics import functional as F
-from zsad.metrics.streaming import ExactPixelMetrics, ImageScores, PixelMetrics
+from zsad.metrics.exact import ExactPixelMetrics, ImageScores
+from zsad.metrics.streaming import PixelMetrics
 
 NAMES = ("auroc", "ap", "f1_max", "aupro")
 

@@ -13,7 +13,7 @@ from PIL import Image
 from zsad.cli.main import main
 from zsad.datasets.manifest import DataSet, discover
 from zsad.errors import DataError
-from zsad.metrics.protocols import evaluate
+from zsad.metrics.evaluation import evaluate
 from zsad.nn.maps import MapSpec
 from zsad.predict.prediction import Prediction
 from zsad.runs import metric_cache as kept

@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from zsad.datasets.catalog import Catalogue, Entry
+    from zsad.datasets.catalog import CatalogEntry, Catalogue
     from zsad.datasets.check import Report
     from zsad.datasets.manifest import DataSet
 
@@ -52,7 +52,7 @@ def list_command(
     return 0
 
 
-def _listing(chosen: Sequence[Entry]) -> Iterator[str]:
+def _listing(chosen: Sequence[CatalogEntry]) -> Iterator[str]:
     """Lines of at most 80 characters: a table of the industrial sets, then of the medical; licences are cut short."""
     headings = ("classes", "normal", "anomalous", "metrics", "licence")
     groups: dict[str, list[tuple[str, ...]]] = {}
@@ -251,7 +251,7 @@ def fetch_command(name: str, /, *, out: Path | None = None, catalog: Path | None
     return 0
 
 
-def _instructions(entry: Entry) -> list[str]:
+def _instructions(entry: CatalogEntry) -> list[str]:
     return [
         f"{entry.title}",
         f"1. {entry.get}" + (f": {entry.home}" if entry.home else ""),
@@ -326,7 +326,7 @@ def _known(count: int | None) -> str:
     return "?" if count is None else f"{count:,}"
 
 
-def _facts(entry: Entry, book: Catalogue) -> dict[str, object]:
+def _facts(entry: CatalogEntry, book: Catalogue) -> dict[str, object]:
     facts: dict[str, object] = entry.model_dump(mode="json")
     facts["shares_images_with"] = list(book.sharing(entry))
     facts["classes"] = [

@@ -72,7 +72,7 @@ def evaluate_command(
     from zsad.device import use_threads
     from zsad.errors import ConfigError
     from zsad.methods.registry import sources_note
-    from zsad.metrics.protocols import evaluate
+    from zsad.metrics.evaluation import evaluate
     from zsad.runs.folder import check_place
     from zsad.runs.remeasure import KeptRun, keep_states
     from zsad.runs.store import OVERLAYS

@@ -36,7 +36,7 @@ class ClassEntry(_Frozen):
     anomalous: int | None = Field(default=None, ge=0, description="Anomalous test images; None: not known.")
 
 
-class Entry(_Frozen):
+class CatalogEntry(_Frozen):
     """A data set: layout, expected counts of its test part, defined metrics, licence, source."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$", description="What zsad calls the set.")
@@ -72,7 +72,7 @@ class Entry(_Frozen):
     package_folder: str = Field(default="", description="Folder of the images in the package, MODULE/PATH.")
 
     @model_validator(mode="after")
-    def _sums(self) -> Entry:
+    def _sums(self) -> CatalogEntry:
         for label in ("normal", "anomalous"):
             parts = [getattr(entry, label) for entry in self.classes]
             total = getattr(self, label)
@@ -91,7 +91,7 @@ class Entry(_Frozen):
         """The entry of a class; its name's case and punctuation are ignored."""
         return next((entry for entry in self.classes if letters(entry.name) == letters(name)), None)
 
-    def restricted(self, names: Sequence[str]) -> Entry:
+    def restricted(self, names: Sequence[str]) -> CatalogEntry:
         """The entry of some of the classes alone.
 
         Raises:
@@ -126,9 +126,9 @@ class Catalogue:
         DataError: two sets share a name or an alias, or one speaks of a set that is not there.
     """
 
-    def __init__(self, entries: list[Entry]) -> None:
+    def __init__(self, entries: list[CatalogEntry]) -> None:
         self._entries = {entry.name: entry for entry in entries}
-        self._by_letters: dict[str, Entry] = {}
+        self._by_letters: dict[str, CatalogEntry] = {}
         for entry in entries:
             for spelling in (entry.name, entry.title, *entry.aliases):
                 known = self._by_letters.setdefault(letters(spelling), entry)
@@ -143,14 +143,14 @@ class Catalogue:
                         f"the catalogue's {entry.name} speaks of {name!r}, which it does not hold"
                     )
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[CatalogEntry]:
         return iter(self._entries.values())
 
-    def get(self, name: str) -> Entry | None:
+    def get(self, name: str) -> CatalogEntry | None:
         """The entry of that name or alias, or None."""
         return self._by_letters.get(letters(name))
 
-    def find(self, name: str) -> Entry:
+    def find(self, name: str) -> CatalogEntry:
         """The entry of that name or alias.
 
         Raises:
@@ -165,12 +165,12 @@ class Catalogue:
             f"no data set {name!r} in the catalogue: {hint}see zsad data list, or describe it with --catalog FILE"
         )
 
-    def sharing(self, entry: Entry) -> tuple[str, ...]:
+    def sharing(self, entry: CatalogEntry) -> tuple[str, ...]:
         """Names of the other sets that hold some of an entry's images."""
         mentioned = [other.name for other in self if entry.name in other.shares_images_with]
         return tuple(dict.fromkeys([*entry.shares_images_with, *mentioned]))
 
-    def _spellings(self) -> Iterator[tuple[str, Entry]]:
+    def _spellings(self) -> Iterator[tuple[str, CatalogEntry]]:
         for entry in self:
             yield from ((spelling, entry) for spelling in (entry.name, *entry.aliases))
 
@@ -204,7 +204,7 @@ def catalogue(path: Path | None = None) -> Catalogue:
     return Catalogue([entry for entry in bundled() if entry.name not in replaced] + own)
 
 
-def _entries(text: str, where: str) -> list[Entry]:
+def _entries(text: str, where: str) -> list[CatalogEntry]:
     try:
         content: dict[str, Any] = _toml.loads(text)
     except _toml.TOMLDecodeError as error:
@@ -218,7 +218,7 @@ def _entries(text: str, where: str) -> list[Entry]:
     for number, table in enumerate(tables, start=1):
         name = table.get("name", f"entry {number}") if isinstance(table, dict) else f"entry {number}"
         try:
-            entries.append(Entry.model_validate(table))
+            entries.append(CatalogEntry.model_validate(table))
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the whole"

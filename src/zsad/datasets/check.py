@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from zsad.datasets.catalog import ClassEntry, Entry, letters
+from zsad.datasets.catalog import CatalogEntry, ClassEntry, letters
 from zsad.datasets.content import Content, read_contents, same_pixels, similar_looks
 from zsad.datasets.layouts import MASK_ENDINGS
 from zsad.datasets.manifest import DataSet
@@ -24,7 +24,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Problem(_Frozen):
+class DataProblem(_Frozen):
     """Something that must be put right; `path` is empty where it is about the whole set."""
 
     path: str
@@ -60,7 +60,7 @@ class Report(_Frozen):
     known: bool = Field(description="whether there was an entry to compare with")
     image_size: tuple[int, int] = Field(description="(H, W) at which masks were looked at")
     classes: tuple[ClassCount, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[DataProblem, ...]
     remarks: tuple[str, ...]
     mask_values: dict[str, int] = Field(description="pixels by value over all masks")
     emptied: tuple[str, ...] = Field(description="anomalous images whose mask is empty at image_size")
@@ -76,7 +76,7 @@ class Report(_Frozen):
 
 def check(
     dataset: DataSet,
-    entry: Entry | None = None,
+    entry: CatalogEntry | None = None,
     *,
     against: Sequence[DataSet] = (),
     near: int | None = None,
@@ -108,18 +108,18 @@ def check(
     alike = [] if near is None else similar_looks(contents, others, most=near)
     problems = [
         *_file_problems(contents),
-        *(Problem(path=str(finding.path), reason=finding.reason) for finding in dataset.findings),
+        *(DataProblem(path=str(finding.path), reason=finding.reason) for finding in dataset.findings),
         *_mask_problems(contents, dataset, entry),
         *_pair_problems(dataset.samples),
         *_class_problems(dataset, entry),
         *_count_problems(dataset, entry),
         *(
-            Problem(path=str(a.sample.image), reason=_contradiction(b))
+            DataProblem(path=str(a.sample.image), reason=_contradiction(b))
             for a, b in duplicates
             if _differ(a, b)
         ),
         *(
-            Problem(path=str(a.sample.image), reason=f"the same image as {b.sample.image}")
+            DataProblem(path=str(a.sample.image), reason=f"the same image as {b.sample.image}")
             for a, b in overlaps
         ),
     ]
@@ -154,33 +154,37 @@ def _contradiction(other: Content) -> str:
     return f"the same image as {other.sample.image}, which has another label"
 
 
-def _file_problems(contents: Sequence[Content]) -> Iterator[Problem]:
+def _file_problems(contents: Sequence[Content]) -> Iterator[DataProblem]:
     for content in contents:
         for path, reason in content.problems:
-            yield Problem(path=str(path), reason=reason.removeprefix(f"{path} "))
+            yield DataProblem(path=str(path), reason=reason.removeprefix(f"{path} "))
 
 
-def _mask_problems(contents: Sequence[Content], dataset: DataSet, entry: Entry | None) -> Iterator[Problem]:
+def _mask_problems(
+    contents: Sequence[Content], dataset: DataSet, entry: CatalogEntry | None
+) -> Iterator[DataProblem]:
     needed = entry is not None and "pixel" in entry.metrics
     missing = {finding.path for finding in dataset.findings}
     for content in contents:
         sample = content.sample
         if sample.label == 1 and sample.mask is None and needed and sample.image not in missing:
-            yield Problem(path=str(sample.image), reason="anomalous image without a mask")
+            yield DataProblem(path=str(sample.image), reason="anomalous image without a mask")
         if sample.mask is None or content.mask_size is None:
             continue
         if content.size is not None and content.mask_size != content.size:
             own, full = (f"{width}x{height} px" for height, width in (content.mask_size, content.size))
-            yield Problem(path=str(sample.mask), reason=f"mask is {own}, its image {sample.image} is {full}")
+            yield DataProblem(
+                path=str(sample.mask), reason=f"mask is {own}, its image {sample.image} is {full}"
+            )
         if sample.label == 1 and content.foreground == 0:
             reason = f"mask is empty, though {sample.image} counts as anomalous"
-            yield Problem(path=str(sample.mask), reason=reason)
+            yield DataProblem(path=str(sample.mask), reason=reason)
 
 
-def _pair_problems(samples: Sequence[Sample]) -> Iterator[Problem]:
+def _pair_problems(samples: Sequence[Sample]) -> Iterator[DataProblem]:
     """Masks that by their name belong to another image of the class, and masks of several images."""
     for sample in misnamed(samples):
-        yield Problem(
+        yield DataProblem(
             path=str(sample.mask), reason=f"by its name it is not the mask of {sample.image}: swapped?"
         )
     owners: Counter[Path] = Counter(sample.mask for sample in samples if sample.mask is not None)
@@ -188,9 +192,9 @@ def _pair_problems(samples: Sequence[Sample]) -> Iterator[Problem]:
         if sample.mask is None:
             continue
         if owners[sample.mask] > 1:
-            yield Problem(path=str(sample.mask), reason=f"mask of {owners[sample.mask]} images")
+            yield DataProblem(path=str(sample.mask), reason=f"mask of {owners[sample.mask]} images")
         if sample.mask == sample.image:
-            yield Problem(path=str(sample.mask), reason="image and mask are one file")
+            yield DataProblem(path=str(sample.mask), reason="image and mask are one file")
 
 
 def misnamed(samples: Sequence[Sample]) -> Iterator[Sample]:
@@ -212,7 +216,7 @@ def _bare(mask: Path) -> str:
     return next((stem.removesuffix(ending) for ending in MASK_ENDINGS if stem.endswith(ending)), stem)
 
 
-def _class_problems(dataset: DataSet, entry: Entry | None) -> Iterator[Problem]:
+def _class_problems(dataset: DataSet, entry: CatalogEntry | None) -> Iterator[DataProblem]:
     """Classes in which a metric that should be defined is not."""
     groups = dataset.groups()
     labels = {key: {sample.label for sample in group} for key, group in groups.items()}
@@ -221,14 +225,16 @@ def _class_problems(dataset: DataSet, entry: Entry | None) -> Iterator[Problem]:
         path = str(dataset.root)
         if None in found:
             count = sum(sample.label is None for sample in groups[key])
-            yield Problem(path=path, reason=f"class {key} has {count} images without a label")
+            yield DataProblem(path=path, reason=f"class {key} has {count} images without a label")
         elif 0 not in found and image_level:
-            yield Problem(path=path, reason=f"class {key} has no normal image: image metrics are undefined")
+            yield DataProblem(
+                path=path, reason=f"class {key} has no normal image: image metrics are undefined"
+            )
         elif 1 not in found:
-            yield Problem(path=path, reason=f"class {key} has no anomalous image: no metric is defined")
+            yield DataProblem(path=path, reason=f"class {key} has no anomalous image: no metric is defined")
 
 
-def _count_problems(dataset: DataSet, entry: Entry | None) -> Iterator[Problem]:
+def _count_problems(dataset: DataSet, entry: CatalogEntry | None) -> Iterator[DataProblem]:
     if entry is None:
         return
     path = str(dataset.root)
@@ -237,10 +243,10 @@ def _count_problems(dataset: DataSet, entry: Entry | None) -> Iterator[Problem]:
         there = {letters(_own_name(count)) for count in counts}
         for expected in entry.classes:
             if letters(expected.name) not in there:
-                yield Problem(path=path, reason=f"class {expected.name} is missing")
+                yield DataProblem(path=path, reason=f"class {expected.name} is missing")
         for count in counts:
             if entry.expected(_own_name(count)) is None:
-                yield Problem(path=path, reason=f"class {count.name} is not one of {entry.title}")
+                yield DataProblem(path=path, reason=f"class {count.name} is not one of {entry.title}")
             yield from _differences(path, f"class {count.name}", count)
     total = ClassCount(
         name="all",
@@ -259,14 +265,14 @@ def _own_name(count: ClassCount) -> str:
     return count.name.rpartition("/")[2]
 
 
-def _differences(path: str, what: str, count: ClassCount) -> Iterator[Problem]:
+def _differences(path: str, what: str, count: ClassCount) -> Iterator[DataProblem]:
     for label in ("normal", "anomalous"):
         found, expected = getattr(count, label), getattr(count, f"expected_{label}")
         if expected is not None and found != expected:
-            yield Problem(path=path, reason=f"{what} has {found} {label} images, expected {expected}")
+            yield DataProblem(path=path, reason=f"{what} has {found} {label} images, expected {expected}")
 
 
-def _class_counts(dataset: DataSet, entry: Entry | None) -> Iterator[ClassCount]:
+def _class_counts(dataset: DataSet, entry: CatalogEntry | None) -> Iterator[ClassCount]:
     groups = dataset.groups()
     for key, group in groups.items():
         labels = Counter(sample.label for sample in group)

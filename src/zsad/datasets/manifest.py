@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from zsad.datasets.layouts import Finding, Found, listed, lost_class, read_class, read_flat
+from zsad.datasets.listings import Missing, read_manifest, read_meta, read_visa
 from zsad.datasets.published import read_published
-from zsad.datasets.tables import Missing, read_manifest, read_meta, read_visa
 from zsad.errors import DataError
 from zsad.images.decode import image_size
 from zsad.images.inputs import is_hidden, is_image, is_mask_folder, subfolders, walk_images

@@ -1,4 +1,4 @@
-"""Writing of `meta.json` as AnomalyCLIP's loaders and those after it read it; `zsad.datasets.tables` reads it."""
+"""Writing of `meta.json` as AnomalyCLIP's loaders and those after it read it; `zsad.datasets.listings` reads it."""
 
 from __future__ import annotations
 

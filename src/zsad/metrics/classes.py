@@ -13,15 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsad.errors import ConfigError, ImageError, MetricError
-from zsad.metrics.streaming import (
-    PIXEL_MEASURES,
-    Bound,
-    ExactPixelMetrics,
-    ImageScores,
-    Measured,
-    PixelMetrics,
-    PixelResult,
-)
+from zsad.metrics.exact import PIXEL_MEASURES, ExactPixelMetrics, ImageScores, MetricValue, PixelResult
+from zsad.metrics.pro import Bound
+from zsad.metrics.streaming import PixelMetrics
 from zsad.metrics.table import COLUMNS, ResultRow
 from zsad.metrics.transductive import Domain, transductive_scores
 from zsad.types import Sample
@@ -257,11 +251,11 @@ def _split(name: str) -> tuple[str, float | None]:
     return measure, float(limit) if at else None
 
 
-def _result(pixels: PixelResult, name: str) -> Measured:
-    return Measured(getattr(pixels, name), *pixels.bounds[name])
+def _result(pixels: PixelResult, name: str) -> MetricValue:
+    return MetricValue(getattr(pixels, name), *pixels.bounds[name])
 
 
-def _bound(measured: Measured) -> Bound:
+def _bound(measured: MetricValue) -> Bound:
     """The bound of a value; none of one that is undefined."""
     return (math.nan, math.nan) if math.isnan(measured.value) else (measured.low, measured.high)
 

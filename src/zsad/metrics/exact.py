@@ -19,7 +19,7 @@ from zsad.metrics.pro import Bound
 PIXEL_MEASURES = ("aupro", "pro_anomalyclip", "aupro_mvtec3d", "aupimo")
 
 
-class Measured(NamedTuple):
+class MetricValue(NamedTuple):
     """A metric in [0, 1] or NaN, and the bound that holds its exact value."""
 
     value: float
@@ -114,7 +114,7 @@ class ExactPixelMetrics:
             clamped=0,
         )
 
-    def measure(self, name: str, *, limit: float | None = None) -> Measured:
+    def measure(self, name: str, *, limit: float | None = None) -> MetricValue:
         """One metric of `PIXEL_MEASURES`, up to a false positive rate `limit` other than the state's own."""
         pixels, limit = self._joined(), check_measure(name, limit, default=self.limit)
         if name == "aupro":
@@ -126,7 +126,7 @@ class ExactPixelMetrics:
         else:
             scores = image_scores(pixels)
             value = float(np.nanmean(scores)) if np.isfinite(scores).any() else math.nan
-        return Measured(value, value, value)
+        return MetricValue(value, value, value)
 
     def curve(self) -> Curve:
         """The ranking of the pixels so far."""

@@ -21,11 +21,7 @@ from zsad.metrics import bounds as certain
 from zsad.metrics.aupimo import RATE_BOUNDS, log_area
 from zsad.metrics.components import Regions
 from zsad.metrics.exact import (
-    PIXEL_MEASURES,
-    ExactPixelMetrics,
-    ImageResult,
-    ImageScores,
-    Measured,
+    MetricValue,
     PixelResult,
     check_measure,
 )
@@ -41,17 +37,6 @@ from zsad.metrics.pro import (
     mvtec3d_pro,
     quantile_ranks,
 )
-
-__all__ = [
-    "PIXEL_MEASURES",
-    "Bound",
-    "ExactPixelMetrics",
-    "ImageResult",
-    "ImageScores",
-    "Measured",
-    "PixelMetrics",
-    "PixelResult",
-]
 
 # float32 tells neighbouring bins of [0, 1) apart up to here.
 MOST_BINS = 2**22
@@ -171,7 +156,7 @@ class PixelMetrics:
             clamped=self.clamped,
         )
 
-    def measure(self, name: str, *, limit: float | None = None) -> Measured:
+    def measure(self, name: str, *, limit: float | None = None) -> MetricValue:
         """One metric of `PIXEL_MEASURES`, up to a false positive rate `limit` other than the state's own.
 
         AUPIMO is the mean over anomalous images between the usual rates; a large normal image counts by its pixels.
@@ -183,7 +168,7 @@ class PixelMetrics:
         if name == "aupimo":
             return self._aupimo()
         if self.regions == 0 or not self.normal.any():
-            return Measured(math.nan, math.nan, math.nan)
+            return MetricValue(math.nan, math.nan, math.nan)
         if name == "aupro":
             curve = self.curve()
             value, bound = curve.aupro(limit), certain.aupro_bound(curve, limit=limit)
@@ -191,7 +176,7 @@ class PixelMetrics:
             value, bound = anomalyclip_pro(self._equidistant_levels(), limit=limit)
         else:
             value, bound = mvtec3d_pro(self._quantile_levels(), limit=limit)
-        return Measured(value, *self._widened(bound))
+        return MetricValue(value, *self._widened(bound))
 
     def curve(self) -> Curve:
         """The ranking of the pixels so far, all of a bin tied."""
@@ -307,15 +292,15 @@ class PixelMetrics:
         pixels = int(self.anomalous.sum()) / max(self.regions, self.anomalous_maps, 1)
         return certain.widened(bound, certain.ROUNDING + pixels / UNIT)
 
-    def _aupimo(self) -> Measured:
+    def _aupimo(self) -> MetricValue:
         curve = self._curve(self.clean, self.share, regions=1)
         bound = certain.aupimo_bound(curve, bounds=RATE_BOUNDS)
         if math.isnan(bound[0]):
-            return Measured(math.nan, *bound)
+            return MetricValue(math.nan, *bound)
         above, beside = curve.above / curve.normal, (curve.above + curve.tied) / curve.normal
         value = float(curve.weight @ log_area(above, beside, bounds=RATE_BOUNDS))
         pixels = int(self.anomalous.sum()) / self.anomalous_maps
-        return Measured(min(value, 1.0), *certain.widened(bound, certain.ROUNDING + pixels / UNIT))
+        return MetricValue(min(value, 1.0), *certain.widened(bound, certain.ROUNDING + pixels / UNIT))
 
     def _equidistant_levels(self) -> Levels:
         """AnomalyCLIP's thresholds; scores of the bin that holds one may lie on either side of it."""

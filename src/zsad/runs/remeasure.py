@@ -25,7 +25,7 @@ import zsad
 from zsad.datasets.manifest import DataSet
 from zsad.errors import DataError
 from zsad.metrics.classes import ClassScores, Pro
-from zsad.metrics.protocols import (
+from zsad.metrics.evaluation import (
     Metrics,
     Progress,
     check_settings,

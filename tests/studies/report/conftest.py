@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from zsad.metrics.curves import curves
+from zsad.metrics.curve_points import curves
+from zsad.metrics.exact import ExactPixelMetrics
 from zsad.metrics.functional import aupro, auroc, average_precision, f1_max
-from zsad.metrics.streaming import ExactPixelMetrics
 from zsad.runs.store import GridFile, row_line
 from zsad.studies.benchmark.cell_results import CellFiles, CellResult, ClassRow, FileProblem, write_cell
 

@@ -22,7 +22,8 @@ from zsad.errors import ConfigError, ZsadError
 from zsad.files import write_json
 from zsad.methods.base import Method, MethodConfig
 from zsad.methods.registry import build, find
-from zsad.metrics.protocols import EXACT_HINT, check_measurable, evaluate
+from zsad.metrics.classes import EXACT_HINT
+from zsad.metrics.evaluation import check_measurable, evaluate
 from zsad.metrics.table import ResultTable
 from zsad.studies.ablations import Row, Table
 from zsad.studies.benchmark.cached_scoring import copy_layers, is_part

@@ -18,8 +18,9 @@ from zsad.errors import ZsadError
 from zsad.files import atomic_write
 from zsad.images.decode import image_size
 from zsad.methods.base import Method
-from zsad.metrics.curves import curves
-from zsad.metrics.protocols import EXACT_HINT, ClassScores, evaluate
+from zsad.metrics.classes import EXACT_HINT, ClassScores
+from zsad.metrics.curve_points import curves
+from zsad.metrics.evaluation import evaluate
 from zsad.metrics.table import COLUMNS, ResultRow
 from zsad.predict.prediction import Prediction
 from zsad.runs.folder import RunWriter, file_state

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from zsad.datasets.catalog import Entry, bundled, letters
+from zsad.datasets.catalog import CatalogEntry, bundled, letters
 from zsad.metrics.table import COLUMNS, plain_table
 from zsad.studies.benchmark.cell_results import CellResult
 from zsad.studies.benchmark.papers import Paper, Printed, papers_on, printed
@@ -92,13 +92,13 @@ class Reproduction:
         return table
 
 
-def find_entry(name: str, folder: str) -> Entry | None:
+def find_entry(name: str, folder: str) -> CatalogEntry | None:
     """The catalogue's entry of a set, by what the user called it or by its folder's name."""
     book = bundled()
     return book.get(name) or book.get(folder)
 
 
-def compare(method: str, cells: Sequence[CellResult], entry: Entry | None) -> Reproduction:
+def compare(method: str, cells: Sequence[CellResult], entry: CatalogEntry | None) -> Reproduction:
     """Our cells of one method on one set beside what papers print.
 
     Args:
@@ -147,7 +147,7 @@ def _of_class(cell: CellResult, name: str, metric: str) -> float | None:
 def _remarks(
     method: str,
     cells: Sequence[CellResult],
-    entry: Entry | None,
+    entry: CatalogEntry | None,
     found: Sequence[Printed],
     own: Sequence[Paper],
 ) -> Iterator[str]:
@@ -179,7 +179,7 @@ def _remarks(
         yield "one seed: differences of about a point mean nothing, take several (--seeds 111 112 113)"
 
 
-def _setting(paper: Paper, ours: CellResult, entry: Entry | None, size: Any) -> Iterator[str]:
+def _setting(paper: Paper, ours: CellResult, entry: CatalogEntry | None, size: Any) -> Iterator[str]:
     theirs = paper.trained_on(entry.name if entry is not None else "")
     line = f"{paper.paper}: {paper.backbone} at {paper.image_size} px, trained on {', '.join(theirs)}"
     differs = []
@@ -198,7 +198,7 @@ def _same_sets(ours: Sequence[str], theirs: Sequence[str]) -> bool:
     return names == set(theirs)
 
 
-def _about_the_data(cells: Sequence[CellResult], entry: Entry) -> Iterator[str]:
+def _about_the_data(cells: Sequence[CellResult], entry: CatalogEntry) -> Iterator[str]:
     rows = cells[0].rows
     counts = sum(row.normal for row in rows), sum(row.anomalous for row in rows)
     if entry.normal is not None and counts != (entry.normal, entry.anomalous):

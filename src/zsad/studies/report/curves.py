@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsad.files import read_arrays
-from zsad.metrics.curves import curves
-from zsad.metrics.streaming import ImageScores
+from zsad.metrics.curve_points import curves
+from zsad.metrics.exact import ImageScores
 from zsad.studies.benchmark.cell_results import CellResult
 from zsad.studies.benchmark.sampling import ImageTable
 from zsad.studies.benchmark.summary import Summary

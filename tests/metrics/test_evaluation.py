@@ -21,8 +21,10 @@ from zsad.errors import ConfigError, DataError, MetricError
 from zsad.images.decode import load_mask
 from zsad.metrics import functional as F
 from zsad.metrics.aupimo import aupimo
-from zsad.metrics.protocols import COLUMNS, ClassScores, evaluate, evaluate_scores
-from zsad.metrics.streaming import ExactPixelMetrics
+from zsad.metrics.classes import ClassScores
+from zsad.metrics.evaluation import evaluate, evaluate_scores
+from zsad.metrics.exact import ExactPixelMetrics
+from zsad.metrics.table import COLUMNS
 from zsad.types import Sample
 
 SIZE = (16, 18)
@@ -477,7 +479,7 @@ def test_wide_bounds_are_noted(data):
 
 
 def test_import_is_light():
-    code = "import sys, zsad.metrics.protocols; print({'torch', 'rich', 'scipy', 'PIL', 'sklearn'} & set(sys.modules))"
+    code = "import sys, zsad.metrics.evaluation; print({'torch', 'rich', 'scipy', 'PIL', 'sklearn'} & set(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"
 

@@ -8,8 +8,9 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from zsad.errors import MetricError
 from zsad.metrics import functional as F
-from zsad.metrics.curves import curves
-from zsad.metrics.streaming import ExactPixelMetrics, ImageScores, PixelMetrics
+from zsad.metrics.curve_points import curves
+from zsad.metrics.exact import ExactPixelMetrics, ImageScores
+from zsad.metrics.streaming import PixelMetrics
 
 ALL = 10**6
 

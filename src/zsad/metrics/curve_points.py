@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsad.errors import MetricError
+from zsad.metrics.exact import ExactPixelMetrics, ImageScores
 from zsad.metrics.functional import Curve
-from zsad.metrics.streaming import ExactPixelMetrics, ImageScores, PixelMetrics
+from zsad.metrics.streaming import PixelMetrics
 
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]
 

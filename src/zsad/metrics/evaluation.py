@@ -15,26 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from zsad.errors import ConfigError, DataError, ImageError, MetricError
-from zsad.metrics.classes import EXACT_HINT, PRO_MEASURES, ClassScores, Pro, ScoredImage, check_also
+from zsad.metrics.classes import PRO_MEASURES, ClassScores, Pro, ScoredImage, check_also
+from zsad.metrics.exact import ExactPixelMetrics
 from zsad.metrics.functional import check_limit
-from zsad.metrics.streaming import ExactPixelMetrics, PixelMetrics
-from zsad.metrics.table import COLUMNS, ResultRow, ResultTable
+from zsad.metrics.streaming import PixelMetrics
+from zsad.metrics.table import ResultRow, ResultTable
 from zsad.metrics.transductive import Domain
 from zsad.types import Sample
 
 if TYPE_CHECKING:
     from zsad.datasets.manifest import DataSet
-
-__all__ = [
-    "COLUMNS",
-    "EXACT_HINT",
-    "ClassScores",
-    "ResultRow",
-    "ResultTable",
-    "check_measurable",
-    "evaluate",
-    "evaluate_scores",
-]
 
 Metrics = Literal["streaming", "exact"]
 Progress = Callable[[int, int], None]
@@ -47,7 +37,7 @@ TRANSDUCTIVE = (
 MICRO = "pooled: micro, all images and all pixels of a data set as of one class; not comparable with means over classes"
 
 
-class Scorer(Protocol):
+class SamplePredictor(Protocol):
     """What an evaluation needs: predictions in the order of the samples, unreadable ones skipped."""
 
     def predict_samples(self, samples: Sequence[Sample]) -> Iterable[ScoredImage]: ...
@@ -107,7 +97,7 @@ def evaluate_scores(
 
 
 def evaluate(
-    detector: Scorer,
+    detector: SamplePredictor,
     data: str | Path | DataSet,
     *,
     classes: Sequence[str] | None = None,
@@ -137,7 +127,7 @@ def evaluate(
         transductive: MoECLIP's published image scores, which use statistics of each class's test images, for
             the images' kind; None takes the method's own scores, each of its image alone.
         collect: called with all that was measured of each class, once every image is added: for its curves
-            (`zsad.metrics.curves`) or to be merged with the same class measured elsewhere.
+            (`zsad.metrics.curve_points`) or to be merged with the same class measured elsewhere.
 
     Raises:
         DataError: neither labels nor masks, an unknown class, or a mask of another size than its image; the last
