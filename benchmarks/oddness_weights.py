@@ -23,7 +23,7 @@ from torch import Tensor
 from systems import FOLDS, UNSEEN, Bench, fused_run, read_once
 from zsad.datasets.manifest import DataSet
 from zsad.methods.base import Method
-from zsad.methods.fusion import TOP_SHARE, votes
+from zsad.methods.fusion import TOP_SHARE, bounded
 from zsad.methods.registry import METHODS
 from zsad.metrics.functional import auroc
 from zsad.nn.oddness import top_mean
@@ -107,7 +107,7 @@ def table(found: dict[str, list[Parts]]) -> list[str]:
 def _mean(methods: Sequence[Parts], most: float, weights: Tensor, *, only: str | None = None) -> float:
     """Mean over methods and classes: those of one set, or those of all but the medical ones."""
     values = [
-        100 * auroc((votes(rows, most=most) @ weights).numpy(), labels.numpy())
+        100 * auroc((bounded(rows, limit=most) @ weights).numpy(), labels.numpy())
         for classes in methods
         for label, (rows, labels) in classes.items()
         if (label.split(" / ")[0] == only if only else label.split(" / ")[0] not in UNSEEN)

@@ -34,8 +34,8 @@ def commands_page() -> str:
 
 def methods_page() -> str:
     """Every method with its settings; those that all have come first, once."""
-    from zsad.methods.config import MethodConfig
     from zsad.methods.registry import METHODS
+    from zsad.methods.settings import MethodConfig
 
     parts = [
         "# Methods and their settings\n",

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from zsad.clip.weights import Backbone
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
 from zsad.methods.registry import MethodEntry
+from zsad.methods.sentences import SentenceBank
 from zsad.methods.similarity import image_probability, layer_maps, patch_logits, segmentation_losses
-from zsad.methods.text import SentenceBank
 from zsad.nn.losses import score_loss
 from zsad.prompts import state_prompts
 

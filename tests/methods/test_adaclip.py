@@ -15,8 +15,8 @@ from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.adaclip import AdaCLIP, AdaCLIPConfig
 from zsad.methods.base import ImageFeatures
-from zsad.methods.registry import build
-from zsad.methods.text import SentenceBank
+from zsad.methods.registry import METHODS, build
+from zsad.methods.sentences import SentenceBank
 from zsad.nn.clusters import kmeans
 from zsad.nn.filters import render_map
 from zsad.prompts import published_prompts
@@ -309,7 +309,7 @@ def test_defaults_on_vit_l_are_the_papers(backbone):
     assert method.config == AdaCLIPConfig()
     count = sum(tensor.numel() for tensor in method.adapter_state().values())
     static, dynamic = 4 * 5 * 1024 + 3 * 5 * 768, 5 * (769 * 1024 + 769 * 768)
-    assert count == static + dynamic + 4 * 1025 * 768 + 769 * 768 == method.info.parameters
+    assert count == static + dynamic + 4 * 1025 * 768 + 769 * 768 == METHODS[method.name].parameters
     small = build("adaclip", None, backbone).config
     assert (small.vision_depth, small.text_depth, small.templates, small.value_value) == (4, 3, 1, False)
     assert AdaCLIPConfig().activation == "gelu" and AdaCLIPConfig().map_order == "mean_logits"

@@ -14,7 +14,7 @@ from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.aprilgan import AprilGAN, AprilGANConfig
 from zsad.methods.base import ImageFeatures
-from zsad.methods.registry import build
+from zsad.methods.registry import METHODS, build
 from zsad.nn.filters import render_map
 from zsad.train.train_config import TrainConfig
 
@@ -228,7 +228,7 @@ def test_published_size_activation_and_training():
         method = build("aprilgan", None, Backbone(CLIP(found.config), Tokenizer(), found, "meta", found.name))
     assert method.config == AprilGANConfig() and method.clip.config.vision.activation == "gelu"
     count = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    assert count == 4 * (1024 * 768 + 768) == method.info.parameters
+    assert count == 4 * (1024 * 768 + 768) == METHODS[method.name].parameters
     assert TrainConfig(**method.training_defaults).betas == (0.5, 0.999)
 
 

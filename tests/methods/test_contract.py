@@ -437,3 +437,35 @@ def test_very_small_images_work_or_are_refused_at_once(towers, name, size):
     if name in TRAINED:
         losses = method.losses(features, torch.ones(2, size, size), torch.ones(2))
         assert math.isfinite(float(total_of(losses).detach()))
+
+
+@every
+def test_a_retired_setting_loads_at_its_value_and_is_refused_at_another(towers, name):
+    config_class = METHODS[name].load().config_class
+    now = config_class.for_backbone(towers.preset)
+    then = {**now.model_dump(mode="json"), **config_class.retired}
+    assert config_class.model_validate(then) == now and build(name, then, towers).config == now
+    assert not config_class.retired.keys() & config_class.model_fields.keys()
+    for setting, value in config_class.retired.items():
+        with pytest.raises(ConfigError, match=f"'other' is no longer a setting .*{value!r}") as caught:
+            build(name, {setting: "other"}, towers)
+        assert setting in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_a_retired_alternative_says_so(towers, tmp_path):
+    method = build("promptmoe", None, towers)
+    card = Card(
+        method="promptmoe",
+        config={**method.config.model_dump(mode="json"), "context": "per_layer"},
+        backbone=BackboneReference(name="toy", sha256="toy"),
+        preprocess={},
+        map_spec=method.map_spec,
+    )
+    path = save_checkpoint(tmp_path / "model", method, card)
+    with pytest.raises(CheckpointError, match="context = 'per_layer' is no longer a setting"):
+        build_method(path, backbone=towers)
+    path = save_checkpoint(
+        tmp_path / "same", method, card.model_copy(update={"config": {**card.config, "context": "shared"}})
+    )
+    loaded, read = build_method(path, backbone=towers)
+    assert loaded.config == method.config and read.config["context"] == "shared"

@@ -13,7 +13,7 @@ from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures
 from zsad.methods.faprompt import FAPrompt, FAPromptConfig, pairwise_cosines
-from zsad.methods.registry import build
+from zsad.methods.registry import METHODS, build
 from zsad.nn.filters import render_map
 
 SMALL = {"abnormal_prompts": 3, "prior_tokens": 4, "prior_hidden": 8, "tau": 0.2}
@@ -276,7 +276,7 @@ def test_defaults_on_vit_l_are_the_papers_and_the_prior_is_the_large_part():
     assert method.config == FAPromptConfig()
     count = sum(tensor.numel() for tensor in method.adapter_state().values())
     prior = 7680 * 480 + 480 + 480 * 768 + 768
-    assert count == prior + (5 + 10 * 2 + 8 * 4) * 768 == method.info.parameters
+    assert count == prior + (5 + 10 * 2 + 8 * 4) * 768 == METHODS[method.name].parameters
 
 
 def test_a_seeded_start_repeats_and_a_checkpoint_holds_no_backbone(backbone):

@@ -15,7 +15,7 @@ from zsad.clip.weights import Backbone
 from zsad.errors import CheckpointError, ConfigError
 from zsad.methods.base import ImageFeatures
 from zsad.methods.moeclip import MoECLIP, MoECLIPConfig
-from zsad.methods.registry import build
+from zsad.methods.registry import METHODS, build
 from zsad.nn.filters import render_map
 from zsad.prompts import class_name
 from zsad.types import Sample
@@ -322,7 +322,7 @@ def test_trainable_count_of_the_published_model():
         if parameter.requires_grad:
             counts[next(key for key in counts if key in name.split("."))] += parameter.numel()
     assert list(counts.values()) == [16_384, 131_072, 3_145_728, 791_552, 589_824]
-    assert sum(counts.values()) == method.info.parameters == 4_674_560
+    assert sum(counts.values()) == METHODS[method.name].parameters == 4_674_560
 
 
 def test_overfits_eight_images(backbone):

@@ -486,7 +486,7 @@ def test_trainable_counts_on_the_large_backbone():
     assert methods["mpa"].config == MPAConfig() and methods["mpama"].config == MPAMAConfig()
     assert counts["mpa"] == 8 * 12 * 768 + 8 * 4 * 768 == 98_304
     assert counts["mpama"] - counts["mpa"] == 4 * 8 * (1024 + 768) + 6 * 1024 == 63_488
-    assert all(method.info.parameters == counts[name] for name, method in methods.items())
+    assert all(find(method.name).parameters == counts[name] for name, method in methods.items())
     assert residual.pool.down.shape == (4, 96, 768)
 
 

@@ -78,7 +78,7 @@ def test_clip_has_nothing_to_train(backbone, pixels, masks, labels):
     method = build("clip", None, backbone)
     with pytest.raises(ConfigError, match="nothing to train"):
         method.losses(method.features(pixels), masks, labels)
-    assert not method.info.needs_training and not any(p.requires_grad for p in method.parameters())
+    assert not find(method.name).needs_training and not any(p.requires_grad for p in method.parameters())
 
 
 def test_sentences_name_the_object_once_and_leave_no_gap():

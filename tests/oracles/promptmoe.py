@@ -88,42 +88,35 @@ def slow_texts(method, features, tokenizer) -> tuple[Tensor, Tensor]:
     """Text embeddings (B, L, 2, D) and routing logits (B, 2, L, E) of the default prompting, index by index."""
     config, tower = method.config, method.clip.text
     word = torch.tensor(tokenizer.encode(config.class_word)[1:-1])
-    stop = torch.tensor([*(tokenizer.encode(".")[1:-1] if config.full_stop else []), tokenizer.eos])
+    stop = torch.tensor([*tokenizer.encode(".")[1:-1], tokenizer.eos])
     sos = tower.embed(torch.tensor([tokenizer.sos]))
     width = method.context.shape[-1]
-    scale = (width / config.heads if config.attention_scale == "per_head" else width) ** -0.5
+    scale = (width / config.heads) ** -0.5
     attention, router = method.attention, method.router
     texts, logits = [], []
     for patches, cls in zip(features.patches, features.cls, strict=True):
         for layer in range(len(config.layers)):
-            context = method.context[layer if config.context == "per_layer" else 0]
             segments = []
             for state, length in enumerate((config.normal_tokens, config.abnormal_tokens)):
                 own = 0 if config.sharing in ("attention", "both") else state
                 tokens = torch.cat([patches[layer], cls[None]])
-                queries = attention.queries[own, layer]
-                if config.query_projection:
-                    queries = queries @ attention.query_projection[own, layer]
                 read = slow_attention(
-                    queries,
+                    attention.queries[own, layer],
                     attention.key[own, layer],
                     attention.value[own, layer],
                     tokens,
                     heads=config.heads,
                     scale=scale,
                 )
-                if config.output_projection:
-                    read = read @ attention.output_projection[own, layer]
                 hidden = (read @ router.first[state, layer] + router.first_bias[state, layer]).relu()
                 z = hidden @ router.second[state, layer] + router.second_bias[state, layer]
                 logits.append(z)
                 pool = method.pools[0 if config.sharing in ("pool", "both") else state][layer]
                 gates = slow_gates(z, config.top_k)
                 segments.append(sum(gate * expert for gate, expert in zip(gates, pool, strict=True))[:length])
-            tail = [tower.embed(word), context, tower.embed(stop)]
-            state_words = [segments[1]] if config.abnormal_prompt == "replace" else segments
+            tail = [tower.embed(word), method.context[0], tower.embed(stop)]
             texts.append(torch.cat([sos, segments[0], *tail]))
-            texts.append(torch.cat([sos, *state_words, *tail]))
+            texts.append(torch.cat([sos, *segments, *tail]))
     batch, layers = len(features.cls), len(config.layers)
     text = F.normalize(slow_text(method, texts), dim=-1).view(batch, layers, 2, -1)
     return text, torch.stack(logits).view(batch, layers, 2, -1).transpose(1, 2)

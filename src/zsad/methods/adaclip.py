@@ -40,7 +40,7 @@ from zsad.clip.vision import Hook, Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
-from zsad.methods.kept import Kept
+from zsad.methods.sentences import distinct_words, of_images
 from zsad.methods.similarity import (
     full_precision,
     image_probability,
@@ -48,7 +48,7 @@ from zsad.methods.similarity import (
     patch_logits,
     segmentation_losses,
 )
-from zsad.methods.text import distinct_words, of_images
+from zsad.methods.text_cache import TextCache
 from zsad.nn.clusters import kmeans, mean_of_means, most_anomalous_mean
 from zsad.nn.filters import MapOrder, render_map
 from zsad.nn.hybrid import HybridPrompts, start_linear
@@ -160,7 +160,7 @@ class AdaCLIP(Method):
         self._tokenizer = backbone.tokenizer
         self._sentences: dict[str, tuple[Tensor, Tensor]] = {}
         self._normal = 0
-        self._kept = Kept()
+        self._text_cache = TextCache()
         self._check(config)
         vision, text, joint = (
             self.clip.config.vision.width,
@@ -320,7 +320,7 @@ class AdaCLIP(Method):
             def make() -> Tensor:
                 return self._text([word], None if prompts is None else prompts(plain[:1]), index[:0])
 
-            return self._kept.get(make, sources=sources, name=word)
+            return self._text_cache.get(make, sources=sources, name=word)
 
         return of_images(torch.cat([of(word) for word in known]), index, batch=plain.shape[0])
 

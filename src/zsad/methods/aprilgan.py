@@ -37,6 +37,7 @@ from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.sentences import ClassText
 from zsad.methods.similarity import (
     full_precision,
     image_probability,
@@ -44,7 +45,6 @@ from zsad.methods.similarity import (
     patch_logits,
     segmentation_losses,
 )
-from zsad.methods.text import ClassText
 from zsad.nn.losses import score_loss
 
 

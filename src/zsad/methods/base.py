@@ -1,4 +1,4 @@
-"""What every method is: image features from a frozen CLIP, text that meets them, a map, a score, losses."""
+"""Base class of the methods: image features from a frozen CLIP, text that meets them, a map, a score, losses."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from zsad.errors import CheckpointError, ConfigError
-from zsad.methods.config import MethodConfig
 from zsad.methods.fusion import OddnessFusion
-from zsad.methods.registry import MethodEntry, find
+from zsad.methods.settings import MethodConfig
 from zsad.nn.filters import MapSpec
 from zsad.nn.oddness import oddness
 
@@ -37,7 +36,7 @@ COMMON_TRAINING: Mapping[str, Any] = {
 
 @dataclass(slots=True)
 class ImageFeatures:
-    """What the frozen image tower gives for a batch: all that a method may cache.
+    """Output of the frozen image tower for a batch: all that a method may cache.
 
     Attributes:
         patches: (B, L, N, D) patch tokens of the tapped layers, not normalised. A method that goes on through
@@ -57,7 +56,7 @@ class ImageFeatures:
 
 @dataclass(slots=True)
 class Output:
-    """What a method says of a batch.
+    """Output of a method for a batch.
 
     Attributes:
         logits: (B, L, h, w) how much more abnormal than normal a patch looks, over the temperature: its
@@ -76,7 +75,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of a training.
+    """Part of a training.
 
     Attributes:
         name: passed to `Method.begin_stage`.
@@ -90,7 +89,7 @@ class Stage:
 
 
 class Method(nn.Module, ABC):
-    """A zero-shot anomaly detector on a frozen backbone.
+    """Zero-shot anomaly detector on a frozen backbone.
 
     The backbone is a submodule named `clip`, without gradients; everything else is the adapter, which is all
     that a checkpoint holds.
@@ -149,13 +148,8 @@ class Method(nn.Module, ABC):
             )
 
     @property
-    def info(self) -> MethodEntry:
-        """Title, paper and needs of this method."""
-        return find(self.name)
-
-    @property
     def map_spec(self) -> MapSpec:
-        """How this method's grids become maps."""
+        """Specification of how this method's grids become maps."""
         config = self.config
         return MapSpec(
             size=(config.image_size, config.image_size),
@@ -167,7 +161,7 @@ class Method(nn.Module, ABC):
         )
 
     def spec_of(self, grid: tuple[int, int]) -> MapSpec:
-        """How grids of (h, w) patches become maps: `map_spec`, but for images of other proportions in the size."""
+        """Specification for grids of (h, w) patches: `map_spec`, but for images of other proportions in the size."""
         spec, patch = self.map_spec, self.clip.config.vision.patch_size
         if grid == self.grid:
             return spec
@@ -181,42 +175,44 @@ class Method(nn.Module, ABC):
 
     @property
     def train_map_size(self) -> tuple[int, int]:
-        """Rows and columns (H, W) at which training wants its masks."""
+        """Rows and columns (H, W) of the masks in training."""
         side = self.config.train_map_size or self.config.image_size
         return side, side
 
     @torch.no_grad()
     def encode_image(self, pixels: Pixels) -> ImageFeatures:
-        """All that is asked of pixels (B, 3, H, W), without gradients: features, and cues where they are fused in."""
+        """Features of pixels (B, 3, H, W), without gradients, with the cues where they are fused in."""
         if self.fusion is None:
             return self.features(pixels)
-        cut = self.clip.visual.patch_tokens(pixels) if isinstance(pixels, Tensor) else pixels
-        return self.with_cues(self.features(cut), cut)
+        patches = self.clip.visual.patch_tokens(pixels) if isinstance(pixels, Tensor) else pixels
+        return self.with_cues(self.features(patches), patches)
 
     @torch.no_grad()
-    def with_cues(self, features: ImageFeatures, cut: PatchTokens) -> ImageFeatures:
+    def with_cues(self, features: ImageFeatures, patches: PatchTokens) -> ImageFeatures:
         """Features with the cues of the image they are of: of its stem's texture, or of the first tapped layer."""
-        texture = cut.texture
+        texture = patches.texture
         if texture is None:
-            texture = features.patches[:, 0, -cut.grid[0] * cut.grid[1] :]
-        return replace(features, cues=oddness(texture, cut.grid))
+            texture = features.patches[:, 0, -patches.grid[0] * patches.grid[1] :]
+        return replace(features, cues=oddness(texture, patches.grid))
 
     def predict(self, features: ImageFeatures) -> Output:
-        """What `forward` says, with the cues fused in where the configuration wants them."""
+        """Output of `forward`, with the cues fused in where the configuration asks for them."""
         output: Output = self(features)
         if self.fusion is None or features.cues is None:
             return output
-        return self.fusion(output, features.cues)  # type: ignore[no-any-return]
+        logits, score = self.fusion(output.logits, features.cues)
+        terms = {**(output.terms or {}), "method": output.score}
+        return replace(output, logits=logits, score=score.to(output.score.dtype), terms=terms)
 
     @torch.no_grad()
     def features(self, pixels: Pixels) -> ImageFeatures:
-        """The frozen side, without gradients, of pixels (B, 3, H, W): projected patch tokens of the taps."""
+        """Frozen side of the method for pixels (B, 3, H, W): projected patch tokens of the taps."""
         patches, cls, grid = self._read_tower(pixels)
         return ImageFeatures(self.clip.visual.project(patches), self.project_cls(cls), grid)
 
     @torch.no_grad()
     def normed_features(self, pixels: Pixels) -> ImageFeatures:
-        """The kind "normed": patch tokens of the taps behind `ln_post`, and the class token as the stream has it.
+        """Features of the kind "normed": taps behind `ln_post`, and the class token as the stream has it.
 
         Both are D_x wide; `project_cls` and the tower's projection bring them to the joint space.
         """
@@ -224,11 +220,12 @@ class Method(nn.Module, ABC):
         return ImageFeatures(self.clip.visual.ln_post(patches), cls, grid)
 
     def project_cls(self, cls: Tensor) -> Tensor:
-        """The global feature (B, D) of class tokens (B, D_x), through the final norm if `cls_norm` says so."""
-        return self.clip.visual.project(cls, norm=self._cls_norm)
+        """Global feature (B, D) of class tokens (B, D_x), through the final norm if `cls_norm` says so."""
+        norm = not self.config.value_value if self.config.cls_norm is None else self.config.cls_norm
+        return self.clip.visual.project(cls, norm=norm)
 
     def position_mode(self) -> dict[str, Any]:
-        """How the tower is told to resize its position embeddings: arguments of `VisionTower.stream`."""
+        """Arguments of `VisionTower.stream` by which it resizes its position embeddings."""
         name = self.config.positions
         return {"interpolation": name.split("_")[0], "antialias": name == "bicubic_antialiased"}
 
@@ -242,10 +239,6 @@ class Method(nn.Module, ABC):
             **self.position_mode(),
         )
         return torch.stack([tap[:, 1:] for tap in read.taps], dim=1), read.cls, read.grid
-
-    @property
-    def _cls_norm(self) -> bool:
-        return not self.config.value_value if self.config.cls_norm is None else self.config.cls_norm
 
     @abstractmethod
     def forward(self, features: ImageFeatures) -> Output:
@@ -264,9 +257,9 @@ class Method(nn.Module, ABC):
         """
 
     def begin_stage(self, name: str) -> None:
-        """Called before the first step of a stage, and when a run goes on in it.
+        """Set what requires gradients, before the first step of a stage and when a run goes on in it.
 
-        Sets what requires gradients, and computes once what is now frozen. By default all parameters learn.
+        What is frozen from then on may be computed once. By default all parameters learn.
         """
 
     def rate_of(self, parameter: str) -> float:
@@ -274,52 +267,52 @@ class Method(nn.Module, ABC):
         return 1.0
 
     def token_routing(self, features: ImageFeatures) -> dict[str, Tensor]:
-        """For each pool that routes patches, their weights (B, L, N, E); empty for other methods."""
+        """Weights (B, L, N, E) of each pool that routes patches; empty for other methods."""
         return {}
 
     def expert_labels(self) -> dict[str, tuple[str, ...]]:
-        """For each pool the names of its E experts, where they are more than numbers."""
+        """Names of the E experts of each pool, where they are more than numbers."""
         return {}
 
     def expert_embeddings(self) -> dict[str, Tensor]:
-        """For each pool a vector for each expert, (L, E, D), for drawing them; empty without experts."""
+        """Vectors (L, E, D) of each pool, one an expert, for drawing them; empty without experts."""
         return {}
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the adapter anew; reproducible with a seeded generator. Nothing to do without an adapter."""
+        """Draw the adapter anew; reproducible with a seeded generator. Nothing to do without an adapter."""
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode for the adapter; the backbone stays in evaluation mode."""
+        """Set the adapter to training mode; the backbone stays in evaluation mode."""
         super().train(mode)
         self.clip.eval()
         return self
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """The tensors of everything but the backbone."""
+        """Tensors of everything but the backbone."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("clip.")}
 
     def load_adapter(self, state: dict[str, Tensor]) -> None:
-        """Puts an adapter's tensors in place.
+        """Copy an adapter's tensors into this one.
 
         Raises:
             CheckpointError: tensors missing, unknown or of another shape.
         """
-        own = self.adapter_state()
-        for name in sorted(own.keys() | state.keys()):
+        adapter = self.adapter_state()
+        for name in sorted(adapter.keys() | state.keys()):
             if name not in state:
                 raise CheckpointError(
                     f"checkpoint lacks the tensor {name!r} that {self.name} needs; is it of another method?"
                 )
-            if name not in own:
+            if name not in adapter:
                 raise CheckpointError(
                     f"checkpoint holds the tensor {name!r}, unknown to {self.name}; is it of another method?"
                 )
-            if own[name].shape != state[name].shape:
+            if adapter[name].shape != state[name].shape:
                 raise CheckpointError(
                     f"tensor {name!r} has shape {tuple(state[name].shape)} in the checkpoint and "
-                    f"{tuple(own[name].shape)} in {self.name} on this backbone; use the backbone and the config "
+                    f"{tuple(adapter[name].shape)} in {self.name} on this backbone; use the backbone and the config "
                     f"it was trained with"
                 )
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in adapter.items():
                 tensor.copy_(state[name])

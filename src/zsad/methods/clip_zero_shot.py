@@ -20,8 +20,8 @@ from zsad.clip.presets import Preset
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.sentences import SentenceBank
 from zsad.methods.similarity import image_probability, layer_maps, patch_logits
-from zsad.methods.text import SentenceBank
 from zsad.nn.filters import MapOrder
 from zsad.prompts import state_prompts
 

@@ -1,10 +1,10 @@
-"""How odd a patch is within its own picture, fused into what a method says of it.
+"""Fusion of a method's output with cues of how odd a patch is within its own picture.
 
 A method compares patches with text; that says what looks like damage. The cues of `nn/oddness.py` say what does not
 belong into this picture. Neither needs another image. They are brought to one scale by the training's normal images
 alone, then added: to the maps `logit + s_m (a_1 z_rarity + a_2 z_contrast + a_3 z_asymmetry)`, with s_m the deviation
 of the method's own logits on normal patches; to the image score `v_method + b_1 v_rarity + b_2 v_contrast + b_3
-v_asymmetry`, each a bounded vote `v = z / sqrt(1 + (z / c)^2)` of the mean of its highest patches, through a logistic
+v_asymmetry`, each a bounded value `v = z / sqrt(1 + (z / c)^2)` of the mean of its highest patches, through a logistic
 curve fitted on the training's labels. Bounded, because in pictures of another world (a scan, after metal parts) a
 cue can be far off its scale on all of them: then it says nothing, and must not drown those that do.
 Not part of any of the papers: a setting, off by default.
@@ -12,8 +12,7 @@ Not part of any of the papers: a setting, off by default.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +20,18 @@ from torch import Tensor, nn
 from zsad.errors import ConfigError
 from zsad.nn.oddness import CUES, top_mean
 
-if TYPE_CHECKING:
-    from zsad.methods.base import Output
-
 TOP_SHARE = 0.025
-"""Share of a picture's patches whose mean stands for the picture."""
-MOST = 0.5
-"""The most that a picture value counts, in deviations of normal pictures, before its weight: c."""
+"""Share of a picture's patches whose mean is the picture's value."""
+VALUE_LIMIT = 0.5
+"""Largest size c of a picture's value, in deviations of normal pictures, before its weight."""
 _NEWTON_STEPS = 50
 _RIDGE = 1e-2  # keeps the curve finite where the labels are separated perfectly
-_LEAST_SLOPE = 0.05  # of standardised evidence: more evidence never lowers a score
+_LEAST_SLOPE = 0.05  # of the standardised sum: a higher sum never lowers a score
 
 
 @dataclass(slots=True)
-class Evidence:
-    """What a fusion is fitted to, of some training images.
+class FusionData:
+    """Training images that a fusion is fitted to.
 
     Attributes:
         logits: (B, N) the method's logits, mean over layers.
@@ -77,62 +73,59 @@ class OddnessFusion(nn.Module):
         self.register_buffer("score_weights", torch.tensor((1.0, *score_weights)), persistent=False)
 
     def reset(self) -> None:
-        """Forgets what was fitted."""
+        """Forget what was fitted."""
         with torch.no_grad():
             for scale in (self.patch, self.top):
                 scale.copy_(torch.tensor([0.0, 1.0]).expand_as(scale))
             self.curve.copy_(torch.tensor([1.0, 0.0]))
 
-    def forward(self, output: Output, cues: Tensor) -> Output:
-        """What the method says and what the cues (B, J, N) say, as one output."""
-        logits = output.logits
+    def forward(self, logits: Tensor, cues: Tensor) -> tuple[Tensor, Tensor]:
+        """Fused grids (B, L, h, w) and scores (B,) of the method's grids and the cues (B, J, h * w)."""
         cues = cues.to(logits.dtype)
         patch = self.patch.to(logits.dtype)
         standard = (cues - patch[1:, 0, None]) / patch[1:, 1, None]
         shift = patch[0, 1] * (self.map_weights.to(logits.dtype)[:, None] * standard).sum(dim=1)
-        evidence = self._evidence(logits.mean(dim=1).flatten(1), cues)
-        score = (self.curve[0] * evidence + self.curve[1]).sigmoid()
-        terms = {**(output.terms or {}), "method": output.score}
-        fused = logits + shift.reshape(-1, 1, *logits.shape[-2:])
-        return replace(output, logits=fused, score=score.to(output.score.dtype), terms=terms)
+        values = self._picture_values(logits.mean(dim=1).flatten(1), cues)
+        score = (self.curve[0] * values + self.curve[1]).sigmoid()
+        return logits + shift.reshape(-1, 1, *logits.shape[-2:]), score
 
     @torch.no_grad()
-    def fit(self, evidence: Evidence) -> None:
-        """Takes scales from the normal images, and the curve from all.
+    def fit(self, data: FusionData) -> None:
+        """Take scales from the normal images, and the curve from all.
 
         Raises:
             ConfigError: not a single normal image.
         """
-        normal = evidence.labels == 0
+        normal = data.labels == 0
         if not bool(normal.any()):
             raise ConfigError(
                 "oddness = 'fused' needs normal images to learn what is ordinary, and the training has none; "
                 "add some, or set oddness to 'off'"
             )
-        joined = torch.cat([evidence.logits.unsqueeze(1), evidence.cues], dim=1).double()
-        self.patch.copy_(_scale(joined[normal].transpose(0, 1).flatten(1)))
-        self.top.copy_(_scale(top_mean(joined[normal], TOP_SHARE).T))
-        pictures = self._evidence(joined[:, 0], joined[:, 1:])
-        self.curve.copy_(fit_curve(pictures, evidence.labels))
+        joined = torch.cat([data.logits.unsqueeze(1), data.cues], dim=1).double()
+        self.patch.copy_(_mean_and_deviation(joined[normal].transpose(0, 1).flatten(1)))
+        self.top.copy_(_mean_and_deviation(top_mean(joined[normal], TOP_SHARE).T))
+        values = self._picture_values(joined[:, 0], joined[:, 1:])
+        self.curve.copy_(fit_curve(values, data.labels))
 
-    def _evidence(self, logits: Tensor, cues: Tensor) -> Tensor:
-        """The weighted sum (B,) of the votes of logits (B, N) and cues (B, J, N)."""
+    def _picture_values(self, logits: Tensor, cues: Tensor) -> Tensor:
+        """Weighted sum (B,) of the bounded picture values of logits (B, N) and cues (B, J, N)."""
         tops = top_mean(torch.cat([logits.unsqueeze(1), cues], dim=1).float(), TOP_SHARE)
         # A sum, not a product of matrices: graphs in eight bits leave it as it is.
-        return (votes((tops - self.top[:, 0]) / self.top[:, 1]) * self.score_weights).sum(dim=1)
+        return (bounded((tops - self.top[:, 0]) / self.top[:, 1]) * self.score_weights).sum(dim=1)
 
 
-def votes(standard: Tensor, *, most: float = MOST) -> Tensor:
-    """Standardised values, each brought between -`most` and `most`: monotone, and the identity around 0.
+def bounded(standard: Tensor, *, limit: float = VALUE_LIMIT) -> Tensor:
+    """Standardised values, each brought between -`limit` and `limit`: monotone, and the identity around 0.
 
     Example:
-        >>> [round(float(vote), 3) for vote in votes(torch.tensor([-100.0, 0.0, 0.01, 1.0, 100.0]))]
+        >>> [round(float(value), 3) for value in bounded(torch.tensor([-100.0, 0.0, 0.01, 1.0, 100.0]))]
         [-0.5, 0.0, 0.01, 0.447, 0.5]
     """
-    return standard / (1 + (standard / most).square()).sqrt()
+    return standard / (1 + (standard / limit).square()).sqrt()
 
 
-def _scale(values: Tensor) -> Tensor:
+def _mean_and_deviation(values: Tensor) -> Tensor:
     """Mean and deviation (V, 2) of values (V, ...); a deviation of nothing counts as 1."""
     deviation = values.std(dim=1, correction=0)
     return torch.stack(
@@ -140,10 +133,10 @@ def _scale(values: Tensor) -> Tensor:
     )
 
 
-def fit_curve(evidence: Tensor, labels: Tensor) -> Tensor:
-    """Slope and offset (2,) of the logistic curve from evidence (B,) to labels (B,), both labels counting the same.
+def fit_curve(values: Tensor, labels: Tensor) -> Tensor:
+    """Slope and offset (2,) of the logistic curve from values (B,) to labels (B,), both labels counting the same.
 
-    The slope is never below a small positive number: more evidence never lowers a score. With one label only, the
+    The slope is never below a small positive number: a higher value never lowers a score. With one label only, the
     curve puts one half at two units above the mean.
 
     Example:
@@ -151,10 +144,10 @@ def fit_curve(evidence: Tensor, labels: Tensor) -> Tensor:
         >>> bool(slope > 0), bool(-offset / slope > 0.5)
         (True, True)
     """
-    mean, deviation = evidence.double().mean(), evidence.double().std(correction=0).clamp_min(1e-9)
+    mean, deviation = values.double().mean(), values.double().std(correction=0).clamp_min(1e-9)
     if not bool((labels == 0).any()) or not bool((labels == 1).any()):
         return torch.stack([torch.ones_like(mean), -mean - 2.0]).float()
-    slope, offset = _logistic((evidence.double() - mean) / deviation, labels.double())
+    slope, offset = _logistic((values.double() - mean) / deviation, labels.double())
     return torch.stack([slope / deviation, offset - slope * mean / deviation]).float()
 
 
@@ -172,8 +165,6 @@ def _logistic(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         beta = beta - step
         if float(step.abs().max()) < 1e-12:
             break
-    return (
-        (beta[0], beta[1])
-        if float(beta[0]) >= _LEAST_SLOPE
-        else (x.new_tensor(_LEAST_SLOPE), x.new_zeros(()))
-    )
+    if float(beta[0]) < _LEAST_SLOPE:
+        return x.new_tensor(_LEAST_SLOPE), x.new_zeros(())
+    return beta[0], beta[1]

@@ -35,7 +35,7 @@ from zsad.clip.text import TextTower
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
-from zsad.methods.kept import Kept
+from zsad.methods.text_cache import TextCache
 from zsad.nn.prompts import tree_layout
 
 _SLOT = re.compile(r"\{(\w+)(?:\.(\d+))?\}")
@@ -98,7 +98,7 @@ class PromptLearner(nn.Module):
         self.register_buffer("_words", torch.tensor(words), persistent=False)
         shape = (max(self._groups) + 1, deep, deep_tokens, width)
         self.register_parameter("deep", nn.Parameter(torch.empty(shape)) if deep else None)
-        self._kept = Kept()
+        self._text_cache = TextCache()
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -114,7 +114,7 @@ class PromptLearner(nn.Module):
         and in training once the prompts are frozen.
         """
         sources = (*self.parameters(), tower.proj)
-        return self._kept.get(lambda: self.encode(tower, contexts=self._fused()), sources=sources)
+        return self._text_cache.get(lambda: self.encode(tower, contexts=self._fused()), sources=sources)
 
     def encode(
         self,

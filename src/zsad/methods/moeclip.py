@@ -41,8 +41,8 @@ from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
 from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, Output
 from zsad.methods.moeclip_config import MoECLIPConfig
+from zsad.methods.sentences import SentenceBank, distinct_words, of_images
 from zsad.methods.similarity import full_precision, layer_maps, patch_logits, segmentation_losses
-from zsad.methods.text import SentenceBank, distinct_words, of_images
 from zsad.nn.filters import render_map
 from zsad.nn.heads import TokenHead
 from zsad.nn.lora import LoRAMixture, Routed, etf_loss, imbalance_loss

@@ -4,44 +4,47 @@ For every tapped layer l of a frozen CLIP and each state s (normal n, abnormal a
 layer's patch tokens F and the global feature, a router weighs E learnable prompt segments ("experts"), and the k
 best are mixed:
 
+    (1)  T_n = [S_n][cls][Q_ctx],   T_a = [S_n][S_a][cls][Q_ctx]
     (2)  O = softmax(q (F W_K)^T / sqrt(d)) F W_V,   r = mean over queries of O
          z = Linear(ReLU(Linear(r))),   w = softmax over the k largest z
     (3)  S = sum_i w_i s_i
-    (1)  T_n = [S_n][cls][Q_ctx],   T_a = [S_n][S_a][cls][Q_ctx]
-    (6)  M = mean over l of softmax(Up(F F_T^T) / tau), F_T the frozen text tower's embeddings of T_n and T_a
-    (7)  s = (max M + softmax(F_cls F_T^T / tau')) / 2, F_T of the last layer
     (4)  balance = alpha sum_l E sum_j (mean_b softmax(z)_bj)^2
     (5)  decouple = beta sum_l ||S S^T - I||_F^2, rows of S the experts' normalised mean tokens
+    (6)  M = mean over l of softmax(Up(F F_T^T) / tau), F_T the frozen text tower's embeddings of T_n and T_a
+    (7)  s = (max M + softmax(F_cls F_T^T / tau')) / 2, F_T of the last layer
     (8)  loss = BCE(s, c) + balance + decouple + Dice(M, m) + Focal(M, m)
 
-Deviations: M is the mean, not the sum, over layers, so that s is a probability; maps rank pixels alike. What the
-paper leaves open is a setting, its default marked "inferred" in `PromptMoEConfig`.
+Deviations: M is the mean, not the sum, over layers, so that s is a probability; maps rank pixels alike. Inferred, as
+the paper leaves it open: prompts end with a full stop, one context serves all layers, tokens are read behind the
+projection to the joint space, attention scores are over sqrt(D / heads), similarities are cosines, the score's
+maximum is taken before smoothing. What else is inferred is a setting, marked so in `PromptMoEConfig`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
-from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
-from zsad.methods.kept import Kept
+from zsad.methods.base import ImageFeatures, Method, Output
+from zsad.methods.settings import RoutedConfig
 from zsad.methods.similarity import (
     full_precision,
     image_probability,
+    join_scores,
     layer_maps,
+    map_maximum,
     patch_logits,
     segmentation_losses,
 )
+from zsad.methods.text_cache import TextCache
 from zsad.nn.attention import QueryAttention
-from zsad.nn.filters import gaussian
 from zsad.nn.losses import score_loss
 from zsad.nn.moe import Router, balance_loss, decouple_loss, mixture, topk_gates
 from zsad.nn.prompts import pack
@@ -49,8 +52,20 @@ from zsad.nn.prompts import pack
 STATES = ("normal", "abnormal")
 
 
-class PromptMoEConfig(MethodConfig):
-    """All settings of PromptMoE; the defaults are the paper's."""
+class PromptMoEConfig(RoutedConfig):
+    """Settings of PromptMoE; the defaults are the paper's."""
+
+    retired: ClassVar[Mapping[str, Any]] = {
+        "abnormal_prompt": "concat",
+        "full_stop": True,
+        "context": "shared",
+        "cross_attention_input": "projected",
+        "attention_scale": "per_head",
+        "query_projection": False,
+        "output_projection": False,
+        "normalise": True,
+        "score_map": "plain",
+    }
 
     prompting: Literal["moe", "static", "static_ensemble"] = Field(
         default="moe",
@@ -80,25 +95,6 @@ class PromptMoEConfig(MethodConfig):
         default=0.01, gt=0, description="Temperature of the global feature against text."
     )
     class_word: str = Field(default="object", description="Class name in the prompts.")
-    abnormal_prompt: Literal["concat", "replace"] = Field(
-        default="concat",
-        description="Append the abnormal segment to the normal one, or put it in its place (Eq. 1 as printed).",
-    )
-    full_stop: bool = Field(default=True, description="End prompts with a full stop (inferred).")
-    context: Literal["shared", "per_layer"] = Field(
-        default="shared", description="One context for all layers (inferred), or one for each."
-    )
-    cross_attention_input: Literal["projected", "raw"] = Field(
-        default="projected",
-        description="Tokens read before or after projection to the joint space (inferred).",
-    )
-    attention_scale: Literal["per_head", "width"] = Field(
-        default="per_head",
-        description="Scores over sqrt(D / heads) (inferred), or over sqrt(D) as Eq. 2 is printed.",
-    )
-    query_projection: bool = Field(default=False, description="A W_Q in the attention, which Eq. 2 lacks.")
-    output_projection: bool = Field(default=False, description="A W_O in the attention, which Eq. 2 lacks.")
-    normalise: bool = Field(default=True, description="Similarities are cosines (inferred).")
     segmentation: Literal["per_layer", "mean_map"] = Field(
         default="per_layer",
         description="Dice and Focal summed over the layers' maps (inferred), or on their mean.",
@@ -107,31 +103,27 @@ class PromptMoEConfig(MethodConfig):
         default="both",
         description="Dice on both channels as in AnomalyCLIP (inferred), or on the abnormal one.",
     )
-    score_map: Literal["plain", "smoothed"] = Field(
-        default="plain",
-        description="Whether the score's map maximum is taken before smoothing (inferred) or after.",
-    )
     score: Literal["map_and_global", "map"] = Field(
         default="map_and_global",
         description="Mean of the map's maximum and the global probability (Eq. 7), or the former alone.",
     )
 
     @model_validator(mode="after")
-    def _possible(self) -> PromptMoEConfig:
-        if self.top_k > self.experts:
+    def _prompted_layers_are_tapped(self) -> PromptMoEConfig:
+        prompted = self.prompted
+        if (
+            list(prompted) != sorted(set(prompted))
+            or not set(prompted) <= set(self.layers)
+            or prompted[-1:] != self.layers[-1:]
+        ):
             raise ConfigError(
-                f"top_k = {self.top_k} exceeds the {self.experts} experts; lower it or add experts"
-            )
-        own = self.prompted
-        if list(own) != sorted(set(own)) or not set(own) <= set(self.layers) or own[-1:] != self.layers[-1:]:
-            raise ConfigError(
-                f"prompt_layers = {own} must rise, lie among layers = {self.layers} and include the last"
+                f"prompt_layers = {prompted} must rise, lie among layers = {self.layers} and include the last"
             )
         return self
 
     @property
     def prompted(self) -> tuple[int, ...]:
-        """The layers that have prompts of their own."""
+        """Layers that have prompts of their own."""
         if self.prompt_layers is not None:
             return self.prompt_layers
         return self.layers if self.prompting == "moe" else self.layers[-1:]
@@ -144,11 +136,10 @@ class PromptMoEConfig(MethodConfig):
 
 
 class PromptMoE(Method):
-    """The method on a backbone: see the module's text for the equations that its functions cite."""
+    """PromptMoE on a backbone: see the module's text for the equations that its functions cite."""
 
     name = "promptmoe"
     config_class = PromptMoEConfig
-    feature_fields = (*Method.feature_fields, "cross_attention_input")
     term_weights: ClassVar[Mapping[str, str]] = {"balance": "alpha", "decouple": "beta"}
     config: PromptMoEConfig
     _ids: Tensor
@@ -156,37 +147,21 @@ class PromptMoE(Method):
     def __init__(self, config: PromptMoEConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         sos, *word, eos = backbone.tokenizer.encode(config.class_word)
-        stop = backbone.tokenizer.encode(".")[1:-1] if config.full_stop else []
+        stop = backbone.tokenizer.encode(".")[1:-1]
         self.register_buffer("_ids", torch.tensor([sos, *word, *stop, eos]), persistent=False)
         self._lengths = [1, len(word), len(stop) + 1]
         width = self._check(config)
         layers, moe = len(config.prompted), config.prompting == "moe"
         experts = 1 if config.prompting == "static" else config.experts
         self.pools = nn.ParameterList(torch.empty(layers, experts, tokens, width) for tokens in config.pools)
-        contexts = layers if config.context == "per_layer" else 1
-        self.context = nn.Parameter(torch.empty(contexts, config.context_tokens, width))
+        self.context = nn.Parameter(torch.empty(1, config.context_tokens, width))
         self.attention = self._query_attention(layers, width) if moe else None
         self.router = Router((len(STATES), layers), width, config.router_hidden, experts) if moe else None
         # For each tapped layer the prompted layer whose text it meets.
-        self._text_of = [sum(own < tap for own in config.prompted) for tap in config.layers]
-        self._prompted = [config.layers.index(own) for own in config.prompted]
-        self._kept = Kept()
+        self._text_of = [sum(prompted < tap for prompted in config.prompted) for tap in config.layers]
+        self._prompted = [config.layers.index(prompted) for prompted in config.prompted]
+        self._text_cache = TextCache()
         self.reset_parameters()
-
-    def _query_attention(self, layers: int, width: int) -> QueryAttention:
-        config, shape = self.config, self.clip.config
-        raw = config.cross_attention_input == "raw"
-        return QueryAttention(
-            1 if config.sharing in ("attention", "both") else len(STATES),
-            layers,
-            queries=config.queries,
-            token_width=shape.vision.width if raw else shape.embed_dim,
-            width=width,
-            heads=config.heads,
-            scale=config.attention_scale,
-            query_projection=config.query_projection,
-            output_projection=config.output_projection,
-        )
 
     def _check(self, config: PromptMoEConfig) -> int:
         """Width D of the text tower's tokens, in which the prompts live.
@@ -199,8 +174,7 @@ class PromptMoE(Method):
             raise ConfigError(
                 f"heads = {config.heads} do not divide the text width {text.width}; use a divisor"
             )
-        own = config.abnormal_tokens + (config.normal_tokens if config.abnormal_prompt == "concat" else 0)
-        length = max(own, config.normal_tokens) + config.context_tokens + sum(self._lengths)
+        length = config.abnormal_tokens + config.normal_tokens + config.context_tokens + sum(self._lengths)
         if length > text.context_length:
             raise ConfigError(
                 f"a prompt of {length} tokens does not fit the text tower's {text.context_length}; lower "
@@ -208,94 +182,36 @@ class PromptMoE(Method):
             )
         return text.width
 
+    def _query_attention(self, layers: int, width: int) -> QueryAttention:
+        config = self.config
+        return QueryAttention(
+            1 if config.sharing in ("attention", "both") else len(STATES),
+            layers,
+            queries=config.queries,
+            token_width=self.clip.config.embed_dim,
+            width=width,
+            heads=config.heads,
+        )
+
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the adapter anew: prompts normal with deviation 0.02 (inferred)."""
+        """Draw the adapter anew: prompts normal with deviation 0.02 (inferred)."""
         for prompts in (*self.pools, self.context):
             nn.init.normal_(prompts, std=0.02, generator=generator)
         for module in (self.attention, self.router):
             if module is not None:
                 module.reset_parameters(generator)
 
-    @torch.no_grad()
-    def features(self, pixels: Pixels) -> ImageFeatures:
-        """Tokens of the tapped layers, projected to the joint space or raw (`cross_attention_input`)."""
-        if self.config.cross_attention_input == "projected":
-            return super().features(pixels)
-        return ImageFeatures(*self._read_tower(pixels))
-
-    def forward(self, features: ImageFeatures) -> Output:
-        """Grids (Eq. 6 before Up), scores (Eq. 7) and the weights w of the experts (Eq. 3)."""
-        logits, probability, routing = self._compare(features)
-        score = self._score(
-            layer_maps(logits, self.map_spec, size=self.spec_of(features.grid).size), probability
-        )
-        if routing is None:
-            return Output(logits, score)
-        weights = topk_gates(routing, self.config.top_k)
-        return Output(logits, score, {state: weights[:, index] for index, state in enumerate(STATES)})
-
-    def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The terms of Eq. 8, auxiliary ones with their weights."""
-        config = self.config
-        logits, probability, routing = self._compare(features)
-        with full_precision(logits.device):
-            maps = layer_maps(logits, self.map_spec, size=(masks.shape[-2], masks.shape[-1]))
-            per_layer, both_channels = config.segmentation == "per_layer", config.dice == "both"
-            terms = segmentation_losses(maps, masks, per_layer=per_layer, both_channels=both_channels)
-            terms["classify"] = score_loss(self._score(maps, probability), labels)
-            if routing is not None:
-                decouple = torch.stack([decouple_loss(pool) for pool in self.pools]).sum()
-                for name, weight, term in (
-                    ("balance", config.alpha, balance_loss(routing)),
-                    ("decouple", config.beta, decouple),
-                ):
-                    terms[name] = weight * term
-                    if not weight:
-                        terms[f"raw_{name}"] = term.detach()
-        return terms
-
-    def expert_embeddings(self) -> dict[str, Tensor]:
-        """Mean token of every expert of each pool, (L', E, D): what Eq. 5 keeps apart and figure 8 shows."""
-        names = STATES if len(self.pools) == len(STATES) else ("shared",)
-        return {name: pool.detach().mean(dim=-2) for name, pool in zip(names, self.pools, strict=True)}
-
-    def _score(self, maps: Tensor, probability: Tensor) -> Tensor:
-        """Eq. 7 of maps (B, L, H, W), which may be smaller in training, and the global feature's part (B,)."""
-        mean = maps.mean(dim=1)
-        if self.config.score_map == "smoothed" and self.config.sigma:
-            side = (mean.shape[-2] * mean.shape[-1]) ** 0.5
-            mean = gaussian(mean, self.config.sigma * side / self.config.image_size)
-        highest = mean.amax(dim=(-2, -1))
-        return highest if self.config.score == "map" else (highest + probability) / 2
-
-    def _compare(self, features: ImageFeatures) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Grids (B, L, h, w), the global feature's probability (B,), and routing logits (B, 2, L', E)."""
-        patches, cls = (tokens.to(self.context.dtype) for tokens in (features.patches, features.cls))
-        if self.router is None:
-            # No image changes static prompts.
-            sources, routing = (*self.pools, self.context, self.clip.text.proj), None
-            text = self._kept.get(lambda: self.encode(*self._mix(patches, cls)[0]), sources=sources)
-        else:
-            segments, routing = self._mix(patches, cls)
-            text = self.encode(*segments)
-        # Mixed precision ends here: logits are differences over a small temperature, scores are close to 0 or 1.
-        with full_precision(text.device):
-            if routing is None:
-                # Static prompts stand in place of the batch; averaging them averages their similarities.
-                text = text.mean(dim=0, keepdim=True).expand(cls.shape[0], -1, -1, -1)
-            else:
-                routing = routing.to(self.context.dtype)
-            logits, probability = self._similarities(patches, cls, text)
-        return logits.view(*logits.shape[:2], *features.grid), probability, routing
-
-    def _similarities(self, patches: Tensor, cls: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, L, N) of patches and the global feature's probability (B,), for text (B, L', 2, D)."""
-        config, visual = self.config, self.clip.visual
-        if config.cross_attention_input == "raw":
-            patches, cls = visual.project(patches), visual.project(cls, norm=self._cls_norm)
-        cosine, own = config.normalise, text[:, self._text_of]
-        logits = patch_logits(patches, own, temperature=config.tau, normalise=cosine)
-        return logits, image_probability(cls, text[:, -1], temperature=config.tau_prime, normalise=cosine)
+    def encode(self, normal: Tensor, abnormal: Tensor) -> Tensor:
+        """F_T (B, L', 2, D) of segments S_n, S_a (B, L', M, D): Eq. 1, all prompts in one pass."""
+        tower, (batch, layers) = self.clip.text, normal.shape[:2]
+        dtype = tower.token_embedding.weight.dtype
+        sos, word, end = torch.split(tower.embed(self._ids), self._lengths)
+        context = self.context.to(dtype).expand(layers, -1, -1).repeat(batch, 1, 1)
+        s_n, s_a = normal.flatten(0, 1).to(dtype), abnormal.flatten(0, 1).to(dtype)
+        tail = [word, context, end]
+        packed, layout = pack([sos, s_n], [tail, [s_a, *tail]], batch=batch * layers)
+        text = tower.forward_packed(packed, positions=layout.positions, mask=layout.mask, eos=layout.ends)
+        return F.normalize(text.to(self.context.dtype).view(batch, layers, len(STATES), -1), dim=-1)
 
     def _mix(self, patches: Tensor, cls: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Eqs. 2 and 3: segments S_n, S_a (B, L', M, D) and routing logits z (B, 2, L', E).
@@ -307,27 +223,73 @@ class PromptMoE(Method):
         if self.attention is None or self.router is None:
             mixed, logits = [pool.transpose(0, 1) for pool in pools], None
         else:
-            own = patches if config.prompted == config.layers else patches[:, self._prompted]
-            read = self.attention(own, extra=cls).expand(-1, len(STATES), -1, -1)
+            tokens = patches if config.prompted == config.layers else patches[:, self._prompted]
+            read = self.attention(tokens, extra=cls).expand(-1, len(STATES), -1, -1)
             logits = self.router(read)
             weights = topk_gates(logits, config.top_k)
             mixed = [mixture(weights[:, index], pool) for index, pool in enumerate(pools)]
         normal, abnormal = mixed
         return [normal[..., : config.normal_tokens, :], abnormal[..., : config.abnormal_tokens, :]], logits
 
-    def encode(self, normal: Tensor, abnormal: Tensor) -> Tensor:
-        """F_T (B, L', 2, D) of segments S_n, S_a (B, L', M, D): Eq. 1, all prompts in one pass."""
-        tower, (batch, layers) = self.clip.text, normal.shape[:2]
-        dtype = tower.token_embedding.weight.dtype
-        sos, word, end = torch.split(tower.embed(self._ids), self._lengths)
-        context = self.context.to(dtype).expand(layers, -1, -1).repeat(batch, 1, 1)
-        s_n, s_a = normal.flatten(0, 1).to(dtype), abnormal.flatten(0, 1).to(dtype)
-        tail = [word, context, end]
-        if self.config.abnormal_prompt == "concat":
-            prefix, branches = [sos, s_n], [tail, [s_a, *tail]]
+    def _auxiliary_losses(self, routing: Tensor) -> dict[str, Tensor]:
+        """Eqs. 4 and 5 with their weights, of routing logits (B, 2, L', E)."""
+        decouple = torch.stack([decouple_loss(pool) for pool in self.pools]).sum()
+        terms = {}
+        for name, weight, term in (
+            ("balance", self.config.alpha, balance_loss(routing)),
+            ("decouple", self.config.beta, decouple),
+        ):
+            terms[name] = weight * term
+            if not weight:
+                terms[f"raw_{name}"] = term.detach()
+        return terms
+
+    def expert_embeddings(self) -> dict[str, Tensor]:
+        """Mean token of every expert of each pool, (L', E, D): what Eq. 5 keeps apart and figure 8 shows."""
+        names = STATES if len(self.pools) == len(STATES) else ("shared",)
+        return {name: pool.detach().mean(dim=-2) for name, pool in zip(names, self.pools, strict=True)}
+
+    def _compare(self, features: ImageFeatures) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Grids (B, L, h, w) of Eq. 6, the global feature's probability (B,), and routing logits (B, 2, L', E)."""
+        patches, cls = (tokens.to(self.context.dtype) for tokens in (features.patches, features.cls))
+        if self.router is None:
+            # No image changes static prompts.
+            sources, routing = (*self.pools, self.context, self.clip.text.proj), None
+            text = self._text_cache.get(lambda: self.encode(*self._mix(patches, cls)[0]), sources=sources)
         else:
-            prefix, branches = [sos], [[s_n, *tail], [s_a, *tail]]
-        packed, layout = pack(prefix, branches, batch=batch * layers)
-        text = tower.forward_packed(packed, positions=layout.positions, mask=layout.mask, eos=layout.ends)
-        text = text.to(self.context.dtype).view(batch, layers, len(STATES), -1)
-        return F.normalize(text, dim=-1) if self.config.normalise else text
+            segments, routing = self._mix(patches, cls)
+            text = self.encode(*segments)
+        # Mixed precision ends here: logits are differences over a small temperature, scores are close to 0 or 1.
+        with full_precision(text.device):
+            if routing is None:
+                # Static prompts stand in place of the batch; averaging them averages their similarities.
+                text = text.mean(dim=0, keepdim=True).expand(cls.shape[0], -1, -1, -1)
+            else:
+                routing = routing.to(self.context.dtype)
+            logits = patch_logits(patches, text[:, self._text_of], temperature=self.config.tau)
+            probability = image_probability(cls, text[:, -1], temperature=self.config.tau_prime)
+        return logits.view(*logits.shape[:2], *features.grid), probability, routing
+
+    def forward(self, features: ImageFeatures) -> Output:
+        """Grids (Eq. 6 before Up), scores (Eq. 7) and the weights w of the experts (Eq. 2)."""
+        logits, probability, routing = self._compare(features)
+        maps = layer_maps(logits, self.map_spec, size=self.spec_of(features.grid).size)
+        score = join_scores(map_maximum(maps), probability, kind=self.config.score)
+        if routing is None:
+            return Output(logits, score)
+        weights = topk_gates(routing, self.config.top_k)
+        return Output(logits, score, {state: weights[:, index] for index, state in enumerate(STATES)})
+
+    def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Terms of Eq. 8, auxiliary ones with their weights."""
+        config = self.config
+        logits, probability, routing = self._compare(features)
+        with full_precision(logits.device):
+            maps = layer_maps(logits, self.map_spec, size=(masks.shape[-2], masks.shape[-1]))
+            per_layer, both_channels = config.segmentation == "per_layer", config.dice == "both"
+            terms = segmentation_losses(maps, masks, per_layer=per_layer, both_channels=both_channels)
+            score = join_scores(map_maximum(maps), probability, kind=config.score)
+            terms["classify"] = score_loss(score, labels)
+            if routing is not None:
+                terms |= self._auxiliary_losses(routing)
+        return terms

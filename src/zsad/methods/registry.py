@@ -1,4 +1,4 @@
-"""All methods by name. The table is data: nothing heavy is imported before a method is built.
+"""Registry of all methods by name. The table is data: nothing heavy is imported before a method is built.
 
 Another package adds a method through the entry point group `zsad.methods`: each entry point loads to a
 `MethodEntry`.
@@ -18,12 +18,13 @@ from zsad.errors import ConfigError
 
 if TYPE_CHECKING:
     from zsad.clip.weights import Backbone
-    from zsad.methods.base import Method, MethodConfig
+    from zsad.methods.base import Method
+    from zsad.methods.settings import MethodConfig
 
 
 @dataclass(frozen=True, slots=True)
 class MethodEntry:
-    """What there is to know of a method before it is imported.
+    """Description of a method that is known before it is imported.
 
     Attributes:
         name: by which it is built.
@@ -52,18 +53,18 @@ class MethodEntry:
 
     @property
     def provenance(self) -> str:
-        """What a reader of its results must know; "" where the method is public in full."""
+        """Remark that a reader of its results needs; "" where the method is public in full."""
         return "re-designed from the public description" if self.sources == "description" else ""
 
     def load(self) -> type[Method]:
-        """The method's class, imported now."""
+        """Import the method's class."""
         module, _, name = self.target.partition(":")
-        found: type[Method] = getattr(import_module(module), name)
-        return found
+        method_class: type[Method] = getattr(import_module(module), name)
+        return method_class
 
 
 def sources_note(method: str, provenance: str) -> str:
-    """The sentence that results of a method come with; "" where it is public in full.
+    """Sentence that results of a method come with; "" where it is public in full.
 
     Args:
         method: its name.
@@ -204,7 +205,7 @@ def names() -> tuple[str, ...]:
 
 
 def find(name: str) -> MethodEntry:
-    """The entry of a name.
+    """Return the entry of a name.
 
     Raises:
         ConfigError: no such method, or a plugin that cannot be loaded.
@@ -234,7 +235,7 @@ def _load_plugin(point: EntryPoint) -> MethodEntry:
 
 
 def build(name: str, config: Mapping[str, Any] | MethodConfig | None, backbone: Backbone) -> Method:
-    """A method on a backbone.
+    """Build a method on a backbone.
 
     Args:
         name: of the method.
@@ -245,13 +246,13 @@ def build(name: str, config: Mapping[str, Any] | MethodConfig | None, backbone: 
         ConfigError: an unknown method or setting, or one that is impossible on this backbone.
     """
     method_class = find(name).load()
-    wanted = method_class.config_class
+    config_class = method_class.config_class
     if config is None or isinstance(config, Mapping):
-        config = wanted.for_backbone(backbone.preset, **(config or {}))
+        config = config_class.for_backbone(backbone.preset, **(config or {}))
     if config.activation != "as_trained":
         backbone = backbone.with_activation(config.activation)
-    if not isinstance(config, wanted):
+    if not isinstance(config, config_class):
         raise ConfigError(
-            f"method {name!r} takes a {wanted.__name__}, not a {type(config).__name__}; pass it or a dict"
+            f"method {name!r} takes a {config_class.__name__}, not a {type(config).__name__}; pass it or a dict"
         )
     return method_class(config, backbone)

@@ -1,9 +1,9 @@
-"""How patches meet text, in every method: cosine similarity, a two-way softmax, maps and their losses."""
+"""Comparison of patches with text, for every method: cosines, a two-way softmax, maps, scores and their losses."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from zsad.nn.losses import dice_loss, focal_loss
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """A block without autocast, where a device has it: what is computed within keeps the type of its inputs."""
+    """Block without autocast, where a device has it: what is computed within keeps the type of its inputs."""
     return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()
 
 
@@ -33,23 +33,35 @@ def patch_logits(patches: Tensor, text: Tensor, *, temperature: float, normalise
     return logits / patches.norm(dim=-1).clamp_min(1e-12) if normalise else logits
 
 
-def image_probability(cls: Tensor, text: Tensor, *, temperature: float, normalise: bool = True) -> Tensor:
+def image_probability(cls: Tensor, text: Tensor, *, temperature: float) -> Tensor:
     """Two-way softmax (B,) of the global feature (B, D) and text (B, 2, D), abnormal part."""
-    if normalise:
-        cls = F.normalize(cls, dim=-1)
     direction = (text[..., 1, :] - text[..., 0, :]) / temperature
-    return (cls * direction).sum(dim=-1).sigmoid()
+    return (F.normalize(cls, dim=-1) * direction).sum(dim=-1).sigmoid()
 
 
 def layer_maps(logits: Tensor, spec: MapSpec, *, size: tuple[int, int]) -> Tensor:
-    """The layers' maps (B, L, H, W) of score grids (B, L, h, w) at any size, without smoothing."""
+    """Maps (B, L, H, W) of the layers' grids (B, L, h, w) at any size, without smoothing."""
     if spec.order == "after_softmax":
         return upsample(logits.sigmoid(), size, align_corners=spec.align_corners)
     return upsample(logits, size, align_corners=spec.align_corners).sigmoid()
 
 
+def map_maximum(maps: Tensor) -> Tensor:
+    """Maximum (B,) of the mean of the layers' maps (B, L, H, W)."""
+    return maps.mean(dim=1).amax(dim=(-2, -1))
+
+
+def join_scores(
+    highest: Tensor, probability: Tensor, *, kind: Literal["global", "map_and_global", "map"]
+) -> Tensor:
+    """Scores (B,) of the maps' maxima (B,) and the global features' probabilities (B,): one, or the mean of both."""
+    if kind == "map_and_global":
+        return (highest + probability) / 2
+    return highest if kind == "map" else probability
+
+
 def segmentation_losses(
-    maps: Tensor, masks: Tensor, *, per_layer: bool, both_channels: bool
+    maps: Tensor, masks: Tensor, *, per_layer: bool = True, both_channels: bool = True
 ) -> dict[str, Tensor]:
     """Dice, averaged over images, and Focal of maps.
 

@@ -36,8 +36,8 @@ from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.sentences import ClassText
 from zsad.methods.similarity import layer_maps, patch_logits
-from zsad.methods.text import ClassText
 from zsad.nn.filters import MapOrder
 from zsad.nn.windows import check_window, harmonic_cover, harmonic_mean, window_table
 

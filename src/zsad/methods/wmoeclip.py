@@ -40,9 +40,9 @@ from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
-from zsad.methods.kept import Kept
 from zsad.methods.learned_prompts import PromptLearner, deep_sets
 from zsad.methods.similarity import full_precision, layer_maps, patch_logits, segmentation_losses
+from zsad.methods.text_cache import TextCache
 from zsad.nn.experts import SemanticExperts, load_balance_loss
 from zsad.nn.filters import MapOrder, render_map
 from zsad.nn.losses import score_loss
@@ -234,7 +234,7 @@ class WMoECLIP(Method):
         # A score of the map alone would never train the experts.
         routed = config.use_samoe and config.score != "map"
         self.enrich = self._experts(width) if routed else None
-        self._kept = Kept()
+        self._text_cache = TextCache()
         self.reset_parameters()
 
     def _refinement(self, layers: int, width: int) -> WaveletRefinement:
@@ -383,7 +383,9 @@ class WMoECLIP(Method):
     def _prior_text(self, vae: GaussianVAE) -> Tensor:
         """Mean text (2, D) over samples of the prior, kept while no gradient is asked for and nothing changes."""
         sources = (*self.prompts.parameters(), *vae.parameters(), self._noise, self.clip.text.proj)
-        return self._kept.get(lambda: self._encode(vae.decode(self._noise)).mean(dim=0), sources=sources)
+        return self._text_cache.get(
+            lambda: self._encode(vae.decode(self._noise)).mean(dim=0), sources=sources
+        )
 
 
 def _mean(parts: dict[str, Tensor]) -> Tensor:

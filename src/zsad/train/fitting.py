@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zsad.errors import ConfigError
 from zsad.methods.base import Method
-from zsad.methods.fusion import Evidence
+from zsad.methods.fusion import FusionData
 from zsad.nn.filters import render_map
 from zsad.train.features import FeatureSource
 from zsad.train.samples import TrainingSet
@@ -77,7 +77,7 @@ def fit_fusion(
             cues.append(shown.features.cues)
             labels.append(shown.labels)
             report(done, len(batches))
-    method.fusion.fit(Evidence(torch.cat(logits), torch.cat(cues), torch.cat(labels)))
+    method.fusion.fit(FusionData(torch.cat(logits), torch.cat(cues), torch.cat(labels)))
 
 
 def _batches(training: TrainingSet, config: TrainConfig) -> list[list[int]]:

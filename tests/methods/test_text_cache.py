@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from zsad.methods.kept import Kept
+from zsad.methods.text_cache import TextCache
 
 
 def test_kept_until_a_source_is_written_moved_or_replaced():
-    kept, calls = Kept(), []
+    kept, calls = TextCache(), []
     source, other = torch.nn.Parameter(torch.ones(2)), torch.zeros(1)
 
     def get(*sources: torch.Tensor, name: str = "") -> torch.Tensor:

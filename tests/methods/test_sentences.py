@@ -10,7 +10,7 @@ from zsad.clip.blocks import QuickGELU
 from zsad.clip.weights import Backbone
 from zsad.methods.base import ImageFeatures
 from zsad.methods.registry import build
-from zsad.methods.text import SentenceBank, distinct_words, of_images
+from zsad.methods.sentences import SentenceBank, distinct_words, of_images
 
 SENTENCES = ["a photo of a bottle.", "a damaged bottle.", "a photo of a bottle."]
 
