@@ -153,15 +153,15 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders into which something was trained."""
-    from zsad.studies.ablations import study
+    from zsad.studies.benchmark import cell_runner
 
-    train, seen = study.train, []
+    train, seen = cell_runner.train, []
 
     def counted(*given: object, out: Path, **more: object) -> Path:
         seen.append(out)
         return train(*given, out=out, **more)
 
-    monkeypatch.setattr(study, "train", counted)
+    monkeypatch.setattr(cell_runner, "train", counted)
     return seen
 
 
@@ -322,10 +322,10 @@ def test_every_variant_builds_on_the_bundled_backbone(method: str, table: str, t
         targets={},
         folder=tmp_path,
     )
-    assert [variant.row.label for variant in study.variants] == [row.label for row in found.rows]
-    configs = [(variant.method, variant.config) for variant in study.variants]
+    assert [candidate.label for candidate in study.candidates] == [row.label for row in found.rows]
+    configs = [(candidate.method, candidate.config) for candidate in study.candidates]
     assert all(first != second for i, first in enumerate(configs) for second in configs[:i])
-    untrained = [cell.variant.method for cell in study.cells() if cell.seed is None]
+    untrained = [candidate.method for candidate in study.candidates if candidate.training is None]
     assert untrained == [row.method for row in found.rows if row.method is not None]
 
 
@@ -341,7 +341,7 @@ def test_settings_of_the_image_reach_rows_of_other_methods(toy, tmp_path: Path) 
         targets={},
         folder=tmp_path,
     )
-    clip, *_, full = (variant.config for variant in study.variants)
+    clip, *_, full = (candidate.config for candidate in study.candidates)
     assert clip.image_size == full.image_size == study.image_size == 48
     assert (full.sigma, full.experts) == (2.5, 3) and clip.sigma == 4.0
 

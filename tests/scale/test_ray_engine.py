@@ -170,7 +170,7 @@ def test_numbers_and_clusters_that_are_not_there(predict, toy, tmp_path: Path) -
             raise ConnectionError("nobody\nat home")
 
     refused = pytest.raises(EngineError, match=r"no Ray cluster at 10\.0\.0\.1:1 \(at home\)")
-    with refused, distributed._joined(Absent(), Cluster(address="10.0.0.1:1")):
+    with refused, distributed.joined_cluster(Absent(), Cluster(address="10.0.0.1:1")):
         pass
 
 

@@ -296,6 +296,7 @@ STUDY = [
         "benchmark --pair 'in/auxiliary>in/target,in/faulty' --methods clip adaclip --epochs 1 --batch-size 2 "
         f"--no-cost --jobs 2 {END}",
         tolerance=TRAINED,
+        needs=("ray", "pyarrow"),
         quick=False,
     ),
     commands(

@@ -10,8 +10,7 @@ from cyclopts import Parameter
 from zsad.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from zsad.studies.ablations.ablation_table import Results
-    from zsad.studies.ablations.study import Study
+    from zsad.studies.ablations.ablation_table import AblationResults
 
 _NOTES_SHOWN = 12
 _LARGEST_SEED = 2**31 - 1
@@ -61,7 +60,7 @@ def ablate_command(
     from zsad.methods.registry import find
     from zsad.runs.folder import check_place
     from zsad.studies.ablations import ablations, find_table
-    from zsad.studies.ablations.ablation_table import Results
+    from zsad.studies.ablations.ablation_table import AblationResults
     from zsad.studies.ablations.study import Study, name_targets, shared_images
 
     paper, chosen = ablations(method), find_table(method, table)
@@ -79,19 +78,19 @@ def ablate_command(
         backbone=load_backbone(backbone, weights=weights, device=place),
         folder=out,
     )
-    study.notes += shared_images(study.auxiliary, study.targets)
-    results = Results(study, paper)
+    results = AblationResults(study, paper)
+    results.notes += shared_images(study.auxiliary, study.targets)
     with sole_writer(make_folder(out)):
         try:
-            _run(study, results)
+            _run(results)
         finally:
             written = _write(results, out)
     _print(results, written)
-    return 3 if study.broken else 0
+    return 3 if results.broken else 0
 
 
 def chosen_seeds(given: list[int] | None, config: TrainConfig | None) -> tuple[int, ...]:
-    """The seeds of several trainings.
+    """Return the seeds of several trainings.
 
     Raises:
         ConfigError: one that is none, or the seed of a single training.
@@ -106,32 +105,38 @@ def chosen_seeds(given: list[int] | None, config: TrainConfig | None) -> tuple[i
     return tuple(dict.fromkeys(given or (TrainConfig().seed,)))
 
 
-def _run(study: Study, results: Results) -> None:
-    """Works through all cells.
+def _run(results: AblationResults) -> None:
+    """Work through all cells.
 
     Raises:
         KeyboardInterrupt: says how much is done.
     """
-    from zsad.cli.bars import Bars
+    from zsad.cli.bars import ProgressBars
     from zsad.cli.console import note, plural, printable
+    from zsad.studies.benchmark.cell_runner import CellRunner
+    from zsad.studies.benchmark.execution import in_process, run_cells
 
-    cells = study.cells()
+    study = results.study
     for data in (*study.auxiliary, *study.targets.values()):
         images = plural(len(data.samples), "image")
         note(f"zsad: {printable(data.name)}: {images}, layout {data.layout}")
-    with Bars() as listener:
-        for done, cell in enumerate(cells):
-            try:
-                results.add(cell, study.run(cell, listener))
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(
-                    f"{done} of {len(cells)} variants and seeds are done, the same command goes on there"
-                ) from None
-            listener.close()
-            note(f"zsad: {done + 1} of {len(cells)} done: {printable(cell.title)}")
+    with ProgressBars() as bars:
+        runner = CellRunner(study.plan, bars)
+        try:
+            for cell, result in run_cells(runner, in_process, remark=lambda line: None, keep_failures=False):
+                bars.close()
+                before = results.done
+                for line in results.add(cell, result, runner.training_log(cell)):
+                    note(f"zsad: {printable(line)}")
+                if results.done > before:
+                    title = cell.candidate.label + ("" if cell.seed is None else f", seed {cell.seed}")
+                    note(f"zsad: {results.done} of {results.total} done: {printable(title)}")
+        except KeyboardInterrupt:
+            done = f"{results.done} of {results.total} variants and seeds are done"
+            raise KeyboardInterrupt(f"{done}, the same command goes on there") from None
 
 
-def _write(results: Results, out: Path) -> list[str]:
+def _write(results: AblationResults, out: Path) -> list[str]:
     from zsad.device import describe_environment
     from zsad.files import write_json, write_text
 
@@ -142,16 +147,16 @@ def _write(results: Results, out: Path) -> list[str]:
     return [f"ablation.{kind}" for kind in ("json", "md", "csv")]
 
 
-def _print(results: Results, written: list[str]) -> None:
+def _print(results: AblationResults, written: list[str]) -> None:
     from zsad.cli.console import printable, say, say_table
 
     study = results.study
     say(f"{study.table.title} ({results.paper.paper}, {study.table.source})")
-    for table in results.render():
-        say_table(table)
+    for table in results.tables():
+        say_table(table.to_rich())
     say(printable(results.difference()))
-    for line in study.notes[:_NOTES_SHOWN]:
+    for line in results.notes[:_NOTES_SHOWN]:
         say(f"note: {printable(line)}")
-    if len(study.notes) > _NOTES_SHOWN:
-        say(f"note: {len(study.notes) - _NOTES_SHOWN} more in ablation.md")
+    if len(results.notes) > _NOTES_SHOWN:
+        say(f"note: {len(results.notes) - _NOTES_SHOWN} more in ablation.md")
     say(f"wrote {', '.join(written)} into {printable(study.folder)}")

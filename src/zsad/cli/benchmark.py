@@ -1,9 +1,7 @@
-"""`zsad benchmark`: methods trained and measured on data sets, cell by cell, alone or by several processes."""
+"""`zsad benchmark`: methods trained and measured on data sets, cell by cell."""
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +10,8 @@ from cyclopts import Parameter
 from zsad.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from zsad.studies.benchmark.cell_results import CellResult
-    from zsad.studies.benchmark.plan import Cell, Plan
+    from zsad.studies.benchmark.cells import CellPlan
+    from zsad.studies.benchmark.execution import Executor
     from zsad.studies.benchmark.request import BenchmarkRequest
 
 _Many = Parameter(consume_multiple=True)
@@ -33,6 +31,7 @@ def benchmark_command(
     weights: Path | None = None,
     recipes: Path | None = None,
     jobs: int = 1,
+    address: str | None = None,
     device: str = "auto",
     threads: int | None = None,
     allow_seen: Annotated[bool, Parameter(negative="")] = False,
@@ -43,8 +42,8 @@ def benchmark_command(
     """Train methods, measure them on unseen data sets, and write tables and a report.
 
     Every finished cell (a method with a seed on a data set) is kept: killed at any moment, the same command goes on
-    there. The same command in several shells or on several machines that share the folder divides the work, as does
-    --jobs. What is wrong with a data set is named, the rest goes on, the tables show the hole (exit code 3).
+    there. With --jobs, cells and trainings are tasks of Ray, on this machine or with --address on a cluster. What is
+    wrong with a data set is named, the rest goes on, the tables show the hole (exit code 3).
 
     Args:
         out: Folder for features, trained models, results and the report.
@@ -58,9 +57,10 @@ def benchmark_command(
         backbone: Frozen tower, by name or path; see zsad list backbones.
         weights: File or folder of the backbone's weights.
         recipes: TOML file with settings of the methods and of their trainings, where they are not the papers'.
-        jobs: Processes at work at once; several GPUs are dealt out to them.
+        jobs: Tasks of Ray at work at once, on all GPUs there are (extra scale); 1 is this process alone.
+        address: Of a running Ray cluster that shares the folders, such as ray://head:10001 or auto.
         device: auto, cpu, cuda or cuda:1.
-        threads: Processor threads of each process; by default all cores, shared by the processes.
+        threads: Processor threads of each task; by default all cores of this machine, shared by the tasks.
         allow_seen: Measure also on what was trained on, and mark it in every table.
         cost: Measure the time and the memory of each method, in a process of its own.
         report_only: Only write the tables and the report of what is there.
@@ -70,7 +70,7 @@ def benchmark_command(
     from zsad.runs.folder import check_place
 
     if report_only:
-        return _conclude(out)
+        return _write_results(out)
     check_place(out)
     pairs, left_out = _pairs(train_on, test_on, pair, protocol, data)
     request = _request(methods, pairs, out, recipes=recipes, seeds=seeds, config=config).model_copy(
@@ -81,6 +81,7 @@ def benchmark_command(
             "device": device,
             "threads": _threads(threads, jobs),
             "jobs": jobs,
+            "address": address,
             "allow_seen": allow_seen,
             "cost": cost,
         }
@@ -88,7 +89,7 @@ def benchmark_command(
     if left_out:
         note(f"zsad: not below {printable(data)}, left out: {', '.join(left_out)}")
     run_cells(request)
-    return _conclude(out)
+    return _write_results(out)
 
 
 def _pairs(
@@ -167,101 +168,73 @@ def _threads(given: int | None, jobs: int) -> int:
 
 
 def run_cells(request: BenchmarkRequest) -> list[Path]:
-    """Works until every cell of a request is done or has failed, and returns the files of the results."""
+    """Work until every cell of a request is done or has failed, and return the files of the results.
+
+    Raises:
+        StorageError: the disk is full, or another process writes into the folder.
+    """
     from zsad.cli.console import note, plural, printable
     from zsad.device import use_threads
-    from zsad.files import make_folder
+    from zsad.files import make_folder, sole_writer
     from zsad.studies.benchmark.cell_results import cell_path, write_list
-    from zsad.studies.benchmark.plan import Plan
+    from zsad.studies.benchmark.execution import in_process
+    from zsad.studies.benchmark.plan import plan_benchmark
 
+    execute: Executor = in_process
+    if request.jobs > 1 or request.address is not None:
+        from zsad.studies.benchmark.ray_tasks import ray_executor
+
+        execute = ray_executor(request)
     use_threads(request.threads)
-    plan = Plan(request)
-    make_folder(request.work)
-    write_list(request.work, {cell.title: cell.key for cell in plan.cells})
-    for path in plan.names:
-        target = plan.target(path)
-        images = target.reason if target.data is None else plural(len(target.data.samples), "image")
-        note(f"zsad: {printable(target.name)}: {printable(images)}")
-    note(f"zsad: {plural(len(plan.cells), 'cell')}, {plural(len(plan.runs), 'training')}")
-    started = time.time()
-    if request.jobs == 1:
-        _work(plan, started)
-    else:
-        _start_workers(request, started)
-    return [place for cell in plan.cells if (place := cell_path(request.work, cell.key)).is_file()]
+    plan = plan_benchmark(request)
+    with sole_writer(make_folder(request.work)):
+        write_list(request.work, {cell.title: cell.key for cell in plan.cells})
+        for target in plan.sets:
+            images = target.reason if target.data is None else plural(len(target.data.samples), "image")
+            note(f"zsad: {printable(target.name)}: {printable(images)}")
+        note(f"zsad: {plural(len(plan.cells), 'cell')}, {plural(len(plan.runs), 'training')}")
+        _run(plan, execute)
+    return [path for cell in plan.cells if (path := cell_path(request.work, cell.key)).is_file()]
 
 
-def _work(plan: Plan, started: float) -> None:
-    """This process' share of the work.
+def _run(plan: CellPlan, execute: Executor) -> None:
+    """Work through all cells.
 
     Raises:
         KeyboardInterrupt: says how to go on.
     """
-    from zsad.cli.bars import Bars
+    import time
+
+    from zsad.cli.bars import ProgressBars
     from zsad.cli.console import clock, note, printable
+    from zsad.studies.benchmark import execution
     from zsad.studies.benchmark.cell_runner import CellRunner
-    from zsad.studies.benchmark.claims import Claims
-    from zsad.studies.benchmark.runner import Runner
 
-    with Bars(shown=plan.request.jobs == 1) as bars, Claims(plan.request.work / "claims") as claims:
+    def remark(line: str) -> None:
+        bars.close()
+        note(f"zsad: {printable(line)}")
 
-        def finished(cell: Cell, result: CellResult, done: int, seconds: float | None) -> None:
-            bars.close()
-            rest = "" if seconds is None or done == len(plan.cells) else f"; about {clock(seconds)} left"
-            failed = f": failed: {result.reason}" if result.state == "failed" else ""
-            note(f"zsad: {done} of {len(plan.cells)} done{rest}: {printable(cell.title + failed)}")
-
+    with ProgressBars() as bars:
+        runner = CellRunner(plan, bars)
+        total = len({cell.key for cell in plan.cells})
+        kept = sum(runner.kept(cell) is not None for cell in plan.cells)
+        started, done = time.monotonic(), 0
         try:
-            Runner(plan, claims, CellRunner(plan, claims, bars), started, finished).run()
+            for cell, result in execution.run_cells(runner, execute, remark=remark, keep_failures=True):
+                done += 1
+                if done <= kept:
+                    continue
+                bars.close()
+                seconds = (time.monotonic() - started) / (done - kept) * (total - done)
+                left = f"; about {clock(seconds)} left" if done < total else ""
+                failed = f": failed: {result.reason}" if result.state == "failed" else ""
+                note(f"zsad: {done} of {total} done{left}: {printable(cell.title + failed)}")
         except KeyboardInterrupt:
             raise KeyboardInterrupt("finished cells are kept, the same command goes on there") from None
 
 
-def _start_workers(request: BenchmarkRequest, started: float) -> None:
-    """Starts processes that share the work, and waits for them.
-
-    Raises:
-        ConfigError: none of them came to the end.
-    """
-    import subprocess
-
-    from zsad.errors import ConfigError
-    from zsad.files import write_text
-
-    place = request.work / "workers"
-    commands = []
-    for index in range(request.jobs):
-        path = place / f"{index}.json"
-        own = request.model_copy(update={"device": _device(request.device, index)})
-        write_text(path, own.model_dump_json(indent=1))
-        commands.append([sys.executable, "-m", "zsad.cli.benchmark", str(path), repr(started)])
-    workers = [subprocess.Popen(command, stdin=subprocess.DEVNULL) for command in commands]
-    try:
-        codes = [worker.wait() for worker in workers]
-    except KeyboardInterrupt:
-        for worker in workers:
-            worker.wait()  # each of them was interrupted, too
-        raise KeyboardInterrupt("finished cells are kept, the same command goes on there") from None
-    finally:
-        for worker in workers:
-            if worker.poll() is None:
-                worker.terminate()
-    if all(codes):
-        raise ConfigError(f"all {request.jobs} processes ended early (see above); the same command goes on")
-
-
-def _device(device: str, index: int) -> str:
-    """The device of a process: GPUs are dealt out in turn."""
-    if device not in ("auto", "cuda"):
-        return device
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return f"cuda:{index % count}" if count > 1 else device
-
-
-def _conclude(out: Path) -> int:
-    """Writes results and report of what is there, prints the table, and returns the exit code."""
+def _write_results(out: Path) -> int:
+    """Write results and report of what is there, print the table, and return the exit code."""
     from zsad.cli.console import note, printable, say, say_table
     from zsad.errors import DataError
     from zsad.studies.benchmark.cell_results import read_cells
@@ -277,48 +250,3 @@ def _conclude(out: Path) -> int:
         note(f"zsad: no result: {printable(name)}: {printable(reason)}")
     say(f"wrote {', '.join(written.names)} into {printable(out)}")
     return 3 if written.holes or written.problems else 0
-
-
-def _watch_parent() -> None:
-    """Ends this process soon after the one that started it has gone: what it was at is taken up by the next start."""
-    import os
-    import threading
-
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    if os.name == "posix":
-        threading.Thread(target=watch, name="zsad-parent", daemon=True).start()
-
-
-def worker(arguments: list[str]) -> int:
-    """A process of `zsad benchmark --jobs`: the file of the request, and when the benchmark was started."""
-    from zsad.cli.console import note
-    from zsad.cli.main import explain
-    from zsad.device import use_threads
-    from zsad.studies.benchmark.plan import Plan
-    from zsad.studies.benchmark.request import BenchmarkRequest
-
-    _watch_parent()
-    try:
-        request = BenchmarkRequest.model_validate_json(Path(arguments[0]).read_text(encoding="utf-8"))
-        use_threads(request.threads)
-        _work(Plan(request), float(arguments[1]))
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        message, code = explain(error)
-        note(f"zsad: error: {message}")
-        return code
-    return 0
-
-
-if __name__ == "__main__":
-    import os
-
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    sys.exit(worker(sys.argv[1:]))

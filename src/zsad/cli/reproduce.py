@@ -136,7 +136,7 @@ def _report(request: BenchmarkRequest, method: str, dataset: str, place: Path) -
     if failed is not None:
         raise DataError(failed.reason)
     found = compare(method, cells, find_entry(dataset, place.resolve().name))
-    say_table(found.render())
+    say_table(found.table().to_rich())
     for line in found.remarks:
         say(f"note: {printable(line)}")
     write_json(request.work / "reproduce.json", found.to_dict())

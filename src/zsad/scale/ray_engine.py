@@ -74,7 +74,7 @@ def predict_with_ray(
         ZsadError: what a worker says of the model.
     """
     ray = need_ray()
-    with _joined(ray, cluster), _quiet(ray), _errors(ray):
+    with joined_cluster(ray, cluster), _quiet(ray), ray_errors(ray):
         gpus = float(ray.cluster_resources().get("GPU", 0)) if loading.device != "cpu" else 0.0
         machines = sum(1 for node in ray.nodes() if node["Alive"])
         workers = cluster.workers or int(gpus) or machines
@@ -98,8 +98,8 @@ def predict_with_ray(
             yield from (_result(row, loading.region) for row in block.to_pylist())
 
 
-def need_ray() -> Any:
-    """The package ray, with its data sets.
+def need_ray(option: str = "--engine ray") -> Any:
+    """Return the package ray, with its data sets; `option` is what it is needed for.
 
     Raises:
         ConfigError: it is not installed.
@@ -108,7 +108,7 @@ def need_ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise ConfigError("--engine ray needs Ray, get it with: pip install 'zsad[scale]'") from error
+        raise ConfigError(f"{option} needs Ray, get it with: pip install 'zsad[scale]'") from error
     return ray
 
 
@@ -206,7 +206,7 @@ def _result(row: Mapping[str, Any], region: RegionOfInterest | None) -> tuple[st
 
 
 @contextmanager
-def _joined(ray: Any, cluster: Cluster) -> Iterator[None]:
+def joined_cluster(ray: Any, cluster: Cluster) -> Iterator[None]:
     """Within a cluster: one that this process has joined already, that at the address, or one for this run."""
     if ray.is_initialized():
         yield
@@ -257,7 +257,7 @@ def _quiet(ray: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _errors(ray: Any) -> Iterator[None]:
+def ray_errors(ray: Any) -> Iterator[None]:
     """Turns what Ray raises into what a worker said, or into one line about the cluster."""
     try:
         yield

@@ -362,7 +362,7 @@ class Trainer:
         if self.log is not None:
             for entry in self.training.skipped:
                 record = {"step": 0, "skipped": entry.sample.image.as_posix(), "reason": entry.reason}
-                self.log.write(record)
+                self.log.write(record | ({"broken": True} if entry.broken else {}))
 
     def _scaler_tensors(self) -> dict[str, Tensor]:
         if self.scaler is None:

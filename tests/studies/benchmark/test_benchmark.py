@@ -1,4 +1,4 @@
-"""`zsad benchmark`: cells kept through kills, shared by processes, with holes where data are broken."""
+"""`zsad benchmark`: cells kept through kills, with holes where data are broken."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from zsad.cli.main import main
+from zsad.files import sole_writer
 from zsad.methods.base import Method
 from zsad.metrics.table import COLUMNS
 from zsad.runs.store import read_run
@@ -178,34 +181,18 @@ def test_killed_at_random_moments_gives_the_same_tables(
     assert main(command) == 0
     assert all(path.read_bytes() == content for path, content in finished.items())
     assert table(out) == table(whole)
-    assert not list((out / "claims").glob("*.json"))
 
 
-@pytest.mark.skipif(os.name != "posix", reason="fork")
-def test_two_processes_share_the_work(words, whole: Path, tmp_path: Path, no_report: None) -> None:
-    command, children = words(*PAIRS), []
-    for index in range(2):
-        child = os.fork()
-        if not child:
-            sys.stderr = (tmp_path / f"said{index}").open("w")
-            try:
-                os._exit(main(command))
-            finally:
-                os._exit(9)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
-    assert table(tmp_path / "out") == table(whole)
-    lines = [line for index in range(2) for line in (tmp_path / f"said{index}").read_text().splitlines()]
-    finished = [line.rpartition(": ")[2] for line in lines if " done" in line]
-    assert len(finished) == len(set(finished)) == 6  # nothing was done twice
-
-
-def test_started_processes_share_the_work(call, words, whole: Path, tmp_path: Path, no_report: None) -> None:
-    code, _, said = call(*words("--pair", "aux>one,two", "--jobs", 2, methods="clip"))
-    assert code == 0, said
-    found = [cell.rows for cell in read_cells(tmp_path / "out")]
-    assert found == [cell.rows for cell in read_cells(whole) if cell.label == "clip"]
-    assert {cell.environment["processes"] for cell in read_cells(tmp_path / "out")} == {2}
+@pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
+def test_a_second_benchmark_in_the_same_folder_is_refused(call, words, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with sole_writer(out):
+        code, printed, said = call(*words(*PAIRS))
+    assert (
+        code == 2 and not printed and said.splitlines()[-1].startswith("zsad: error: another zsad is writing")
+    )
+    assert not list(out.iterdir())
 
 
 def broken(drawn: Path, root: Path) -> dict[str, Path]:
@@ -334,3 +321,80 @@ def test_cost_is_measured_in_a_process_of_its_own(call, words, tmp_path: Path, n
     first, second = read_cells(tmp_path / "out")
     assert first.seconds_per_image == second.seconds_per_image and 0 < first.seconds_per_image < 60
     assert 100 < first.peak_memory_mb < 3000
+
+
+def test_without_ray_one_line_says_what_to_install(
+    call, words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for more in (["--jobs", 2], ["--address", "auto"]):
+        code, printed, said = call(*words(*PAIRS, *more))
+        assert code == 2 and not printed and said.count("pip install 'zsad[scale]'") == said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """A cluster on this machine: commands use the one that their process has joined."""
+    ray = pytest.importorskip("ray")
+    pytest.importorskip("pyarrow")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield ray
+    ray.shutdown()
+
+
+def test_tasks_of_ray_give_the_same_results(
+    call, words, whole: Path, tmp_path: Path, no_report: None, ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = words(*PAIRS, "--jobs", 2)
+    command[command.index("--data") + 1] = "sets"  # also by paths from the present folder
+    (tmp_path / "sets").symlink_to(words()[words().index("--data") + 1])
+    monkeypatch.chdir(tmp_path)
+    code, _, said = call(*command)
+    assert code == 0, said
+    assert table(tmp_path / "out") == table(whole)
+    assert sum(" done" in line for line in said.splitlines()) == 6
+    cells = read_cells(tmp_path / "out")
+    assert {cell.environment["processes"] for cell in cells} == {2}
+    code, _, said = call(*command)
+    assert code == 0 and " done" not in said
+
+
+def test_failures_in_tasks_of_ray_leave_holes(
+    call, words, drawn: Path, tmp_path: Path, no_report: None, ray: Any
+) -> None:
+    shutil.copytree(drawn, tmp_path / "data")
+    for mask in (tmp_path / "data" / "aux").rglob("ground_truth/**/*.png"):
+        mask.unlink()
+    (tmp_path / "data" / "empty").mkdir()
+    code, _, said = call(
+        *words("--pair", "aux>empty,one", "--jobs", 2, "--learning-rate", "1e30", data=tmp_path / "data")
+    )
+    assert code == 3
+    states = {(cell.label, cell.target): cell.state for cell in read_cells(tmp_path / "out")}
+    assert states["clip", "one"] == "done" and states["clip", "empty"] == "failed"
+    assert states["promptmoe", "one"] == states["promptmoe", "empty"] == "failed"
+    assert "no result: promptmoe on one, seed 111: " in said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_killed_with_its_tasks_of_ray_gives_the_same_tables(
+    words, whole: Path, tmp_path: Path, no_report: None
+) -> None:
+    pytest.importorskip("ray")
+    pytest.importorskip("pyarrow")
+    command, out = words(*PAIRS), tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zsad", *command, "--jobs", "2"], stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while len(list((out / "cells").glob("*.json"))) < 2 and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    finished = {path: path.read_bytes() for path in (out / "cells").glob("*.json")}
+    assert 2 <= len(finished) < 6
+    assert main(command) == 0
+    assert all(path.read_bytes() == content for path, content in finished.items())
+    assert table(out) == table(whole)

@@ -6,17 +6,18 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from zsad.metrics.table import COLUMNS, plain_table
-from zsad.studies.ablations import Ablations
-from zsad.studies.ablations.study import Metrics, Study, Variant, VariantCell
-from zsad.train.train_config import RUN_FIELDS
-
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+from zsad.metrics.table import COLUMNS
+from zsad.studies.ablations import Ablations, Row
+from zsad.studies.ablations.study import Study
+from zsad.studies.benchmark.cell_results import CellResult
+from zsad.studies.benchmark.cell_runner import TrainingLog
+from zsad.studies.benchmark.cells import Candidate, Cell
+from zsad.studies.benchmark.text_table import TextTable, escaped
+from zsad.train.train_config import RUN_FIELDS, TrainConfig
 
 MEAN = "mean"
 
@@ -35,27 +36,55 @@ class Value:
         return f"{self.mean:.1f}" + ("" if math.isnan(self.deviation) else f" ± {self.deviation:.1f}")
 
 
-class Results:
-    """What a study has found so far.
+class AblationResults:
+    """The results of a study so far.
 
     Args:
-        study: of which.
-        paper: what the table was printed in.
+        study: its variants and targets.
+        paper: in which the table was printed.
+
+    Attributes:
+        notes: remarks on the data, each once.
+        broken: files that could not be used.
     """
 
     def __init__(self, study: Study, paper: Ablations) -> None:
         self.study, self.paper = study, paper
-        self._found: dict[int, dict[str, dict[str, Metrics]]] = {}
+        self.notes: list[str] = []
+        self.broken = 0
+        self._metrics: dict[Candidate, dict[str, dict[str, dict[str, float]]]] = {}  # by seed, target, column
 
-    def add(self, cell: VariantCell, metrics: dict[str, Metrics]) -> None:
-        """Puts in a finished cell: its metrics in [0, 1] by target."""
+    def add(self, cell: Cell, result: CellResult, log: TrainingLog) -> list[str]:
+        """Put in a finished cell; returns the new lines about its data."""
         seed = "" if cell.seed is None else str(cell.seed)
-        self._found.setdefault(self._position(cell.variant), {})[seed] = metrics
+        targets = self._metrics.setdefault(cell.candidate, {}).setdefault(seed, {})
+        if not targets:
+            self.broken += log.broken
+        [row] = result.rows
+        targets[cell.target.name] = {
+            column: math.nan if value is None else value for column, value in row.metrics.items()
+        }
+        skipped = (f"skipped: {problem.reason}" for problem in result.problems if problem.path)
+        measured = (line for line in result.notes if not line.startswith("training: "))
+        lines = dict.fromkeys([*log.left_out, *skipped, *measured])
+        new = [line for line in lines if line not in self.notes]
+        self.notes += new
+        self.broken += len(result.problems)
+        return new
 
     @property
-    def complete(self) -> bool:
-        """Whether every cell is in."""
-        return sum(len(seeds) for seeds in self._found.values()) == len(self.study.cells())
+    def done(self) -> int:
+        """Variants and seeds that are measured on all targets."""
+        return sum(
+            len(targets) == len(self.study.targets)
+            for seeds in self._metrics.values()
+            for targets in seeds.values()
+        )
+
+    @property
+    def total(self) -> int:
+        """Variants and seeds."""
+        return len(self.study.plan.cells) // max(1, len(self.study.targets))
 
     @property
     def columns(self) -> list[str]:
@@ -63,27 +92,31 @@ class Results:
         names = list(self.study.targets)
         return [*names, MEAN] if len(names) > 1 else names
 
-    def _position(self, variant: Variant) -> int:
-        return next(index for index, own in enumerate(self.study.variants) if own is variant)
+    @property
+    def variants(self) -> Iterator[tuple[Row, Candidate]]:
+        """The rows of the table with their candidates."""
+        return zip(self.study.table.rows, self.study.candidates, strict=True)
 
-    def ours(self, variant: Variant, column: str, metric: str) -> Value:
-        """A metric of a variant on a target, or its mean over the targets where it is defined."""
+    def ours(self, candidate: Candidate, column: str, metric: str) -> Value:
+        """Return a metric of a variant on a target, or its mean over the targets where it is defined."""
         by_seed = {}
-        for seed, targets in self._found.get(self._position(variant), {}).items():
+        for seed, targets in self._metrics.get(candidate, {}).items():
+            if len(targets) < len(self.study.targets):
+                continue
             chosen = targets.values() if column == MEAN and MEAN not in targets else [targets[column]]
             by_seed[seed] = 100 * _mean(metrics[metric] for metrics in chosen)
         defined = [value for value in by_seed.values() if not math.isnan(value)]
         deviation = statistics.stdev(defined) if len(defined) > 1 else math.nan
         return Value(_mean(defined), deviation, by_seed)
 
-    def printed(self, variant: Variant, metric: str) -> dict[str, float]:
-        """The paper's values in percent by data set, NaN where it prints none."""
+    def printed(self, row: Row, metric: str) -> dict[str, float]:
+        """Return the paper's values in percent by data set, NaN where it prints none."""
         table = self.study.table
         position = table.metrics.index(metric)
-        return {data: cells[position] for data, cells in zip(table.data, variant.row.printed, strict=True)}
+        return {data: cells[position] for data, cells in zip(table.data, row.printed, strict=True)}
 
     def difference(self) -> str:
-        """The sentence on what differs between ours and the paper's."""
+        """Say what differs between our results and the paper's."""
         study, paper = self.study, self.paper
         auxiliary = ", ".join(f"{data.name} ({len(data.samples)} images)" for data in study.auxiliary)
         seeds = ("seed " if len(study.seeds) == 1 else "seeds ") + ", ".join(map(str, study.seeds))
@@ -100,7 +133,6 @@ class Results:
     def _training(self) -> dict[str, Any]:
         """Settings of the training that are not the method's own."""
         from zsad.methods.registry import find
-        from zsad.train.train_config import TrainConfig
 
         own = TrainConfig(**find(self.study.method).load().training_defaults)
         return {
@@ -109,70 +141,50 @@ class Results:
             if name not in (*RUN_FIELDS, "seed") and value != getattr(own, name)
         }
 
-    def render(self) -> list[RichTable]:
-        """A `rich` table for each metric."""
-        from rich.text import Text
-
-        tables = []
-        for metric in self.study.table.metrics:
-            headings, rows = self.cells(metric)
-            title = Text(f"{COLUMNS[metric]}, in percent")
-            table = plain_table(title=title, title_justify="left", title_style="bold")
-            for index, heading in enumerate(headings):
-                table.add_column(Text(heading), justify="right" if index else "left", overflow="fold")
-            for row in rows:
-                table.add_row(*map(Text, row))
-            tables.append(table)
-        return tables
-
-    def cells(self, metric: str) -> tuple[list[str], list[list[str]]]:
-        """Headings and rows of the table of a metric, as text."""
+    def tables(self) -> Iterator[TextTable]:
+        """Yield a table for each metric."""
         headings = ["variant", *self.columns, *(f"paper: {data}" for data in self.study.table.data)]
-        rows = []
-        for variant in self.study.variants:
-            ours = [str(self.ours(variant, column, metric)) for column in self.columns]
-            theirs = [
-                "-" if math.isnan(value) else f"{value:.1f}"
-                for value in self.printed(variant, metric).values()
-            ]
-            rows.append([variant.row.label, *ours, *theirs])
-        return headings, rows
+        for metric in self.study.table.metrics:
+            table = TextTable(headings, title=f"{COLUMNS[metric]}, in percent", bold=True)
+            for row, candidate in self.variants:
+                ours = [str(self.ours(candidate, column, metric)) for column in self.columns]
+                printed = self.printed(row, metric).values()
+                theirs = ["-" if math.isnan(value) else f"{value:.1f}" for value in printed]
+                table.rows.append([row.label, *ours, *theirs])
+            yield table
 
     def to_markdown(self) -> str:
-        """All of it for reading."""
+        """Return all of it for reading."""
         table = self.study.table
         lines = [f"# {table.title}", "", f"{self.paper.paper}, {table.source}.", "", self.difference(), ""]
-        if not self.complete:
+        if self.done < self.total:
             lines += ["Not all variants are finished; the same command goes on.", ""]
-        for metric in table.metrics:
-            headings, rows = self.cells(metric)
-            rule = ["---", *["---:"] * (len(headings) - 1)]
-            lines += [f"## {COLUMNS[metric]}, in percent", ""]
-            lines += [_markdown_row(row) for row in (headings, rule, *rows)] + [""]
-        if self.study.notes:
-            lines += ["## Notes", "", *(f"- {_escaped(note)}" for note in self.study.notes), ""]
+        for results in self.tables():
+            lines += [f"## {results.title}", "", *results.to_markdown(), ""]
+        if self.notes:
+            lines += ["## Notes", "", *(f"- {escaped(note)}" for note in self.notes), ""]
         return "\n".join(lines)
 
     def to_csv(self) -> str:
-        """A line for each value, unrounded, undefined as an empty field."""
+        """Return a line for each value, unrounded, undefined as an empty field."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["variant", "from", "data", "metric", "percent", "deviation", "seeds"])
-        for variant in self.study.variants:
+        for row, candidate in self.variants:
             for metric in self.study.table.metrics:
                 for column in self.columns:
-                    value = self.ours(variant, column, metric)
+                    value = self.ours(candidate, column, metric)
                     ours = [_number(value.mean), _number(value.deviation), len(value.by_seed)]
-                    writer.writerow([variant.row.label, "zsad", column, metric, *ours])
-                for data, number in self.printed(variant, metric).items():
-                    writer.writerow([variant.row.label, "paper", data, metric, _number(number), None, None])
+                    writer.writerow([row.label, "zsad", column, metric, *ours])
+                for data, number in self.printed(row, metric).items():
+                    writer.writerow([row.label, "paper", data, metric, _number(number), None, None])
         return text.getvalue()
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON values, in percent, undefined as None."""
+        """Return all of it as JSON values, in percent, undefined as None."""
         study, metrics = self.study, self.study.table.metrics
         return {
-            "complete": self.complete,
+            "complete": self.done == self.total,
             "method": study.method,
             "title": study.table.title,
             "paper": {"name": self.paper.paper, "table": study.table.source},
@@ -185,25 +197,25 @@ class Results:
             "measured_on": {name: data.fingerprint() for name, data in study.targets.items()},
             "rows": [
                 {
-                    "variant": variant.row.label,
-                    "method": variant.method,
-                    "config": variant.config.model_dump(mode="json"),
+                    "variant": row.label,
+                    "method": candidate.method,
+                    "config": candidate.config.model_dump(mode="json"),
                     "zsad": {
-                        column: {metric: self._value(variant, column, metric) for metric in metrics}
+                        column: {metric: self._value(candidate, column, metric) for metric in metrics}
                         for column in self.columns
                     },
                     "paper": _by_data(
-                        {metric: self.printed(variant, metric) for metric in metrics}, study.table.data
+                        {metric: self.printed(row, metric) for metric in metrics}, study.table.data
                     ),
                 }
-                for variant in study.variants
+                for row, candidate in self.variants
             ],
-            "broken_files": study.broken,
-            "notes": study.notes,
+            "broken_files": self.broken,
+            "notes": self.notes,
         }
 
-    def _value(self, variant: Variant, column: str, metric: str) -> dict[str, Any]:
-        value = self.ours(variant, column, metric)
+    def _value(self, candidate: Candidate, column: str, metric: str) -> dict[str, Any]:
+        value = self.ours(candidate, column, metric)
         return {
             "mean": _number(value.mean),
             "deviation": _number(value.deviation),
@@ -218,18 +230,10 @@ def _by_data(
 
 
 def _mean(values: Iterable[float]) -> float:
-    """Of those that are defined; NaN where none is."""
+    """Return the mean of those that are defined; NaN where none is."""
     defined = [value for value in values if not math.isnan(value)]
     return math.fsum(defined) / len(defined) if defined else math.nan
 
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(_escaped, cells)) + " |"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

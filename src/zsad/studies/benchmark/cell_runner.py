@@ -1,53 +1,49 @@
-"""How a cell comes to be: features, training, scores, cost; each kept, none done twice."""
+"""The steps of a plan: features, trainings, costs and cells, each kept in the work folder and none done twice."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zsad.card import BackboneReference, Card
-from zsad.datasets.manifest import DataSet
+from zsad.card import Card
 from zsad.datasets.overlap import overlap_of
 from zsad.device import describe_environment
-from zsad.errors import DataError, LockedError, StorageError, ZsadError
+from zsad.errors import DataError
 from zsad.methods.base import Method
 from zsad.methods.registry import find
-from zsad.studies.benchmark.cell_results import CellResult, FileProblem
-from zsad.studies.benchmark.claims import Busy, Claims, claimed
+from zsad.studies.benchmark.cell_results import CellResult, FileProblem, cell_path, read_cell, write_cell
+from zsad.studies.benchmark.cells import Candidate, Cell, CellPlan, Step, Target, TrainingRun, digest_of
 from zsad.studies.benchmark.cost import cost
-from zsad.studies.benchmark.estimate import Estimate
-from zsad.studies.benchmark.listener import Listener, Told
-from zsad.studies.benchmark.measure import measure
-from zsad.studies.benchmark.plan import Candidate, Cell, Plan, Target, TrainingRun
+from zsad.studies.benchmark.measure import measure_cell, measure_means
 from zsad.train.checkpoint import MODEL_FILE, load_checkpoint, read_card
-from zsad.train.loop import train
-from zsad.train.samples import chosen
+from zsad.train.loop import Progress, train
 from zsad.train.state import LOG_FILE
 from zsad.train.train_config import RUN_FIELDS
-from zsad.types import Sample
+from zsad.train.training_card import card_of
 
 _COST_IMAGES = 10
+_STAGES = {"features": "reading features", "train": "training", "scale": "taking the colour scale"}
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingLog:
-    """What the log of a training tells, however often it was stopped and went on.
+    """The log of a training, however often it was stopped and resumed.
 
-    `seconds` is the time of its steps, None where nothing was trained; `left_out` names what was not trained on.
+    `seconds` is the time of its steps, None where nothing was trained; `left_out` names what was not trained on, and
+    `broken` counts those of it whose files are broken.
     """
 
     seconds: float | None = None
     left_out: tuple[str, ...] = ()
+    broken: int = 0
 
     @classmethod
-    def of(cls, folder: Path) -> TrainingLog:
-        """That of a run's folder."""
-        seconds, left_out = 0.0, []
+    def read(cls, folder: Path) -> TrainingLog:
+        """Read that of a run's folder."""
+        seconds, left_out, broken = 0.0, [], 0
         with suppress(OSError), (folder / LOG_FILE).open(encoding="utf-8") as stream:
             for line in stream:
                 with suppress(ValueError):  # half a line
@@ -55,102 +51,134 @@ class TrainingLog:
                     seconds += record.get("seconds", 0.0)
                     if "skipped" in record:
                         left_out.append(f"left out: {record['skipped']}: {record['reason']}")
-        return cls(seconds, tuple(left_out))
+                        broken += record.get("broken", False)
+        return cls(seconds, tuple(left_out), broken)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Show nothing."""
 
 
 @dataclass(slots=True)
 class CellRunner:
-    """Makes the results of a plan's cells.
+    """Does the steps of a plan.
 
     Attributes:
         plan: the cells.
-        claims: what this process has taken on.
-        listener: told of all that happens.
-        estimate: takes notice of how long things take.
-        aside: seconds of the present cell that went into what others need, too.
-        filled: paths of the sets whose features are there.
+        progress: called with a stage, what is done of it, and the whole.
+        remarks: lines about the data, in the order of finding, each once.
     """
 
-    plan: Plan
-    claims: Claims
-    listener: Listener
-    estimate: Estimate = field(default_factory=Estimate)
-    aside: float = 0.0
-    filled: set[str] = field(default_factory=set)
-    _chosen: dict[str, list[Sample]] = field(default_factory=dict)
-    _said: set[str] = field(default_factory=set)
-    _broken: dict[str, ZsadError] = field(default_factory=dict)  # trainings that failed here
-    _trainings: dict[str, TrainingLog] = field(default_factory=dict)
-    _methods: dict[str, Method] = field(default_factory=dict)
+    plan: CellPlan
+    progress: Callable[[str, int, int], None] = _silent
+    remarks: list[str] = field(default_factory=list)
+    _model: tuple[Path, Method] | None = None
     _readers: dict[int, list[Method]] = field(default_factory=dict)
 
-    @property
-    def work(self) -> Path:
-        """The folder of all."""
-        return self.plan.request.work
+    def steps(self, cells: list[Cell]) -> Iterator[tuple[Step, list[Step]]]:
+        """Yield what is to be done for cells, in an order that will do, each with the steps that it needs."""
+        runs = {cell.run.key: cell.run for cell in cells if cell.run is not None}
+        yielded: set[Step] = set()
+        for cell in cells:
+            needed: list[tuple[Step, list[Step]]] = []
+            if not cell.problem:
+                if cell.run is not None and not self._is_trained(cell.run):
+                    auxiliary = [Step("features", part.path) for part in runs[cell.run.key].auxiliary]
+                    needed += [(step, []) for step in auxiliary]
+                    needed.append((Step("training", cell.run.key), auxiliary))
+                needed.append((Step("features", cell.target.path), []))
+                if self.plan.cost:
+                    needed.append((Step("cost", cell.candidate.label), []))
+            needed.append((Step("cell", cell.key), [step for step, _ in needed]))
+            for step, after in needed:
+                if step not in yielded:
+                    yielded.add(step)
+                    yield step, after
 
-    def result(self, cell: Cell) -> CellResult:
-        """The result of a cell, also where it fails; only a full disk ends everything."""
-        try:
-            return self._measured(cell)
-        except LockedError as error:
-            raise Busy from error
-        except StorageError:
-            raise
-        except ZsadError as error:
-            return self._base(cell).model_copy(update={"state": "failed", "reason": str(error)})
+    def do(self, step: Step) -> CellResult | None:
+        """Do a step; a cell's gives its result, which is written into the work folder.
 
-    def _measured(self, cell: Cell) -> CellResult:
-        target = cell.target
-        if target.data is None:
-            raise DataError(target.reason)
-        for part in () if cell.run is None else cell.run.auxiliary:
-            if part.data is None:
-                raise DataError(f"not trained: {part.reason}")
-        # First what other targets need, too: while one process reads this target's images, others train.
-        method, card, told = self._weights(cell)
-        self._fill(target)
-        overlap = overlap_of(card, target.data)
-        if overlap and not self.plan.request.allow_seen:
+        Raises:
+            ZsadError: the step cannot be done.
+            LockedError: another process is at it.
+        """
+        if step.kind == "features":
+            self._fill(next(target for target in self.plan.sets if target.path == step.key))
+        elif step.kind == "training":
+            self._train(self.plan.runs[step.key])
+        elif step.kind == "cost":
+            self._cost(next(candidate for candidate in self.plan.candidates if candidate.label == step.key))
+        else:
+            result = self._measure(next(cell for cell in self.plan.cells if cell.key == step.key))
+            if (
+                self.plan.keep_maps or not result.problems
+            ):  # means of fewer images are of no use once files are whole
+                write_cell(self.plan.work, result)
+            return result
+        return None
+
+    def kept(self, cell: Cell) -> CellResult | None:
+        """Read the finished result of a cell; None where there is none."""
+        with suppress(DataError):
+            result = read_cell(cell_path(self.plan.work, cell.key))
+            return result if result.state == "done" else None
+        return None
+
+    def failed(self, cell: Cell, reason: str) -> CellResult:
+        """Write and return the result of a cell that cannot be measured."""
+        result = self._base(cell).model_copy(update={"state": "failed", "reason": reason})
+        write_cell(self.plan.work, result)
+        return result
+
+    def training_log(self, cell: Cell) -> TrainingLog:
+        """Return the log of the training of a cell; an empty one where it was not trained here."""
+        return TrainingLog() if cell.run is None else TrainingLog.read(self._run_folder(cell.run))
+
+    def _measure(self, cell: Cell) -> CellResult:
+        data = cell.target.data
+        if data is None or cell.problem:
+            raise DataError(cell.problem)
+        method, card = self._trained_method(cell)
+        overlap = overlap_of(card, data)
+        if overlap and not self.plan.allow_seen:
             raise DataError(
                 f"{cell.candidate.label} {overlap.sentence()}: not unseen; --allow-seen measures it, marked"
             )
-        found = measure(
-            cell.candidate.context,
-            method,
-            target.data,
-            work=self.work,
-            key=cell.key,
-            card=card,
-            report=lambda done, total: self.listener.moved(f"measuring on {target.name}", done, total),
-        )
+
+        def report(done: int, total: int) -> None:
+            self.progress(f"measuring on {cell.target.name}", done, total)
+
+        context = cell.candidate.context
+        if self.plan.keep_maps:
+            found = measure_cell(
+                context, method, data, work=self.plan.work, key=cell.key, card=card, report=report
+            )
+        else:
+            found = measure_means(context, method, data, report=report)
         for line in found.remarks:
-            self._remark(f"{target.name}: {line}")
-        notes = [*found.notes, *(f"training: {line}" for line in told.left_out)]
+            self._remark(f"{cell.target.name}: {line}")
+        log = self.training_log(cell)
         return self._base(cell).model_copy(
             update={
                 "seen": bool(overlap) or bool(cell.overlap),
                 "rows": found.rows,
-                "notes": tuple(notes),
+                "notes": (*found.notes, *(f"training: {line}" for line in log.left_out)),
                 "problems": found.problems,
-                "seconds_training": told.seconds,
+                "seconds_training": log.seconds,
                 "files": found.files,
-                **self._cost(cell.candidate, target.data),
+                **(self._cost(cell.candidate) if self.plan.cost else {}),
             }
         )
 
     def _base(self, cell: Cell) -> CellResult:
+        """Return the result of a cell as far as it is known before measuring."""
         candidate, context = cell.candidate, cell.candidate.context
         training = None
         if cell.run is not None:
             training = cell.run.training.model_dump(mode="json", exclude=set(RUN_FIELDS))
         elif candidate.card is not None and candidate.card.training is not None:
             training = candidate.card.training.settings
-        failed = (
-            [FileProblem(path=cell.target.path, reason=cell.target.reason)]
-            if cell.target.data is None
-            else []
-        )
+        target = cell.target
         return CellResult(
             key=cell.key,
             method=candidate.method,
@@ -161,162 +189,85 @@ class CellRunner:
             training=training,
             protocol=cell.protocol,
             trained_on=cell.trained_on,
-            target=cell.target.name,
+            target=target.name,
             seed=cell.seed,
             seen=bool(cell.overlap),
             provenance=find(candidate.method).provenance,
-            problems=tuple(failed),
-            environment={**describe_environment(context.device), "processes": self.plan.request.jobs},
+            problems=(FileProblem(path=target.path, reason=target.reason),) if target.data is None else (),
+            environment={**describe_environment(context.device), "processes": self.plan.jobs},
         )
 
-    def _weights(self, cell: Cell) -> tuple[Method, Card, TrainingLog]:
-        """The method of a cell with its weights, its card, and what is known of its training here."""
-        candidate, told = cell.candidate, TrainingLog()
-        if cell.run is None:
-            path = candidate.checkpoint
-        else:
-            told = self._train(cell.run)
-            path = self._run_folder(cell.run) / MODEL_FILE
+    def _trained_method(self, cell: Cell) -> tuple[Method, Card]:
+        """Return the method of a cell with its weights, and its card."""
+        candidate = cell.candidate
+        path = candidate.checkpoint if cell.run is None else self._run_folder(cell.run) / MODEL_FILE
         if path is None:
-            method = self._built(candidate)
-            return method, self._card_of_untrained(candidate, method), told
-        name = str(path)
-        if name not in self._methods:
-            self._methods.clear()  # one model at a time: cells of one come one after the other
-            method = self._built(candidate)
+            method = candidate.build()
+            return method, card_of(method, candidate.context.parts(method), created="")
+        if self._model is None or self._model[0] != path:
+            self._model = None  # one model at a time: cells of one come one after the other
+            method = candidate.build()
             load_checkpoint(path, method, backbone_sha256=candidate.context.backbone.sha256)
-            self._methods[name] = method
-        return self._methods[name], read_card(path), told
-
-    def _built(self, candidate: Candidate) -> Method:
-        return candidate.context.build(candidate.method, candidate.config).eval()
-
-    def _card_of_untrained(self, candidate: Candidate, method: Method) -> Card:
-        backbone = candidate.context.backbone
-        return Card(
-            method=candidate.method,
-            config=candidate.config.model_dump(mode="json"),
-            backbone=BackboneReference(name=backbone.name, sha256=backbone.sha256),
-            preprocess=candidate.context.parts(method).preprocess.to_dict(),
-            map_spec=method.map_spec,
-            created="",
-        )
+            self._model = path, method
+        return self._model[1], read_card(path)
 
     def _run_folder(self, run: TrainingRun) -> Path:
-        return self.work / "runs" / run.key
+        return self.plan.work / "runs" / run.key
 
-    def trained(self, run: TrainingRun) -> TrainingLog | None:
-        """What there is to know of a finished training."""
-        folder = self._run_folder(run)
-        if run.key not in self._trainings and (folder / MODEL_FILE).is_file():
-            self._trainings[run.key] = TrainingLog.of(folder)
-        return self._trainings.get(run.key)
+    def _is_trained(self, run: TrainingRun) -> bool:
+        return (self._run_folder(run) / MODEL_FILE).is_file()
 
-    def _train(self, run: TrainingRun) -> TrainingLog:
-        kept = self.trained(run)
-        if kept is not None:
-            return kept
-        if run.key in self._broken:
-            raise self._broken[run.key]
-        for part in run.auxiliary:
-            self._fill(part)
-        with claimed(self.claims, f"run-{run.key}"):
-            kept = self.trained(run)
-            if kept is not None:
-                return kept
-            began = time.perf_counter()
-            try:
-                self._train_now(run)
-            except StorageError:
-                raise
-            except ZsadError as error:
-                self._broken[run.key] = error
-                raise
-            seconds = time.perf_counter() - began
-        self.aside += seconds
-        self.estimate.trained(run.candidate.label, seconds)
-        found = TrainingLog.of(self._run_folder(run))
-        for line in found.left_out:
-            self._remark(line)
-        return found
+    def _train(self, run: TrainingRun) -> None:
+        """Train, from the last saved state where there is one."""
 
-    def _train_now(self, run: TrainingRun) -> None:
-        """Trains, from the last saved state where there is one."""
-        method = self._built(run.candidate)
+        def report(now: Progress) -> None:
+            if now.stage in _STAGES:
+                self.progress(_STAGES[now.stage], now.done, now.total)
+
+        method = run.candidate.build()
         train(
             method,
             [part.data for part in run.auxiliary if part.data is not None],
             config=run.training,
             out=self._run_folder(run),
             card_parts=run.candidate.context.parts(method),
-            progress=Told(self.listener),
+            progress=report,
         )
+        for line in TrainingLog.read(self._run_folder(run)).left_out:
+            self._remark(line)
 
     def _fill(self, target: Target) -> None:
-        """Computes the features that all methods need of a set's images, in one pass over them."""
-        if target.path in self.filled or target.data is None:
-            return
-        samples, began = self.samples(target), time.perf_counter()
-        with claimed(self.claims, f"features-{target.fingerprint}"):
-            for context in {
-                id(candidate.context): candidate.context for candidate in self.plan.candidates
-            }.values():
-                if id(context) not in self._readers:
-                    own = [candidate for candidate in self.plan.candidates if candidate.context is context]
-                    self._readers[id(context)] = [self._built(candidate) for candidate in own]
-                context.fill(
-                    self._readers[id(context)],
-                    samples,
-                    report=lambda done, total: self.listener.moved(f"reading {target.name}", done, total),
-                )
-        seconds = time.perf_counter() - began
-        self.aside += seconds
-        self.estimate.read(len(samples), seconds)
-        self.filled.add(target.path)
+        """Compute the features that all methods need of a set's images, in one pass over them."""
+        samples = self.plan.samples(target)
+        for context in {id(item.context): item.context for item in self.plan.candidates}.values():
+            if id(context) not in self._readers:
+                candidates = [item for item in self.plan.candidates if item.context is context]
+                self._readers[id(context)] = [candidate.build() for candidate in candidates]
+            context.fill(
+                self._readers[id(context)],
+                samples,
+                report=lambda done, total: self.progress(f"reading {target.name}", done, total),
+            )
 
-    def samples(self, target: Target) -> list[Sample]:
-        """The images of a set that are read, in their order: of a target all, else those some training asks for."""
-        if target.path not in self._chosen:
-            _, whole = self.plan.needed()[target.path]
-            own = [] if target.data is None else target.data.samples
-            self._chosen[target.path] = own if whole else self._learnt_from(target)
-        return self._chosen[target.path]
-
-    def _learnt_from(self, target: Target) -> list[Sample]:
-        wanted: set[Sample] = set()
-        for run in self.plan.runs:
-            if any(part.path == target.path for part in run.auxiliary):
-                samples = [sample for part in run.auxiliary if part.data for sample in part.data.samples]
-                wanted.update(chosen(samples, run.training))
-        own: Sequence[Sample] = () if target.data is None else target.data.samples
-        return [sample for sample in own if sample in wanted]
-
-    def _cost(self, candidate: Candidate, data: DataSet) -> dict[str, float | None]:
-        """Time and memory of a method, measured once for all its weights, on some of the first target's images."""
-        request, context = self.plan.request, candidate.context
-        nothing: dict[str, float | None] = {"seconds_per_image": None, "peak_memory_mb": None}
-        if not request.cost:
-            return nothing
-        own = candidate.backbone == request.backbone
-        asked = {
+    def _cost(self, candidate: Candidate) -> dict[str, float | None]:
+        """Return time and memory of a method, measured once, on some of its first target's images."""
+        context = candidate.context
+        target = next(
+            cell.target for cell in self.plan.cells if cell.candidate is candidate and cell.target.samples
+        )
+        request = {
             "method": candidate.method,
             "config": candidate.config.model_dump(mode="json"),
-            "backbone": candidate.backbone,
-            "weights": str(request.weights) if own and request.weights is not None else None,
+            "backbone": context.source,
+            "weights": None if context.weights is None else str(context.weights),
             "device": str(context.device),
-            "threads": request.threads,
-            "images": [[str(sample.image), sample.word] for sample in data.samples[:_COST_IMAGES]],
+            "threads": self.plan.threads,
         }
-        decides = {name: value for name, value in asked.items() if name != "images"} | {
-            "sha": context.backbone.sha256
-        }
-        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-        began = time.perf_counter()
-        found = cost(self.work / "cost" / f"{candidate.method}-{digest}.json", asked)
-        self.aside += time.perf_counter() - began
-        return found
+        digest = digest_of({**request, "sha": context.backbone.sha256})
+        images = [[str(sample.image), sample.word] for sample in target.samples[:_COST_IMAGES]]
+        path = self.plan.work / "cost" / f"{candidate.method}-{digest}.json"
+        return cost(path, {**request, "images": images})
 
     def _remark(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
-            self.listener.remark(line)
+        if line not in self.remarks:
+            self.remarks.append(line)

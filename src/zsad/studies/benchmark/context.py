@@ -1,4 +1,4 @@
-"""A backbone and the kept features of images on it: where methods are built, trained and asked for scores."""
+"""A backbone with the cached features of images: what all methods on one backbone share."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from zsad.clip.weights import Backbone
 from zsad.images.preprocess import Preprocess
 from zsad.methods.base import Method, MethodConfig
 from zsad.methods.registry import build
-from zsad.studies.benchmark.cached_scoring import Digests, FeatureCacheScorer, OnError
+from zsad.studies.benchmark.cached_scoring import Digests, FeatureCacheScorer, OnError, copy_layers, is_part
 from zsad.train.distributed import Worker
 from zsad.train.feature_cache import FeatureCache
 from zsad.train.features import extract, open_cache
 from zsad.train.train_config import TrainConfig
 from zsad.train.training_card import CardParts
 from zsad.types import Sample
+
+Report = Callable[[int, int], None]
 
 
 @dataclass(slots=True)
@@ -28,41 +30,46 @@ class BackboneContext:
 
     Attributes:
         backbone: loaded, on its device.
-        folder: of the kept features.
-        carried: how work is carried out: the cache, its limit, the threads that read files.
+        folder: of the cached features.
+        execution: a configuration of which only the cache, its limit and the threads that read files are used.
+        source: name or path by which the backbone is loaded.
+        weights: file of its weights, where it was given apart.
+        batch_size: images a pass, which decides the last bits of features; 0: what suits the device.
     """
 
     backbone: Backbone
     folder: Path
-    carried: TrainConfig = field(default_factory=TrainConfig)
+    execution: TrainConfig = field(default_factory=TrainConfig)
+    source: str = ""
+    weights: Path | None = None
+    batch_size: int = 0
     digests: Digests = field(default_factory=Digests)
+
+    def __post_init__(self) -> None:
+        if not self.batch_size:
+            self.batch_size = 16 if self.device.type == "cpu" else 32
 
     @property
     def device(self) -> torch.device:
-        """Where the backbone lives."""
+        """The device of the backbone."""
         return next(self.backbone.clip.parameters()).device
 
-    @property
-    def batch_size(self) -> int:
-        """Images a pass where the backbone runs: part of what decides the last bits of features."""
-        return 16 if self.device.type == "cpu" else 32
-
     def build(self, name: str, config: MethodConfig | dict[str, Any]) -> Method:
-        """A method on the backbone and its device."""
+        """Build a method on the backbone and its device."""
         return build(name, config, self.backbone).to(self.device)
 
     def parts(self, method: Method) -> CardParts:
-        """What a model's card says of the backbone and of the images."""
+        """Return what a model's card says of the backbone and of the images."""
         return CardParts.of(method, self.backbone)
 
     def settled(self, training: TrainConfig) -> TrainConfig:
-        """Settings of a training as it is carried out here: features go where all keep theirs."""
-        carried = {name: getattr(self.carried, name) for name in ("cache", "cache_limit_gb", "workers")}
-        folder = self.carried.cache_folder or self.folder
-        return training.model_copy(update={**carried, "cache_folder": folder})
+        """Return settings of a training with the cache and the threads of this context."""
+        shared = {name: getattr(self.execution, name) for name in ("cache", "cache_limit_gb", "workers")}
+        folder = self.execution.cache_folder or self.folder
+        return training.model_copy(update={**shared, "cache_folder": folder})
 
     def open_cache(self, method: Method) -> FeatureCache | None:
-        """The cache of a method's features; None where none are kept."""
+        """Open the cache of a method's features; None where caching is off."""
         return open_cache(
             method,
             self.parts(method).preprocess,
@@ -71,60 +78,63 @@ class BackboneContext:
             out=self.folder,
         )
 
-    def fill(
-        self, methods: Sequence[Method], samples: Sequence[Sample], *, report: Callable[[int, int], None]
-    ) -> None:
-        """Computes the features of images for methods, each image read once; nothing where none are kept.
+    def fill(self, methods: Sequence[Method], samples: Sequence[Sample], *, report: Report) -> None:
+        """Compute the features of images for methods, each image read once; does nothing without a cache.
+
+        Methods that read the tower alike share a cache; one that taps some of the layers of another gets a copy.
 
         Args:
-            methods: of any image size; those that read the tower alike share a cache.
+            methods: of any image size.
             samples: the images; those that cannot be read are left out.
             report: called with images done and in all.
 
         Raises:
             StorageError: the features do not fit.
         """
-        sizes: dict[Preprocess, dict[Path, tuple[Method, FeatureCache]]] = {}
-        for method in methods:
+        readers: dict[Path, tuple[Method, FeatureCache]] = {}
+        for method in sorted(methods, key=lambda method: -len(method.config.layers)):
             if (cache := self.open_cache(method)) is not None:
-                own = sizes.setdefault(self.parts(method).preprocess, {})
-                own.setdefault(cache.folder, (method, cache))
-        for preprocess, readers in sizes.items():
+                readers.setdefault(cache.folder, (method, cache))
+        sizes: dict[Preprocess, list[tuple[Method, FeatureCache]]] = {}
+        copies: list[tuple[tuple[Method, FeatureCache], tuple[Method, FeatureCache]]] = []
+        for reader in readers.values():
+            computed = sizes.setdefault(self.parts(reader[0]).preprocess, [])
+            wider = next((other for other in computed if is_part(reader[0], other[0])), None)
+            if wider is None:
+                computed.append(reader)
+            else:
+                copies.append((wider, reader))
+        for preprocess, group in sizes.items():
             extract(
-                list(readers.values()),
+                group,
                 samples,
                 preprocess,
                 digest=self.digests,
                 batch_size=self.batch_size,
-                workers=self.carried.workers,
+                workers=self.execution.workers,
                 worker=Worker(),
                 report=report,
             )
-            for _, cache in readers.values():
-                cache.close()
+        digests = [digest for digest in map(self.digests, samples) if digest is not None] if copies else []
+        for (source, source_cache), (method, cache) in copies:
+            tapped, wanted = source.config.layers, method.config.layers
+            copy_layers(source_cache, cache, digests, tapped=tapped, wanted=wanted)
+        for _, cache in readers.values():
+            cache.close()
 
-    def scorer(
-        self,
-        method: Method,
-        *,
-        on_error: OnError,
-        cache: FeatureCache | None = None,
-        batch_size: int | None = None,
-    ) -> FeatureCacheScorer:
-        """A method that scores images by their kept features.
+    def scorer(self, method: Method, *, on_error: OnError) -> FeatureCacheScorer:
+        """Return a scorer of images by their cached features.
 
         Args:
             method: trained.
             on_error: called with each sample that cannot be read.
-            cache: of its features, opened; None opens it.
-            batch_size: images a pass.
         """
         return FeatureCacheScorer(
             method.eval(),
             self.parts(method).preprocess,
-            cache=self.open_cache(method) if cache is None else cache,
+            cache=self.open_cache(method),
             digests=self.digests,
-            batch_size=batch_size or self.batch_size,
-            workers=self.carried.workers,
+            batch_size=self.batch_size,
+            workers=self.execution.workers,
             on_error=on_error,
         )

@@ -1,7 +1,7 @@
-"""What a method costs: seconds an image and peak memory of a process that does nothing else.
+"""The cost of a method: seconds an image and peak memory of a process that does nothing else.
 
-Run as `python -m zsad.studies.benchmark.cost REQUEST.json`, which writes its answer beside the request: the
-memory of the benchmark's own process would be that of everything it did before.
+`python -m zsad.studies.benchmark.cost` reads a request from its input and prints the answer: the memory of the
+benchmark's own process would be that of everything it did before.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +21,34 @@ from zsad.files import write_json
 WARM_UP, TIMED = 2, 8  # images
 
 
-def cost(place: Path, request: dict[str, Any]) -> dict[str, float | None]:
-    """Seconds an image and peak memory in megabytes of 1e6 bytes, measured once and then kept in `place`.
+def cost(path: Path, request: dict[str, Any]) -> dict[str, float | None]:
+    """Return seconds an image and peak memory in megabytes of 1e6 bytes, measured once and then kept in a file.
 
     Args:
-        place: the file of the answer.
+        path: the file of the answer.
         request: method, config, backbone, weights, device, threads, and images to score one by one.
 
     Returns:
         "seconds_per_image" and "peak_memory_mb", None where they could not be measured.
     """
-    kept = _read(place)
-    if kept is None:
-        asked = place.with_suffix(".request.json")
-        write_json(asked, {**request, "answer": str(place)})
-        subprocess.run(
-            [sys.executable, "-m", "zsad.studies.benchmark.cost", str(asked)],
+    answer = _parse(path.read_text(encoding="utf-8") if path.is_file() else "")
+    if not answer:
+        process = subprocess.run(
+            [sys.executable, "-m", "zsad.studies.benchmark.cost"],
             check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            input=json.dumps(request),
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            text=True,
         )
-        kept = _read(place)
-        asked.unlink(missing_ok=True)
-    nothing: dict[str, float | None] = {"seconds_per_image": None, "peak_memory_mb": None}
-    return nothing if kept is None else {name: kept.get(name) for name in nothing}
+        answer = _parse(process.stdout)
+        if answer:
+            write_json(path, answer)
+    return {name: answer.get(name) for name in ("seconds_per_image", "peak_memory_mb")}
 
 
-def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """The answer to a request, in a process of its own."""
+def measure_cost(request: dict[str, Any]) -> dict[str, Any]:
+    """Measure a request in this process, which has done nothing else."""
     import torch
 
     from zsad.clip.weights import load_backbone
@@ -86,7 +86,7 @@ def _ignore(sample: object, error: object) -> None:
 
 
 def _peak_memory() -> float | None:
-    """The most resident memory of this process so far, in megabytes; None where the system does not tell."""
+    """Return the most resident memory of this process so far, in megabytes; None where the system does not tell."""
     if sys.platform == "win32":
         return None
     import resource
@@ -95,22 +95,20 @@ def _peak_memory() -> float | None:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def _read(place: Path) -> dict[str, float | None] | None:
-    try:
-        found = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+def _parse(text: str) -> dict[str, Any]:
+    with suppress(ValueError):
+        values = json.loads(text)
+        return values if isinstance(values, dict) else {}
+    return {}
 
 
 def main() -> None:
-    """Reads the request named on the command line and writes its answer."""
-    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    """Read a request from the input and print its answer."""
     try:
-        answer = measure(request)
-    except ZsadError as error:  # written, so that nobody asks again
+        answer = measure_cost(json.load(sys.stdin))
+    except ZsadError as error:  # an answer, too, so that it is not tried again
         answer = {"reason": str(error)}
-    write_json(Path(request["answer"]), answer)
+    sys.stdout.write(json.dumps(answer))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from zsad.methods.base import Method
 from zsad.metrics.classes import EXACT_HINT, ClassScores
 from zsad.metrics.curve_points import curves
 from zsad.metrics.evaluation import evaluate
-from zsad.metrics.table import COLUMNS, ResultRow
+from zsad.metrics.table import COLUMNS, ResultRow, ResultTable
 from zsad.predict.prediction import Prediction
 from zsad.runs.folder import RunWriter, file_state
 from zsad.runs.remeasure import KeptRun, keep_states
@@ -39,7 +39,7 @@ _PIXEL = tuple(column for column in COLUMNS if column.startswith("pixel_"))
 
 @dataclass(slots=True)
 class TargetMeasurement:
-    """What was measured on a target."""
+    """The metrics of a target, and what is to be said about its files."""
 
     rows: tuple[ClassRow, ...]
     notes: tuple[str, ...]
@@ -49,10 +49,10 @@ class TargetMeasurement:
 
 
 @dataclass(slots=True)
-class _Kept:
-    """A scorer that writes what it scores: rows and grids in a run's folder, scores for later statistics.
+class _RecordingScorer:
+    """A scorer that writes what it scores: rows and grids into a run's folder, scores for later statistics.
 
-    Metrics are taken of the grids as they are kept, in half precision, so that taking them again gives the same.
+    Metrics are taken of the grids as they are stored, in half precision, so that taking them again gives the same.
     """
 
     scorer: FeatureCacheScorer
@@ -61,18 +61,18 @@ class _Kept:
     rows: list[tuple[str, str, int, float]] = field(default_factory=list)
 
     def predict_samples(self, samples: Sequence[Sample]) -> Iterator[CachedScore]:
-        """Results in the order of the samples, unreadable ones left out."""
+        """Yield results in the order of the samples, without unreadable ones."""
         rest = iter(samples)
         for scored in self.scorer.predict_samples(samples):
             sample = next(sample for sample in rest if str(sample.image) == scored.source)
-            kept = as_stored(scored.grid).astype(np.float32)
+            scored.grid = as_stored(scored.grid).astype(np.float32)
             prediction = Prediction(
                 source=scored.source,
                 size=image_size(sample.image),
                 score=scored.score,
                 verdict=None,
                 seconds=0.0,
-                grid=kept,
+                grid=scored.grid,
                 spec=scored.spec,
                 label=sample.label,
             )
@@ -80,8 +80,42 @@ class _Kept:
             label = -1 if sample.label is None else sample.label
             name = class_title(sample.dataset, sample.class_name, self.data)
             self.rows.append((relative(sample.image, self.data), name, label, scored.score))
-            scored.grid = kept
             yield scored
+
+
+def measure_means(
+    context: BackboneContext, method: Method, data: DataSet, *, report: Report
+) -> TargetMeasurement:
+    """Measure a target as a whole, without the images that cannot be read; writes nothing.
+
+    Args:
+        context: the method's backbone.
+        method: with its weights.
+        data: the target.
+        report: called with images done and in all.
+
+    Raises:
+        DataError: nothing to measure by, or no image can be read.
+        StorageError: the disk is full.
+    """
+    problems: list[FileProblem] = []
+
+    def unreadable(sample: Sample, error: ZsadError) -> None:
+        problems.append(FileProblem(path=str(sample.image), reason=str(error)))
+
+    table = evaluate(context.scorer(method, on_error=unreadable), data, progress=report)
+    row = table.rows[-1]
+    metrics = {name: None if math.isnan(value) else value for name, value in row.metrics.items()}
+    means = ClassRow(name=row.name, normal=row.normal, anomalous=row.anomalous, masks=0, metrics=metrics)
+    remarks = tuple(f"skipped: {problem.reason}" for problem in problems)
+    masks = table.unreadable - len(problems)
+    if masks:
+        problems.append(FileProblem(path="", reason=f"{masks} masks cannot be read"))
+    return TargetMeasurement((means,), _notes(table), tuple(problems), remarks, CellFiles())
+
+
+def _notes(table: ResultTable) -> tuple[str, ...]:
+    return tuple(line for line in table.notes if not line.endswith(EXACT_HINT))
 
 
 def class_title(dataset: str, name: str, data: DataSet) -> str:
@@ -90,7 +124,7 @@ def class_title(dataset: str, name: str, data: DataSet) -> str:
     return f"{dataset}/{name}" if several else name
 
 
-def measure(
+def measure_cell(
     context: BackboneContext,
     method: Method,
     data: DataSet,
@@ -103,7 +137,7 @@ def measure(
     """Scores a target's images with a trained method, and writes scores, curves and grids of the cell `key`.
 
     Args:
-        context: where the method was built.
+        context: the method's backbone.
         method: with its weights.
         data: the target.
         work: folder of the benchmark.
@@ -116,7 +150,7 @@ def measure(
         StorageError: the disk is full.
     """
     whole = data
-    data, faults = masked(data, folder=work / "faults", workers=context.carried.workers)
+    data, faults = masked(data, folder=work / "faults", workers=context.execution.workers)
     known = {fault.sample.image for fault in faults}
     faults += [fault for fault in missing_masks(data) if fault.sample.image not in known]
 
@@ -133,13 +167,13 @@ def measure(
         "map_spec": method.map_spec.model_dump(mode="json"),
     }
     with RunWriter(folder, settings=settings, details=details, overwrite=True) as writer:
-        kept = _Kept(context.scorer(method, on_error=unreadable), writer, whole)
-        table = evaluate(kept, data, progress=report, collect=states.append)
+        recorder = _RecordingScorer(context.scorer(method, on_error=unreadable), writer, whole)
+        table = evaluate(recorder, data, progress=report, collect=states.append)
     with suppress(OSError):
         (folder / OVERLAYS).rmdir()  # a measurement draws none
     run = KeptRun.of(folder)
     keep_states(run, data, states)
-    files = _write(work, key, kept.rows, states, whole)
+    files = _write(work, key, recorder.rows, states, whole)
     counted: dict[str, npt.NDArray[Any]] = {}
     for title, pixels in count_pixels(
         run,
@@ -154,8 +188,7 @@ def measure(
         _save(work / CELLS / f"{key}.pixels.npz", counted)
     rows = [_row(row, faults, data) for row in table.rows if row.kind == "class"]
     rows += [_emptied(name) for name in whole.lost]
-    notes = [line for line in table.notes if not line.endswith(EXACT_HINT)]
-    notes += [line for row in rows for line in _holes(row.name, faults, whole)]
+    notes = [*_notes(table), *(line for row in rows for line in _holes(row.name, faults, whole))]
     problems = dict.fromkeys([*(fault.problem for fault in faults), *of_the_set(whole, faults)])
     remarks = dict.fromkeys([*(problem.line for problem in problems), *_one_sided(whole)])
     return TargetMeasurement(tuple(rows), tuple(dict.fromkeys(notes)), tuple(problems), tuple(remarks), files)

@@ -6,16 +6,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zsad.datasets.catalog import CatalogEntry, bundled, letters
-from zsad.metrics.table import COLUMNS, plain_table
+from zsad.metrics.table import COLUMNS
 from zsad.studies.benchmark.cell_results import CellResult
 from zsad.studies.benchmark.papers import Paper, Printed, papers_on, printed
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
+from zsad.studies.benchmark.text_table import TextTable
 
 _REFERENCE = re.compile(r" \([^()]*\)")  # "(AAAI 2026, arXiv 2511.18116)": the remarks have it
 
@@ -67,28 +64,18 @@ class Reproduction:
             "remarks": list(self.remarks),
         }
 
-    def render(self) -> Table:
-        """A `rich` table in percent: paper, ours, difference; a dash where there is none; sources by short names."""
-        table = plain_table()
-        for heading in ("source", "class", "metric"):
-            table.add_column(heading, overflow="fold")
-        for heading in ("paper", "ours", "difference"):
-            table.add_column(heading, justify="right")
+    def table(self) -> TextTable:
+        """Return paper, ours and difference in percent; a dash where there is none; sources by short names."""
+        table = TextTable(["source", "class", "metric", "paper", "ours", "difference"], left=3)
         previous = ""
-        for entry in self.comparisons:
-            if previous and entry.source != previous:
-                table.add_section()
-            shown = _REFERENCE.sub("", entry.source) if entry.source != previous else ""
+        for index, entry in enumerate(self.comparisons):
+            if entry.source != previous:
+                table.sections.add(index)
+            source = _REFERENCE.sub("", entry.source) if entry.source != previous else ""
             previous = entry.source
             difference = "–" if entry.difference is None else f"{entry.difference:+.1f}"
-            table.add_row(
-                shown,
-                entry.row or "mean",
-                COLUMNS[entry.metric],
-                _percent(entry.paper),
-                _percent(entry.ours),
-                difference,
-            )
+            values = [_percent(entry.paper), _percent(entry.ours), difference]
+            table.rows.append([source, entry.row or "mean", COLUMNS[entry.metric], *values])
         return table
 
 

@@ -41,7 +41,8 @@ class BenchmarkRequest(BaseModel):
     weights: Path | None = None
     device: str = "auto"
     threads: int | None = None
-    jobs: int = Field(default=1, ge=1, description="processes at work at once, started together")
+    jobs: int = Field(default=1, ge=1, description="tasks at work at once")
+    address: str | None = Field(default=None, description="of a Ray cluster")
     recipes: dict[str, Recipe] = Field(default_factory=dict, description="by method; 'common' is for all")
     training: dict[str, Any] = Field(
         default_factory=dict, description="fields of TrainConfig, for all methods"
@@ -73,8 +74,8 @@ class BenchmarkRequest(BaseModel):
         return {**common.settings, **own.settings}, settled
 
     @property
-    def carried(self) -> TrainConfig:
-        """How work is carried out: cache, its limit, threads that read files."""
+    def execution(self) -> TrainConfig:
+        """The cache, its limit, and the threads that read files."""
         return TrainConfig(**{name: value for name, value in self.training.items() if name in RUN_FIELDS})
 
 

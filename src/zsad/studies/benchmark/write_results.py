@@ -1,4 +1,4 @@
-"""The end of a benchmark: results.json, and the tables and report made of all cells."""
+"""Writes results.json and the report of a benchmark, and makes its tables for the terminal."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import zsad
 from zsad.files import write_json
-from zsad.metrics.table import COLUMNS, plain_table
+from zsad.metrics.table import COLUMNS
 from zsad.studies.benchmark.cell_results import VERSION, CellResult
 from zsad.studies.benchmark.directions import DirectionMean, direction_means
 from zsad.studies.benchmark.summary import SEEN
+from zsad.studies.benchmark.text_table import TextTable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
 RESULTS_FILE = "results.json"
 _REPORT = "zsad.studies.report.write"
 
 
 @dataclass(slots=True)
-class Written:
-    """What was written, and what there is to say.
+class WrittenResults:
+    """The files of a benchmark, and what is printed.
 
     Attributes:
         names: of the files, relative to the folder.
@@ -41,8 +41,8 @@ class Written:
     problems: int
 
 
-def write_results(work: Path, cells: Sequence[CellResult]) -> Written:
-    """Writes results.json and the report of a work folder.
+def write_results(work: Path, cells: Sequence[CellResult]) -> WrittenResults:
+    """Write results.json and the report of a work folder.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -65,35 +65,30 @@ def write_results(work: Path, cells: Sequence[CellResult]) -> Written:
     ]
     problems = {problem.path for cell in cells for problem in cell.problems}
     names = [RESULTS_FILE]
-    tables: list[RenderableType] = [direction_table(means)]
+    tables: list[RenderableType] = [direction_table(means).to_rich()]
     if find_spec(_REPORT) is not None:
         report: Any = import_module(_REPORT)
         # A single direction's means are those of the table above, where they have their marks, too.
         apart = len({mean.trained_on for mean in means}) > 1
         tables = [report.console_table(list(cells), work=work), *(tables if apart else [])]
         names += [path.relative_to(work).as_posix() for path in report.write_reports(work, list(cells))]
-    return Written(names, tables, holes, len(problems))
+    return WrittenResults(names, tables, holes, len(problems))
 
 
-def direction_table(means: Sequence[DirectionMean]) -> Table:
-    """Means over data sets in percent, with deviations over seeds: a section for each direction."""
-    shown = [column for column in COLUMNS if any(mean.mean(column) is not None for mean in means)]
-    table = plain_table(title="mean over data sets, in percent", title_justify="left")
-    for heading in ("trained on", "method", "sets"):
-        table.add_column(heading, overflow="fold")
-    for column in shown:
-        table.add_column(COLUMNS[column], justify="right")
-    previous: tuple[str, ...] | None = None
-    for mean in means:
-        first = mean.trained_on != previous
-        if first and previous is not None:
-            table.add_section()
-        previous = mean.trained_on
+def direction_table(means: Sequence[DirectionMean]) -> TextTable:
+    """Return means over data sets in percent, with deviations over seeds: a section for each direction."""
+    columns = [column for column in COLUMNS if any(mean.mean(column) is not None for mean in means)]
+    headings = ["trained on", "method", "sets", *(COLUMNS[column] for column in columns)]
+    table = TextTable(headings, left=3, title="mean over data sets, in percent")
+    for index, mean in enumerate(means):
+        first = index == 0 or mean.trained_on != means[index - 1].trained_on
+        if first:
+            table.sections.add(index)
         count = len({name for names in mean.sets.values() for name in names})
         left_out = len({*mean.missing, *mean.seen})
         sets = f"{count}" + (f" of {count + left_out}" if left_out else "") + (SEEN if mean.seen else "")
-        cells = [_cell(mean, column) for column in shown]
-        table.add_row(", ".join(mean.trained_on) or "–" if first else "", mean.label, sets, *cells)
+        trained_on = ", ".join(mean.trained_on) or "–" if first else ""
+        table.rows.append([trained_on, mean.label, sets, *(_cell(mean, column) for column in columns)])
     return table
 
 
