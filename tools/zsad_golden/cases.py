@@ -291,10 +291,10 @@ STUDY = [
         quick=False,
     ),
     commands(
-        "benchmark-jobs",
+        "benchmark-ray",
         "study",
         "benchmark --pair 'in/auxiliary>in/target,in/faulty' --methods clip adaclip --epochs 1 --batch-size 2 "
-        f"--no-cost --jobs 2 {END}",
+        f"--no-cost --address local {END}",
         tolerance=TRAINED,
         needs=("ray", "pyarrow"),
         quick=False,
