@@ -120,7 +120,7 @@ def test_best_f1_is_that_of_all_cuts(normal: list[float], anomalous: list[float]
         return 2 * found / (found + sum(score > cut for score in normal) + len(anomalous))
 
     assert f1(threshold.value) == pytest.approx(max(f1(cut) for cut in [-1, *normal, *anomalous]))
-    assert seen.found == sum(score > threshold.value for score in anomalous)
+    assert seen.detected == sum(score > threshold.value for score in anomalous)
 
 
 def test_recall_is_kept_with_confidence() -> None:
@@ -134,7 +134,7 @@ def test_recall_is_kept_with_confidence() -> None:
         kept.append((fresh > threshold.value).mean() >= 0.9)
     assert np.mean(kept) >= 0.9 - 3 * np.sqrt(0.09 / 150)
     threshold, seen = labelled_threshold([0.1, 0.2], [0.5, 0.6], goal="recall=0.99", confidence=0.95)
-    assert seen.found == 2 and not threshold.met and threshold.promised == pytest.approx(np.sqrt(0.05))
+    assert seen.detected == 2 and not threshold.met and threshold.promised == pytest.approx(np.sqrt(0.05))
 
 
 @pytest.mark.parametrize(

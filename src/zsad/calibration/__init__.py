@@ -1,1 +1,1 @@
-"""Thresholds from normal images, what they promise, and drift."""
+"""Thresholds from normal images with guaranteed false alarm rates, and tests for drift."""

@@ -1,7 +1,7 @@
-"""A calibration: thresholds of one model and the normal scores they come from; verdicts and p-values by it.
+"""Calibrations: thresholds of one model and the scores of normal images they were computed from.
 
-It is kept outside the model, as JSON, and knows by a hash which model it belongs to. All normal scores are kept:
-p-values and tests for drift need them. How thresholds are found stands in `zsad.calibration.thresholds`.
+A calibration is a JSON file outside the model, tied to it by a hash. It contains the scores of all normal images, which
+p-values and drift tests need. `zsad.calibration.thresholds` describes how the thresholds are computed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _AGAIN = "run zsad calibrate again"
 
 
 class ModelKey(Frozen):
-    """The model that scores are comparable for: all that decides a score."""
+    """The model that a calibration belongs to."""
 
     identity: str = Field(
         description="Hash of configuration, backbone, preprocessing and the adapter's tensors."
@@ -52,7 +52,7 @@ class ModelKey(Frozen):
 
 
 class Calibration(Frozen):
-    """Thresholds of one model, and the normal scores they come from."""
+    """Thresholds of one model, and the normal scores they were computed from."""
 
     format: int = FORMAT
     zsad: str = zsad.__version__
@@ -86,21 +86,17 @@ class Calibration(Frozen):
         return self
 
     def p_value(self, score: float) -> float:
-        """How often a normal image would score as high: small is suspicious; never below 1 / (normals + 1)."""
+        """Return the probability that a normal image scores as high; never below 1 / (normals + 1)."""
         return p_value(np.asarray(self.scores), score)
 
     def verdict(self, score: float) -> Literal["normal", "anomalous"]:
-        """ "anomalous" where the score exceeds the image threshold.
-
-        Raises:
-            CalibrationError: the score is NaN.
-        """
+        """Return "anomalous" if the score exceeds the image threshold; CalibrationError if it is NaN."""
         if math.isnan(score):
             raise CalibrationError("the score is NaN, expected a number; check the model's output")
         return "anomalous" if score > self.image.value else "normal"
 
     def judge(self, prediction: Prediction) -> Prediction:
-        """Puts verdict, p-value and thresholds into a prediction of the calibrated model, and returns it."""
+        """Set verdict, p-value and thresholds of a prediction of the calibrated model, and return it."""
         prediction.verdict = self.verdict(prediction.score)
         prediction.p_value = self.p_value(prediction.score)
         prediction.threshold = self.image.value
@@ -108,55 +104,51 @@ class Calibration(Frozen):
         return prediction
 
     def digest(self) -> str:
-        """16 hexadecimal digits of all but the date."""
+        """Return 16 hexadecimal digits of a hash of everything but the date."""
         content = self.model_dump_json(exclude={"created"}, by_alias=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def check_model(self, key: ModelKey, *, where: str = "the calibration") -> None:
-        """Refuses another model than the one it was made with.
-
-        Raises:
-            CalibrationError: another one.
-        """
+        """Raise CalibrationError unless `key` is the model the calibration was made with."""
         if key.identity != self.model.identity:
-            same = (key.method, key.backbone) == (self.model.method, self.model.backbone)
-            how = "with other weights or settings " if same else ""
+            same_method = (key.method, key.backbone) == (self.model.method, self.model.backbone)
+            other = "with other weights or settings " if same_method else ""
             raise CalibrationError(
                 f"{where} was made for {self.model.name} ({self.model.method} on {self.model.backbone}, "
                 f"{self.model.identity[:8]}), not for {key.name} ({key.method} on {key.backbone}, {key.identity[:8]}) "
-                f"{how}in use; run zsad calibrate for it (with the same --tile, --keep-aspect and --references), "
+                f"{other}in use; run zsad calibrate for it (with the same --tile, --keep-aspect and --references), "
                 f"or go without by --calibration none"
             )
 
     def summary(self) -> list[str]:
-        """What it promises, in lines for people."""
+        """Return the guarantees as lines of text."""
         lines = [
-            f"image threshold {self.image.value:.4f}: {_promise(self.image, self.confidence, 'images')}",
-            f"pixel threshold {self.pixel.value:.4f}: {_promise(self.pixel, self.confidence, 'images')}",
+            f"image threshold {self.image.value:.4f}: {_guarantee(self.image, self.confidence)}",
+            f"pixel threshold {self.pixel.value:.4f}: {_guarantee(self.pixel, self.confidence)}",
         ]
         if self.labelled is not None:
             lines += _labelled_lines(self.labelled)
         return lines
 
     def warnings(self) -> list[str]:
-        """What the images were too few for, and how many it takes."""
+        """Return lines about targets that need more images, with the number needed."""
         lines = []
-        for threshold, what in (
+        for threshold, rate in (
             (self.image, "false-positive rate"),
             (self.pixel, "pixel false-positive rate"),
         ):
             if threshold.met or threshold.target is None or threshold.promised is None:
                 continue
             if threshold.rule == "recall":
-                wanted = scores_needed(1 - threshold.target, self.confidence)
+                needed = scores_needed(1 - threshold.target, self.confidence)
                 lines.append(
                     f"the largest recall that can be promised{_by(self.confidence)} is {_percent(threshold.promised)}; "
-                    f"{_percent(threshold.target)} needs {wanted:,} anomalous images"
+                    f"{_percent(threshold.target)} needs {needed:,} anomalous images"
                 )
                 continue
             confidence = 0.0 if threshold.rule == "pixels" else self.confidence
             lines.append(
-                f"with {len(self.scores):,} normals the smallest {what} that can be promised{_by(confidence)} is "
+                f"with {len(self.scores):,} normals the smallest {rate} that can be promised{_by(confidence)} is "
                 f"{_percent(threshold.promised)}; {_percent(threshold.target)} needs "
                 f"{scores_needed(threshold.target, confidence):,} normals; the highest normal is taken as the threshold"
             )
@@ -171,28 +163,28 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _promise(threshold: Threshold, confidence: float, unit: str) -> str:
+def _guarantee(threshold: Threshold, confidence: float) -> str:
     if threshold.rule == "f1":
         return "the best F1 of the labelled images; promises nothing"
-    assert threshold.promised is not None  # only F1 has none
+    assert threshold.promised is not None  # only F1 has no guarantee
     if threshold.rule == "recall":
         return f"finds at least {_percent(threshold.promised)} of anomalous images{_by(confidence)}"
     most = _percent(threshold.promised)
     if threshold.rule == "pixels":
         return f"at most {most} of a normal image's pixels lie above it, on average"
-    what = "have a region above it" if threshold.rule == "maxima" else "lie above it"
-    return f"at most {most} of normal {unit} {what}{_by(confidence)}"
+    event = "have a region above it" if threshold.rule == "maxima" else "lie above it"
+    return f"at most {most} of normal images {event}{_by(confidence)}"
 
 
-def _labelled_lines(seen: Labelled) -> list[str]:
+def _labelled_lines(counts: Labelled) -> list[str]:
     lines = []
-    for hits, total, what in (
-        (seen.found, seen.anomalous, "anomalous images found"),
-        (seen.false_alarms, seen.normal, "normal images above it"),
+    for hits, total, outcome in (
+        (counts.detected, counts.anomalous, "anomalous images found"),
+        (counts.false_alarms, counts.normal, "normal images above it"),
     ):
         low, high = share_interval(hits, total)
         lines.append(
-            f"on the labelled images it was chosen from: {hits} of {total} {what} "
+            f"on the labelled images it was chosen from: {hits} of {total} {outcome} "
             f"({_percent(low)} to {_percent(high)} at 95 % confidence)"
         )
     return lines
@@ -200,67 +192,59 @@ def _labelled_lines(seen: Labelled) -> list[str]:
 
 def make_calibration(
     normals: NormalScores,
-    wish: CalibrationTarget,
+    target: CalibrationTarget,
     *,
     model: ModelKey,
     object_name: str | None = None,
     region: RegionOfInterest | None = None,
     labelled: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Calibration:
-    """The calibration that follows from what was collected.
+    """Compute thresholds and return the calibration.
 
     Args:
-        normals: of normal images.
-        wish: what it is to promise.
-        model: that gave the scores.
+        normals: scores of normal images.
+        target: the guarantees to meet.
+        model: the model of the scores.
         object_name: what the images show.
         region: where anomalies count.
-        labelled: scores of labelled normal and anomalous images, on which the image threshold is then chosen.
+        labelled: scores of labelled normal and anomalous images, from which the image threshold is then chosen.
 
     Raises:
-        CalibrationError: no normal image, a label is missing, or impossible numbers.
+        CalibrationError: no normal image, a label is missing, or a number is out of range.
     """
-    wish.check()
-    pixel, seen = normals.pixel_threshold(wish), None
+    target.check()
+    pixel, counts = normals.pixel_threshold(target), None
     if labelled is None:
-        image = normals.image_threshold(wish)
+        image = normals.image_threshold(target)
     else:
-        image, seen = labelled_threshold(*labelled, goal=wish.goal, confidence=wish.confidence)
+        image, counts = labelled_threshold(*labelled, goal=target.goal, confidence=target.confidence)
     return Calibration(
         model=model,
         object_name=object_name,
         region=region,
-        confidence=wish.confidence,
+        confidence=target.confidence,
         image=image,
         pixel=pixel,
         scores=tuple(sorted(normals.scores)),
         peaks=tuple(sorted(normals.peaks)),
-        labelled=seen,
+        labelled=counts,
     )
 
 
 def beside(checkpoint: Path) -> Path:
-    """Where the calibration of a checkpoint lies: `calibration.json`, named after a file that is not the usual one."""
-    own = "" if checkpoint.stem == "model" else f"{checkpoint.stem}."
-    return checkpoint.parent / f"{own}{CALIBRATION_FILE}"
+    """Return the path of a checkpoint's calibration: `calibration.json`, or `STEM.calibration.json`."""
+    prefix = "" if checkpoint.stem == "model" else f"{checkpoint.stem}."
+    return checkpoint.parent / f"{prefix}{CALIBRATION_FILE}"
 
 
 def write_calibration(calibration: Calibration, path: Path) -> Path:
-    """Writes it as JSON, atomically, and returns the path.
-
-    Raises:
-        StorageError: the disk is full or cannot be written.
-    """
+    """Write a calibration as JSON, atomically; StorageError if the disk is full or cannot be written."""
     write_text(path, calibration.model_dump_json(indent=1, by_alias=True) + "\n")
     return path
 
 
 def read_calibration(path: str | Path) -> Calibration:
-    """Reads a calibration.
-
-    Raises:
-        CalibrationError: missing, no JSON, of a newer zsad, or no calibration.
-    """
+    """Read a calibration; CalibrationError if it is missing or as `parse_calibration`."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -271,10 +255,10 @@ def read_calibration(path: str | Path) -> Calibration:
 
 
 def parse_calibration(content: str | bytes, *, name: str = "the calibration") -> Calibration:
-    """A calibration of its JSON; `name` is what messages call it.
+    """Parse the JSON of a calibration; `name` is used in messages.
 
     Raises:
-        CalibrationError: no JSON, of a newer zsad, or no calibration.
+        CalibrationError: not JSON, of a newer zsad, or not a calibration.
     """
     try:
         values: Any = parse_document(content)

@@ -1,14 +1,12 @@
-"""Promises that hold for any distribution: thresholds as order statistics, exact bounds, p-values.
+"""Distribution-free guarantees: thresholds as order statistics, exact bounds, p-values.
 
-A score from n normal images, sorted s_1 <= ... <= s_n, and a new normal image exchangeable with them:
+Given the scores s_1 <= ... <= s_n of n normal images and a new normal image exchangeable with them:
 
-* its p-value (1 + #{s_i >= s}) / (n + 1) is at most a with probability at most a (Vovk et al., Algorithmic
-  Learning in a Random World, 2005, chapter 2);
-* "above s_k" happens with a rate that itself depends on the luck of the n images. For continuous scores it is
-  distributed as Beta(n + 1 - k, k), with ties it is smaller; so it stays below a with probability
-  P(Bin(n, a) >= n + 1 - k), whatever the distribution of the scores (Wilks, 1941: tolerance limits).
-
-Nothing here knows of images.
+* the p-value of its score s, (1 + #{s_i >= s}) / (n + 1), is at most a with probability at most a (Vovk et al.,
+  Algorithmic Learning in a Random World, 2005, chapter 2);
+* the rate of scores above s_k is itself random. For continuous scores it is distributed as Beta(n + 1 - k, k), with
+  ties it is smaller; so it stays below a with probability P(Bin(n, a) >= n + 1 - k), whatever the distribution of
+  the scores (Wilks, 1941: tolerance limits).
 """
 
 from __future__ import annotations
@@ -23,15 +21,17 @@ from numpy.typing import ArrayLike, NDArray
 from zsad.errors import CalibrationError
 
 Floats = NDArray[np.float64]
-_HALVINGS = 60
+_BISECTIONS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
-    """An upper limit for new scores, taken from calibration scores.
+class UpperLimit:
+    """An upper limit for new scores, computed from calibration scores.
 
-    `value` is the limit: scores above it are alarms. `rate` is what the false alarm rate stays below with the
-    confidence asked for; it exceeds the target where there were too few scores, and then `met` is false.
+    Attributes:
+        value: scores above it are alarms.
+        rate: bound of the false alarm rate at the given confidence.
+        met: false if there were too few scores for the target, which `rate` then exceeds.
     """
 
     value: float
@@ -40,51 +40,47 @@ class Limit:
 
 
 def check_scores(scores: ArrayLike, *, what: str = "scores") -> Floats:
-    """Scores (n,) as sorted float64.
-
-    Raises:
-        CalibrationError: none, or NaN or infinity among them.
-    """
+    """Return scores (n,) as sorted float64; CalibrationError if there are none or some are not finite."""
     values = np.sort(np.asarray(scores, dtype=np.float64).ravel())
     if values.size == 0:
         raise CalibrationError(
             f"there are no {what} to calibrate with, expected at least 1: name more images"
         )
     if not np.isfinite(values).all():
-        bad = int((~np.isfinite(values)).sum())
+        count = int((~np.isfinite(values)).sum())
         raise CalibrationError(
-            f"{bad} of {values.size} {what} are not finite, expected none; check the model's output"
+            f"{count} of {values.size} {what} are not finite, expected none; check the model's output"
         )
     return values
 
 
 def check_rate(rate: float, *, name: str) -> None:
-    """CalibrationError unless 0 < rate < 1."""
+    """Raise CalibrationError unless 0 < rate < 1."""
     if not 0 < rate < 1:
         raise CalibrationError(f"{name} is {rate:g}, expected a share above 0 and below 1, such as 0.01")
 
 
 def check_confidence(confidence: float) -> None:
-    """CalibrationError unless 0 <= confidence < 1."""
+    """Raise CalibrationError unless 0 <= confidence < 1."""
     if not 0 <= confidence < 1:
         raise CalibrationError(
             f"confidence is {confidence:g}, expected 0 (a promise on average) or more, and less than 1; usual is 0.95"
         )
 
 
-def upper_limit(scores: ArrayLike, *, target: float, confidence: float) -> Limit:
-    """The lowest order statistic that new scores exceed at most at the rate `target`, with `confidence`.
+def upper_limit(scores: ArrayLike, *, target: float, confidence: float) -> UpperLimit:
+    """Return the lowest order statistic that new scores exceed at most at the rate `target`, with `confidence`.
 
-    With too few scores for the target it is the highest score, and `rate` says what that can promise.
+    With too few scores for the target it is the highest score.
 
     Args:
         scores: (n,) of normal images, any order.
         target: false alarm rate, in (0, 1).
-        confidence: in [0, 1), that the rate holds for this very calibration; 0 promises it only on average over
-            calibrations (split conformal prediction).
+        confidence: in [0, 1), that the rate holds for this calibration; 0 guarantees it on average over calibrations
+            (split conformal prediction).
 
     Raises:
-        CalibrationError: no scores, NaN, or numbers out of range.
+        CalibrationError: no scores, NaN, or a number out of range.
 
     Example:
         >>> upper_limit(range(1, 101), target=0.05, confidence=0).value
@@ -100,11 +96,11 @@ def upper_limit(scores: ArrayLike, *, target: float, confidence: float) -> Limit
     met = above >= 1
     above = max(above, 1)
     rate = target if met else promised_rate(count, confidence, above=above)
-    return Limit(float(values[count - above]), rate, met)
+    return UpperLimit(float(values[count - above]), rate, met)
 
 
 def _allowed_above(count: int, target: float, confidence: float) -> int:
-    """The largest m = n + 1 - k for which the k-th order statistic keeps the promise; 0: not even the last."""
+    """Return the largest m = n + 1 - k for which the k-th order statistic meets the target; 0 if none does."""
     if confidence == 0:
         # A product such as 0.07 * 100 may fall short of a whole number by rounding.
         return min(count, math.floor(target * (count + 1) * (1 + 1e-12)))
@@ -114,7 +110,7 @@ def _allowed_above(count: int, target: float, confidence: float) -> int:
 
 
 def promised_rate(count: int, confidence: float, *, above: int = 1) -> float:
-    """The smallest false alarm rate that `count` scores can promise with the m-th highest as the limit.
+    """Return the smallest false alarm rate that `count` scores guarantee with the `above`-th highest as the limit.
 
     Example:
         >>> round(promised_rate(40, 0.95), 4)
@@ -127,7 +123,7 @@ def promised_rate(count: int, confidence: float, *, above: int = 1) -> float:
 
 
 def scores_needed(target: float, confidence: float) -> int:
-    """How many normal scores the promise needs at least: 1 - (1 - target)^n >= confidence.
+    """Return the smallest number n of normal scores with 1 - (1 - target)^n >= confidence.
 
     Example:
         >>> scores_needed(0.01, 0.95), scores_needed(0.01, 0)
@@ -141,7 +137,7 @@ def scores_needed(target: float, confidence: float) -> int:
 
 
 def p_value(scores: Floats, score: float) -> float:
-    """(1 + #{scores >= score}) / (n + 1), the conformal p-value.
+    """Return the conformal p-value (1 + #{scores >= score}) / (n + 1).
 
     Args:
         scores: (n,), sorted upwards.
@@ -161,7 +157,7 @@ def p_value(scores: Floats, score: float) -> float:
 
 
 def binomial_cdf(count: int, rate: float) -> Floats:
-    """P(Bin(count, rate) <= j) for j = 0..count, each to about 1e-12.
+    """Return P(Bin(count, rate) <= j) for j = 0..count, each to about 1e-12.
 
     Args:
         count: n, at least 0.
@@ -185,7 +181,7 @@ def _cdf_at(count: int, successes: int, rate: float) -> float:
 
 
 def share_interval(successes: int, count: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Two-sided interval of a share (Clopper and Pearson, 1934): exact, never too narrow.
+    """Return the two-sided interval of a share (Clopper and Pearson, 1934), exact and never too narrow.
 
     Args:
         successes: in [0, count].
@@ -204,9 +200,9 @@ def share_interval(successes: int, count: int, *, confidence: float = 0.95) -> t
 
 
 def _solve(reached: Callable[[float], bool]) -> float:
-    """The smallest rate for which a condition that stays true once it is holds, by halving."""
+    """Return the smallest rate that fulfils a monotone condition, by bisection."""
     low, high = 0.0, 1.0
-    for _ in range(_HALVINGS):
+    for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         low, high = (low, middle) if reached(middle) else (middle, high)
     return high

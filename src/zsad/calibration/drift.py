@@ -1,15 +1,14 @@
-"""Has what the camera sees changed since the calibration? Tests of new scores against the calibration's.
+"""Tests for drift: comparison of new scores with those of the calibration.
 
-Two tests share the false alarm rate in equal parts, so that together they raise a false alarm at most at that rate:
+Two tests share the false alarm rate equally, so that together they raise a false alarm at most at that rate:
 
-* Kolmogorov and Smirnov's two-sample test sees any change of the distribution in all new images together. Its
-  p-value is exact up to a million pairs of scores, by counting lattice paths (Hodges, 1958).
-* A conformal martingale (the Simple Jumper: Vovk et al., Retrain or not retrain, COPA 2021) reads the new images one
-  by one and says from which on they differ. While they are exchangeable with the calibration's, it exceeds 1 / rate
-  at any time at most with probability rate (Ville's inequality).
+* Kolmogorov and Smirnov's two-sample test detects any change of the distribution of all new scores. Its p-value is
+  exact up to a million pairs of scores, by counting lattice paths (Hodges, 1958).
+* A conformal martingale (the Simple Jumper: Vovk et al., Retrain or not retrain, COPA 2021) reads the new scores one
+  by one and finds from which on they differ. While they are exchangeable with the calibration's, the probability that
+  it ever exceeds 1 / rate is at most rate (Ville's inequality).
 
-What is compared are images as they come. If more of them are defective than at calibration, that is a change, too:
-the quantiles tell whether all images moved or the upper end alone. Nothing here but NumPy.
+A larger share of defective images is a change, too: the quantiles show whether all scores moved or the upper end alone.
 """
 
 from __future__ import annotations
@@ -35,19 +34,19 @@ _JUMP = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """What new scores say of drift.
+    """Results of the drift tests.
 
     Attributes:
         count: new images.
         normals: images of the calibration.
-        alarm_rate: at which both tests together raise a false alarm at most.
+        alarm_rate: bound of the false alarm rate of both tests together.
         distance: largest difference of the two distribution functions, in [0, 1].
         ks_p: p-value of that difference.
-        evidence: largest value of the martingale; 1 / (alarm_rate / 2) is an alarm.
-        since: number, from 1, of the image at which the martingale raised the alarm; None: it did not.
-        quantiles: (share, calibration's, new ones').
+        evidence: largest value of the martingale; from 1 / (alarm_rate / 2) on it is an alarm.
+        since: number (from 1) of the image at which the martingale raised an alarm; None if it did not.
+        quantiles: (share, quantile of the calibration, quantile of the new scores).
         above: new images above the image threshold.
-        above_interval: of their share, at 95 % confidence.
+        above_interval: interval of their share at 95 % confidence.
     """
 
     count: int
@@ -63,22 +62,20 @@ class Drift:
 
     @property
     def ks_alarm(self) -> bool:
-        """Whether the distributions differ by more than chance."""
+        """True if the Kolmogorov-Smirnov test raises an alarm."""
         return self.ks_p <= self.alarm_rate / 2
 
     @property
     def drifted(self) -> bool:
-        """Whether either test raises the alarm."""
+        """True if either test raises an alarm."""
         return self.ks_alarm or self.since is not None
 
     @property
     def kind(self) -> str:
-        """What has changed, in words, judged by the quantiles."""
-        before, after = (
-            {share: row[place] for row in self.quantiles for share in (row[0],)} for place in (1, 2)
-        )
+        """Description of the change, derived from the quantiles."""
+        before = {share: old for share, old, _ in self.quantiles}
         spread = max(before[0.9] - before[0.1], 1e-12)
-        moved = {share: (after[share] - before[share]) / spread for share in before}
+        moved = {share: (new - old) / spread for share, old, new in self.quantiles}
         if abs(moved[0.5]) >= 0.25:
             return f"all images score {'higher' if moved[0.5] > 0 else 'lower'}: light, camera, lens or product changed"
         if moved[0.99] >= 0.25 or moved[0.9] >= 0.25:
@@ -89,13 +86,13 @@ class Drift:
 def compare(
     calibrated: ArrayLike, new: Sequence[float], *, threshold: float, alarm_rate: float = 0.01, seed: int = 0
 ) -> Drift:
-    """Both tests, quantiles and the share above the threshold.
+    """Run both tests; return them with quantiles and the share above the threshold.
 
     Args:
         calibrated: (n,) scores of the calibration.
         new: (m,) scores in the order in which the images came.
         threshold: of image scores.
-        alarm_rate: of false alarms of both tests together, in (0, 1).
+        alarm_rate: bound of the false alarm rate of both tests together, in (0, 1).
         seed: of the draws that break ties between equal scores in the martingale.
 
     Raises:
@@ -104,7 +101,7 @@ def compare(
     check_rate(alarm_rate, name="alarm rate")
     old = check_scores(calibrated, what="calibrated scores")
     recent = check_scores(new, what="new scores")
-    distance, chance = ks_test(old, recent)
+    distance, ks_p = ks_test(old, recent)
     path = martingale(old, new, seed=seed)
     alarms = np.flatnonzero(path >= math.log(2 / alarm_rate))
     above = int((recent > threshold).sum())
@@ -113,7 +110,7 @@ def compare(
         normals=old.size,
         alarm_rate=alarm_rate,
         distance=distance,
-        ks_p=chance,
+        ks_p=ks_p,
         evidence=float(np.exp(min(float(path.max()), 700.0))),
         since=int(alarms[0]) + 1 if alarms.size else None,
         quantiles=tuple(
@@ -125,7 +122,7 @@ def compare(
 
 
 def ks_test(first: ArrayLike, second: ArrayLike) -> tuple[float, float]:
-    """Two-sided two-sample Kolmogorov-Smirnov distance and its p-value, which ties make larger, never smaller.
+    """Return the two-sample Kolmogorov-Smirnov distance and its two-sided p-value, which is conservative under ties.
 
     Args:
         first: (n,) scores.
@@ -138,10 +135,10 @@ def ks_test(first: ArrayLike, second: ArrayLike) -> tuple[float, float]:
         CalibrationError: no scores, or NaN.
     """
     one, other = check_scores(first), check_scores(second)
-    places = np.concatenate([one, other])
-    # Counts rather than shares: the distance is then a whole number over n * m, without rounding.
-    below_one = np.searchsorted(one, places, side="right").astype(np.int64)
-    below_other = np.searchsorted(other, places, side="right").astype(np.int64)
+    values = np.concatenate([one, other])
+    # Counts instead of shares make the distance an integer over n * m, without rounding.
+    below_one = np.searchsorted(one, values, side="right").astype(np.int64)
+    below_other = np.searchsorted(other, values, side="right").astype(np.int64)
     steps = int(np.abs(below_one * other.size - below_other * one.size).max())
     distance = steps / (one.size * other.size)
     if one.size * other.size <= _EXACT_PAIRS:
@@ -151,26 +148,26 @@ def ks_test(first: ArrayLike, second: ArrayLike) -> tuple[float, float]:
 
 
 def _exact_ks(first: int, second: int, steps: int) -> float:
-    """P(distance >= steps / (first * second)): one minus the share of lattice paths that stay closer.
+    """Return P(distance >= steps / (first * second)): one minus the share of lattice paths that stay closer.
 
-    `stays[i]` is the probability that a random path to (i, k - i) never was as far; one diagonal k after another.
+    `stays[i]` is the probability that a random path to (i, k - i) has stayed closer, updated one diagonal k at a time.
     """
     if steps == 0:
         return 1.0
-    place = np.arange(first + 1)
+    index = np.arange(first + 1)
     stays = np.zeros(first + 1)
     stays[0] = 1.0
     for diagonal in range(1, first + second + 1):
-        other = diagonal - place
+        other = diagonal - index
         arriving = stays * np.maximum(other, 0) / diagonal
-        arriving[1:] += stays[:-1] * place[1:] / diagonal
-        far = np.abs(place * second - other * first) >= steps
+        arriving[1:] += stays[:-1] * index[1:] / diagonal
+        far = np.abs(index * second - other * first) >= steps
         stays = np.where(far | (other < 0) | (other > second), 0.0, arriving)
     return float(min(1.0, max(0.0, 1.0 - stays[first])))
 
 
 def _kolmogorov(value: float) -> float:
-    """P(K >= value) of Kolmogorov's distribution; the series converges at once from 0.2 on, below it is 1."""
+    """Return P(K >= value) of Kolmogorov's distribution; it is 1 below 0.2, where the series converges slowly."""
     if value < 0.2:
         return 1.0
     terms = np.arange(1, 101)
@@ -179,9 +176,9 @@ def _kolmogorov(value: float) -> float:
 
 
 def martingale(calibrated: ArrayLike, new: Sequence[float], *, seed: int = 0) -> Floats:
-    """Logarithm of the Simple Jumper martingale after each new score, (m,).
+    """Return the logarithm of the Simple Jumper martingale after each new score, (m,).
 
-    Each new score gets its p-value among the calibration's and all new ones before it, itself included; under
+    The p-value of each new score is its rank among the calibration's scores and all new ones so far; under
     exchangeability these are independent and uniform.
 
     Args:
@@ -189,26 +186,26 @@ def martingale(calibrated: ArrayLike, new: Sequence[float], *, seed: int = 0) ->
         new: (m,) scores in the order in which the images came.
         seed: of the draws that break ties.
     """
-    seen: list[float] = check_scores(calibrated).tolist()
+    ranked: list[float] = check_scores(calibrated).tolist()
     draws = np.random.default_rng(seed).random(len(new))
     bets = np.asarray(_BETS)
     capital = np.full(bets.size, 1 / bets.size)
     logarithm, path = 0.0, np.empty(len(new))
     for step, (score, draw) in enumerate(zip(new, draws, strict=True)):
-        insort(seen, score)
-        left, right = bisect_left(seen, score), bisect_right(seen, score)
-        chance = (len(seen) - right + draw * (right - left)) / len(seen)
+        insort(ranked, score)
+        left, right = bisect_left(ranked, score), bisect_right(ranked, score)
+        p = (len(ranked) - right + draw * (right - left)) / len(ranked)
         total = capital.sum()
-        capital = ((1 - _JUMP) * capital + _JUMP / bets.size * total) * (1 + bets * (chance - 0.5))
-        grown = float(capital.sum())
-        logarithm += math.log(grown)
-        capital /= grown  # the capital itself over- or underflows
+        capital = ((1 - _JUMP) * capital + _JUMP / bets.size * total) * (1 + bets * (p - 0.5))
+        growth = float(capital.sum())
+        logarithm += math.log(growth)
+        capital /= growth  # the capital itself would over- or underflow
         path[step] = logarithm
     return path
 
 
 def check_match(known: str | None, run: str | None, *, what: str) -> None:
-    """CalibrationError where a run was made otherwise than the calibration."""
+    """Raise CalibrationError if a run was made with another `what` than the calibration."""
     if known != run:
         raise CalibrationError(
             f"the results are of another {what} ({run or 'none'}) than the calibration ({known or 'none'}); "

@@ -1,12 +1,12 @@
-"""Thresholds for images and pixels: from normal images alone, or for images from labelled ones.
+"""Thresholds of image scores and map values from normal images, or of image scores from labelled ones.
 
-From normals, both are order statistics with an exact bound (`zsad.calibration.conformal`):
+Thresholds from normal images are order statistics with exact bounds (`zsad.calibration.conformal`):
 
-* image: a normal image exceeds it at most at the rate wished for. The verdict is "anomalous" above it.
-* pixel, by rule "maxima" (the default): the same for the highest map value of each image. A good image then shows
-  no region at all, at most at that rate; that is what an inspector notices, and images, not pixels, are exchangeable.
-  By rule "pixels": on average over images, at most that share of a good image's pixels lies above it (conformal risk
-  control: Angelopoulos et al., ICLR 2024, Eq. 4). It lies lower, outlines more, and lets good parts show specks.
+* image: a normal image exceeds the threshold at most at the target rate. Above it the verdict is "anomalous".
+* pixel, rule "maxima" (the default): the same for the highest map value of each image, so that a normal image has a
+  region at most at that rate. Images are exchangeable, pixels are not.
+* pixel, rule "pixels": on average over normal images, at most that share of an image's pixels exceeds the threshold
+  (conformal risk control: Angelopoulos et al., ICLR 2024, Eq. 4). It is lower, so that normal images may show regions.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
     from zsad.predict.prediction import Prediction
 
 BINS = 8192
-"""Bins of [0, 1] in which pixels are counted; thresholds by the rule "pixels" are rounded up to their borders."""
+"""Histogram bins of map values in [0, 1]; thresholds by the rule "pixels" are rounded up to bin edges."""
 
 PixelRule = Literal["maxima", "pixels"]
 
 
 class Frozen(BaseModel):
-    """A part of a calibration: cannot be changed, knows no other keys, holds finite numbers."""
+    """Base class of the parts of a calibration: immutable, without unknown keys, with finite numbers only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
 
 class CalibrationTarget(Frozen):
-    """What a calibration is to promise."""
+    """Error rates that a calibration should guarantee."""
 
     target_fpr: float = Field(default=0.01, description="Rate of normal images that may be called anomalous.")
     pixel_fpr: float | None = Field(
@@ -59,16 +59,12 @@ class CalibrationTarget(Frozen):
 
     @property
     def pixel_target(self) -> float:
-        """The rate for pixels."""
+        """Target rate of the pixel threshold."""
         return self.target_fpr if self.pixel_fpr is None else self.pixel_fpr
 
     @classmethod
     def of(cls, **fields: Any) -> CalibrationTarget:
-        """A wish of these fields, checked.
-
-        Raises:
-            CalibrationError: an unknown field, or a number out of range.
-        """
+        """Return a checked target; CalibrationError for an unknown field or a number out of range."""
         try:
             return cls(**fields).check()
         except ValidationError as error:
@@ -79,7 +75,7 @@ class CalibrationTarget(Frozen):
             ) from None
 
     def check(self) -> CalibrationTarget:
-        """This wish; CalibrationError where a number is out of range."""
+        """Return self; CalibrationError if a number is out of range."""
         check_rate(self.target_fpr, name="target false-positive rate")
         check_rate(self.pixel_target, name="pixel false-positive rate")
         check_confidence(self.confidence)
@@ -88,7 +84,7 @@ class CalibrationTarget(Frozen):
 
 
 class Threshold(Frozen):
-    """A limit and what it promises."""
+    """A threshold and its guarantee."""
 
     value: float = Field(description="Above it is anomalous.")
     rule: Literal["normals", "maxima", "pixels", "f1", "recall"] = Field(description="How it was chosen.")
@@ -107,16 +103,20 @@ class Threshold(Frozen):
 
 
 class Labelled(Frozen):
-    """How an image threshold chosen from labelled images does on those very images."""
+    """Results of an image threshold on the labelled images it was chosen from."""
 
     normal: int
     anomalous: int
     false_alarms: int = Field(description="Normal images above the threshold.")
-    found: int = Field(description="Anomalous images above the threshold.")
+    detected: int = Field(
+        validation_alias="found",
+        serialization_alias="found",
+        description="Anomalous images above the threshold.",
+    )
 
 
 class NormalScores:
-    """Scores, highest map values and map histograms of normal images, collected in two numbers per image."""
+    """Scores, highest map values and one common histogram of the maps of normal images."""
 
     def __init__(self) -> None:
         self.scores: list[float] = []
@@ -124,54 +124,50 @@ class NormalScores:
         self._shares = np.zeros(BINS)
 
     def add(self, prediction: Prediction) -> None:
-        """Adds a prediction made with the region of interest, if any, already in place."""
+        """Add a prediction, whose region of interest is already set."""
         values = prediction.canonical_map()
         inside = prediction.inside(values.shape)
-        chosen = values if inside is None else values[inside]
+        selected = values if inside is None else values[inside]
         self.scores.append(prediction.score)
-        self.peaks.append(float(chosen.max()))
-        places = np.clip((chosen.ravel() * np.float32(BINS)).astype(np.int64), 0, BINS - 1)
-        self._shares += np.bincount(places, minlength=BINS) / chosen.size
+        self.peaks.append(float(selected.max()))
+        bins = np.clip((selected.ravel() * np.float32(BINS)).astype(np.int64), 0, BINS - 1)
+        self._shares += np.bincount(bins, minlength=BINS) / selected.size
 
-    def image_threshold(self, wish: CalibrationTarget) -> Threshold:
-        """The limit of image scores."""
-        return _order_statistic(self.scores, wish.target_fpr, wish, rule="normals")
+    def image_threshold(self, target: CalibrationTarget) -> Threshold:
+        """Return the threshold of image scores."""
+        return _order_statistic(self.scores, target.target_fpr, target.confidence, rule="normals")
 
-    def pixel_threshold(self, wish: CalibrationTarget) -> Threshold:
-        """The limit of map values; see the module's text for the rules."""
-        if wish.pixel_rule == "maxima":
-            return _order_statistic(self.peaks, wish.pixel_target, wish, rule="maxima")
-        return _pixel_risk(self._shares, check_scores(self.peaks, what="maps"), wish.pixel_target)
+    def pixel_threshold(self, target: CalibrationTarget) -> Threshold:
+        """Return the threshold of map values by the rule of the target."""
+        if target.pixel_rule == "maxima":
+            return _order_statistic(self.peaks, target.pixel_target, target.confidence, rule="maxima")
+        return _pixel_risk(self._shares, check_scores(self.peaks, what="maps"), target.pixel_target)
 
 
 def _order_statistic(
-    values: Sequence[float], target: float, wish: CalibrationTarget, *, rule: Literal["normals", "maxima"]
+    values: Sequence[float], target: float, confidence: float, *, rule: Literal["normals", "maxima"]
 ) -> Threshold:
-    limit = upper_limit(values, target=target, confidence=wish.confidence)
+    limit = upper_limit(values, target=target, confidence=confidence)
     return Threshold(value=limit.value, rule=rule, target=target, promised=limit.rate, met=limit.met)
 
 
 def _pixel_risk(shares: NDArray[np.float64], peaks: NDArray[np.float64], target: float) -> Threshold:
-    """Conformal risk control: the lowest t with (sum of shares above t + 1) / (n + 1) <= target."""
+    """Return the lowest t with (sum of shares above t + 1) / (n + 1) <= target (conformal risk control)."""
     check_rate(target, name="target rate")
     count = peaks.size
-    # Share of pixels above the lower border of each bin, summed over images; and above 1, where there are none.
+    # Share of pixels above the lower edge of each bin, summed over images; none lie above 1.
     above = np.concatenate((np.cumsum(shares[::-1])[::-1], [0.0]))
     risk = (above + 1) / (count + 1)
-    enough = np.flatnonzero(risk <= target * (1 + 1e-12))
-    if enough.size == 0:
+    admissible = np.flatnonzero(risk <= target * (1 + 1e-12))
+    if admissible.size == 0:
         rate = promised_rate(count, 0.0)
         return Threshold(value=float(peaks[-1]), rule="pixels", target=target, promised=rate, met=False)
-    value = min(float(enough[0]) / BINS, float(peaks[-1]))
+    value = min(float(admissible[0]) / BINS, float(peaks[-1]))
     return Threshold(value=value, rule="pixels", target=target, promised=target, met=True)
 
 
 def parse_goal(goal: str) -> float | None:
-    """The recall of "recall=0.99", or None for "f1".
-
-    Raises:
-        CalibrationError: neither.
-    """
+    """Return the recall of "recall=0.99", None for "f1"; CalibrationError for anything else."""
     name, _, number = goal.strip().lower().partition("=")
     if name == "f1" and not number:
         return None
@@ -186,13 +182,13 @@ def parse_goal(goal: str) -> float | None:
 def labelled_threshold(
     normal: Sequence[float], anomalous: Sequence[float], *, goal: str, confidence: float
 ) -> tuple[Threshold, Labelled]:
-    """The image threshold from labelled images.
+    """Compute the image threshold from labelled images.
 
-    With recall=r it is the highest limit that anomalous images fall to at most at the rate 1 - r: the same order
-    statistic as for normals, turned round. With f1 it lies midway between the scores around the best cut.
+    With recall=r it is the highest threshold that anomalous images fail to exceed at most at the rate 1 - r: the order
+    statistic for normals with the sign reversed. With f1 it lies midway between the scores around the best cut.
 
     Raises:
-        CalibrationError: a label is missing, all scores are equal, NaN, or an unknown goal.
+        CalibrationError: a label is missing, all scores are equal, a score is NaN, or the goal is unknown.
     """
     recall = parse_goal(goal)
     below = check_scores(normal, what="scores of labelled normal images")
@@ -206,21 +202,23 @@ def labelled_threshold(
         threshold = Threshold(value=_best_f1(below, above), rule="f1", target=None, promised=None, met=True)
     else:
         limit = upper_limit(-above, target=1 - recall, confidence=confidence)
-        value = float(np.nextafter(-limit.value, -np.inf))  # the image at the limit is found, too
+        value = float(np.nextafter(-limit.value, -np.inf))  # the image at the limit is detected, too
         threshold = Threshold(
             value=value, rule="recall", target=recall, promised=1 - limit.rate, met=limit.met
         )
     hits = [int((scores > threshold.value).sum()) for scores in (below, above)]
-    return threshold, Labelled(normal=below.size, anomalous=above.size, false_alarms=hits[0], found=hits[1])
+    return threshold, Labelled(
+        normal=below.size, anomalous=above.size, false_alarms=hits[0], detected=hits[1]
+    )
 
 
 def _best_f1(below: NDArray[np.float64], above: NDArray[np.float64]) -> float:
-    """The threshold of the best F1; of equally good ones the highest."""
+    """Return the threshold of the best F1; of equally good ones the highest."""
     both = np.unique(np.concatenate([below, above]))
-    # Cutting below each score that occurs: everything from it upwards is anomalous.
-    found = above.size - np.searchsorted(above, both, side="left")
+    # Candidate cuts lie just below each score: this score and all higher ones are anomalous.
+    hits = above.size - np.searchsorted(above, both, side="left")
     alarms = below.size - np.searchsorted(below, both, side="left")
-    f1 = 2 * found / (found + alarms + above.size)
+    f1 = 2 * hits / (hits + alarms + above.size)
     best = int(np.flatnonzero(f1 >= f1.max() - 1e-12)[-1])
     lowest = best == 0
     return float(np.nextafter(both[0], -np.inf) if lowest else (both[best - 1] + both[best]) / 2)
