@@ -43,10 +43,10 @@ from zsad.studies.benchmark.cached_scoring import CachedScore
 from zsad.train import samples as training_samples
 from zsad.train.checkpoint import build_method, read_card, save_checkpoint
 from zsad.train.feature_cache import FeatureCache
-from zsad.train.features import TrainingBatch, cache_key
+from zsad.train.features import cache_key
 from zsad.train.fitting import colour_scale, fit_fusion
 from zsad.train.loop import train
-from zsad.train.samples import TrainingSet
+from zsad.train.samples import TrainingBatch, TrainingSet
 from zsad.train.train_config import TrainConfig
 from zsad.train.training_card import CardParts, card_of, training_of
 from zsad.types import Sample

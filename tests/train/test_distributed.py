@@ -17,7 +17,6 @@ from zsad.errors import ConfigError
 from zsad.train.checkpoint import read_card
 from zsad.train.distributed import Worker, joined
 from zsad.train.features import FeatureSource, open_cache
-from zsad.train.loop import _check_batch
 from zsad.train.samples import prepare
 from zsad.train.train_config import TrainConfig
 
@@ -36,8 +35,8 @@ def test_average_over_processes_is_the_mean_over_the_batch(length, size):
 
 def test_batch_must_be_a_multiple_of_the_processes():
     with pytest.raises(ConfigError, match="multiple of 3"):
-        _check_batch(TrainConfig(batch_size=16), Worker(0, 3))
-    _check_batch(TrainConfig(batch_size=16), Worker(0, 4))
+        Worker(0, 3).check_batch(16)
+    Worker(0, 4).check_batch(16)
 
 
 def test_alone_nothing_is_joined():

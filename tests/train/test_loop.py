@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -208,6 +209,16 @@ def test_killed_at_random_moments_equals_uninterrupted(fake, tmp_path):
     same_bits(whole, model)
     assert without_time(lines(out)) == without_time(lines(whole.parent))
     assert not list(out.glob(".*.tmp")) and not (out / "state.safetensors").exists()
+
+
+def test_a_run_killed_when_its_model_was_written_removes_its_state(fake, reference, tmp_path):
+    data, _, model = reference
+    out = tmp_path / "run"
+    shutil.copytree(model.parent, out)
+    (out / "state.safetensors").write_bytes(b"left behind")
+    (out / ".zsad-model.safetensors-1-ab.tmp").touch()
+    fake.run(out, data, TrainConfig(**SMALL))
+    assert not (out / "state.safetensors").exists() and not list(out.glob(".*.tmp"))
 
 
 def test_finished_run_says_so_and_is_left_alone(fake, reference):

@@ -36,7 +36,7 @@ def data(fake, tmp_path_factory):
 def test_the_last_measurement_is_that_of_the_finished_model(fake, data, tmp_path, cache):
     own, other = data
     config = TrainConfig(**SETTINGS, cache=cache)
-    method, model = fake.run(tmp_path / "watched", own, config, watch=[other])
+    method, model = fake.run(tmp_path / "watched", own, config, validation=[other])
     records = lines(model.parent)
     measured = [record for record in records if "image_auroc" in record]
     assert [(record["epoch"], record["step"]) for record in measured] == [(0, 2), (1, 4), (2, 6)]
@@ -66,10 +66,10 @@ def test_a_run_that_goes_on_has_every_measurement_once(fake, data, tmp_path):
             raise KeyboardInterrupt
 
     config = TrainConfig(**SETTINGS)
-    _, whole = fake.run(tmp_path / "whole", own, config, watch=[other])
+    _, whole = fake.run(tmp_path / "whole", own, config, validation=[other])
     with pytest.raises(KeyboardInterrupt):
-        fake.run(tmp_path / "parts", own, config, watch=[other], progress=stop)
-    _, model = fake.run(tmp_path / "parts", own, config, watch=[other])
+        fake.run(tmp_path / "parts", own, config, validation=[other], progress=stop)
+    _, model = fake.run(tmp_path / "parts", own, config, validation=[other])
     assert lines(model.parent) == lines(whole.parent)
 
 
@@ -78,5 +78,5 @@ def test_what_is_trained_on_or_of_one_label_cannot_be_watched(fake, data, tmp_pa
     normal = replace(other, samples=[sample for sample in other.samples if sample.label == 0])
     for index, watch in enumerate((own, normal)):
         with pytest.raises(DataError, match=r"noise has normal and anomalous.*give labelled data") as caught:
-            fake.run(tmp_path / str(index), own, TrainConfig(**SETTINGS), watch=[watch])
+            fake.run(tmp_path / str(index), own, TrainConfig(**SETTINGS), validation=[watch])
         assert "\n" not in str(caught.value)

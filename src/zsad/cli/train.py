@@ -85,7 +85,7 @@ def train_command(
             card_parts=CardParts.of(built, tower),
             progress=report,
             resume=not overwrite,
-            watch=watched,
+            validation=watched,
         )
         _say_done(path, backbone=backbone, weights=weights)
         # To torchrun any code but 0 is a crash of the process.

@@ -16,7 +16,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from zsad.errors import ConfigError
-from zsad.methods.base import ImageFeatures, Method
+from zsad.methods.base import Method
+from zsad.train.samples import TrainingBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +38,28 @@ class Worker:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Waits for all processes."""
+        """Wait for all processes."""
         if self.world_size > 1:
             distributed.barrier()
 
     def mean(self, values: Tensor, *, weight: float) -> Tensor:
-        """Weighted mean (the weights of all processes summing to `world_size`) of a vector over all processes."""
+        """Return the mean of a vector over all processes, whose weights sum to `world_size`."""
         if self.world_size == 1:
             return values
         summed = values * weight
         distributed.all_reduce(summed)
         return summed / self.world_size
 
+    def check_batch(self, size: int) -> None:
+        """Refuse a batch size that cannot be dealt out evenly to all processes; raises ConfigError."""
+        if size % self.world_size:
+            raise ConfigError(
+                f"batch_size {size} cannot be dealt out evenly to {self.world_size} processes: "
+                f"use a multiple of {self.world_size}"
+            )
+
     def share(self, batch: Sequence[int]) -> tuple[list[int], float]:
-        """This process' rows of a batch and the weight of their mean loss.
+        """Return this process' rows of a batch and the weight of their mean loss.
 
         With weights `rows here * processes / rows in all` the average over processes is the mean over the
         batch. A process that gets nothing of a short last batch takes part with one row of weight 0.
@@ -70,7 +79,7 @@ def current_worker() -> Worker:
 
 @contextmanager
 def joined(environment: Mapping[str, str], *, device: str | None = None) -> Iterator[torch.device]:
-    """Joins the process group that `torchrun` describes, for as long as the block runs.
+    """Join the process group that `torchrun` describes, for as long as the block runs.
 
     Args:
         environment: `os.environ`; without `WORLD_SIZE` above 1 nothing is joined.
@@ -112,7 +121,7 @@ def joined(environment: Mapping[str, str], *, device: str | None = None) -> Iter
 
 
 class LossModule(nn.Module):
-    """A method's losses as a forward pass, which is what data parallelism hooks into.
+    """Losses of a method as a forward pass, which is what data parallelism hooks into.
 
     Args:
         method: whose losses are computed.
@@ -125,17 +134,9 @@ class LossModule(nn.Module):
         self.method = method
         self.touch_all = touch_all
 
-    def forward(
-        self,
-        patches: Tensor,
-        cls: Tensor,
-        grid: tuple[int, int],
-        words: tuple[str, ...] | None,
-        masks: Tensor,
-        labels: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total loss and its terms; see `Method.losses`."""
-        terms = self.method.losses(ImageFeatures(patches, cls, grid, words), masks, labels)
+    def forward(self, batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the total loss and its terms; see `Method.losses`."""
+        terms = self.method.losses(batch.features, batch.masks, batch.labels)
         weighted = [term.float() for name, term in terms.items() if not name.startswith("raw_")]
         total = torch.stack(weighted).sum()
         if self.touch_all:
@@ -144,7 +145,7 @@ class LossModule(nn.Module):
 
 
 def parallel(method: Method, worker: Worker) -> nn.Module:
-    """`LossModule`, wrapped for data parallelism where there are several processes."""
+    """Return a `LossModule`, wrapped for data parallelism where there are several processes."""
     if worker.world_size == 1:
         return LossModule(method)
     device = next(method.parameters()).device

@@ -1,10 +1,10 @@
-"""Where a training step's image features come from: the disk, or the backbone anew."""
+"""Features of training images, out of the cache on disk or computed by the backbone at every step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,27 +19,15 @@ from zsad.nn.oddness import CUES
 from zsad.train.augment import Augmenter
 from zsad.train.distributed import Worker
 from zsad.train.feature_cache import FeatureCache, RecordLayout
-from zsad.train.samples import Item, Skipped, TrainingSet
+from zsad.train.samples import Item, Skipped, TrainingBatch, TrainingSet, chunked
 from zsad.train.train_config import TrainConfig
 from zsad.types import Sample
 
 Report = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingBatch:
-    """What a step sees: features of B images, masks (B, H, W) and labels (B,) in {0, 1}, on the method's device."""
-
-    features: ImageFeatures
-    masks: Tensor
-    labels: Tensor
-
-
-_CHANGED = "the image changed while it was being read"
-
-
 class FeatureSource:
-    """Features of training samples by row; `usable` first finds out which samples have any.
+    """Features of training samples by row; `usable` must first find out which samples have any.
 
     Args:
         method: whose frozen side is asked.
@@ -58,26 +46,25 @@ class FeatureSource:
         self.device = next(method.parameters()).device
 
     def usable(self, training: TrainingSet, *, worker: Worker, report: Report) -> TrainingSet:
-        """The set less the images that cannot be decoded; fills the cache where there is one.
+        """Return the set without the images that cannot be decoded, having filled the cache where there is one.
 
         Raises:
             DataError: nothing to learn from is left.
             StorageError: the cache does not fit; said before the bulk is computed.
         """
         if self.cache is None:
-            bad = self._decode_all(training, report)
-        else:
-            self._extract(training.items, self.cache, worker, report)
-            worker.barrier()
-            self.cache.refresh()
-            missing = [item.sample for item in training.items if item.digest not in self.cache]
-            bad = self._why(missing)
-        return training.without(bad)
+            return training.without(self._undecodable([item.sample for item in training.items], report))
+        self._extract(training.items, self.cache, worker, report)
+        worker.barrier()
+        self.cache.refresh()
+        missing = [item.sample for item in training.items if item.digest not in self.cache]
+        changed = "the image changed while it was being read"
+        return training.without(self._undecodable(missing, otherwise=changed))
 
     def batches(
         self, training: TrainingSet, order: Sequence[Sequence[int]], *, augmenter: Augmenter | None = None
     ) -> Generator[TrainingBatch, None, None]:
-        """Each batch of rows in turn, all but the last of one size.
+        """Yield each batch of rows in turn, all but the last of one size.
 
         Args:
             training: the samples.
@@ -91,7 +78,7 @@ class FeatureSource:
             yield from self._augmented(training, order, augmenter)
             return
         for rows, features in zip(order, self._plain(training, order), strict=True):
-            yield self._shown(features, training, rows, training.masks(rows))
+            yield self._batch(features, training, rows, training.masks(rows), training.labels(rows))
 
     def _plain(
         self, training: TrainingSet, order: Sequence[Sequence[int]]
@@ -111,23 +98,19 @@ class FeatureSource:
         flat = [training.items[row].sample for plan in plans for parts in plan for row in parts]
         with closing(self._pixels(flat, size=1)) as images:
             for step, (rows, plan) in enumerate(zip(order, plans, strict=True)):
-                made = [
+                changed = [
                     augmenter.combine(
-                        step,
-                        place,
-                        torch.cat([next(images) for _ in parts]),
-                        training.masks(parts),
+                        step, position, torch.cat([next(images) for _ in parts]), training.masks(parts)
                     )
-                    for place, parts in enumerate(plan)
+                    for position, parts in enumerate(plan)
                 ]
-                pixels, masks = (torch.stack(own) for own in zip(*made, strict=True))
-                shown = self._shown(self._compute(pixels), training, rows, masks)
+                pixels, masks = (torch.stack(tensors) for tensors in zip(*changed, strict=True))
                 # One defective quarter makes a mosaic defective.
                 labels = torch.stack([training.labels(parts).amax() for parts in plan])
-                yield replace(shown, labels=labels.to(self.device))
+                yield self._batch(self._compute(pixels), training, rows, masks, labels)
 
     def _pixels(self, samples: Sequence[Sample], *, size: int) -> Generator[Tensor, None, None]:
-        """Pixels (size, 3, H, W) of samples in turn, the last ones fewer; DataError where one cannot be read."""
+        """Yield pixels (size, 3, H, W) of samples in turn, the last ones fewer; DataError where one cannot be read."""
         for batch in iter_batches(samples, self.preprocess, batch_size=size, workers=self.config.workers):
             if batch.errors:
                 sample, error = batch.errors[0]
@@ -136,12 +119,16 @@ class FeatureSource:
                 )
             yield torch.from_numpy(batch.pixels)
 
-    def _shown(
-        self, features: ImageFeatures, training: TrainingSet, rows: Sequence[int], masks: Tensor
+    def _batch(
+        self,
+        features: ImageFeatures,
+        training: TrainingSet,
+        rows: Sequence[int],
+        masks: Tensor,
+        labels: Tensor,
     ) -> TrainingBatch:
         words = tuple(training.items[row].sample.word for row in rows)
-        labels = training.labels(rows).to(self.device)
-        return TrainingBatch(replace(features, words=words), masks.to(self.device), labels)
+        return TrainingBatch(replace(features, words=words), masks.to(self.device), labels.to(self.device))
 
     def _compute(self, pixels: torch.Tensor) -> ImageFeatures:
         with torch.no_grad():
@@ -151,7 +138,7 @@ class FeatureSource:
         digests = {item.sample: item.digest for item in items}
         extract(
             [(self.method, cache)],
-            [item.sample for item in items],
+            list(digests),
             self.preprocess,
             digest=digests.__getitem__,
             batch_size=self.config.batch_size,
@@ -161,23 +148,21 @@ class FeatureSource:
         )
         cache.close()
 
-    def _decode_all(self, training: TrainingSet, report: Report) -> list[Skipped]:
-        bad: list[Skipped] = []
+    def _undecodable(
+        self, samples: Sequence[Sample], report: Report | None = None, *, otherwise: str | None = None
+    ) -> list[Skipped]:
+        """Decode images and return those that fail, and, with the reason `otherwise`, those that do not."""
+        skipped: list[Skipped] = []
         done = 0
-        samples = [item.sample for item in training.items]
-        for batch in iter_batches(samples, self.preprocess, batch_size=16, workers=self.config.workers):
-            bad += [Skipped(sample, str(error), broken=True) for sample, error in batch.errors]
+        size = 16 if otherwise is None else 1
+        for batch in iter_batches(samples, self.preprocess, batch_size=size, workers=self.config.workers):
+            skipped += [Skipped(sample, str(error), broken=True) for sample, error in batch.errors]
+            if otherwise is not None:
+                skipped += [Skipped(sample, otherwise, broken=True) for sample in batch.samples]
             done += len(batch.samples) + len(batch.errors)
-            report(done, len(samples))
-        return bad
-
-    def _why(self, samples: list[Sample]) -> list[Skipped]:
-        """Reads what has no features once more, for the reason."""
-        bad: list[Skipped] = []
-        for batch in iter_batches(samples, self.preprocess, batch_size=1, workers=self.config.workers):
-            bad += [Skipped(sample, str(error), broken=True) for sample, error in batch.errors]
-            bad += [Skipped(sample, _CHANGED, broken=True) for sample in batch.samples]
-        return bad
+            if report is not None:
+                report(done, len(samples))
+        return skipped
 
 
 def extract(
@@ -191,7 +176,7 @@ def extract(
     worker: Worker,
     report: Report,
 ) -> None:
-    """Fills caches with what they lack, one for each way of reading the tower; every image is read once.
+    """Fill caches with what they lack, one for each way of reading the tower; every image is read once.
 
     Images that cannot be read stay missing.
 
@@ -211,15 +196,15 @@ def extract(
     """
     # Batches are cut from the full list, whatever is there already: a record then has the same bits
     # whether or not the extraction was interrupted.
-    chunks = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+    chunks = chunked(samples, batch_size)
 
     def lacks(cache: FeatureCache, chunk: Sequence[Sample]) -> int:
-        return sum(found is not None and found not in cache for found in map(digest, chunk))
+        return sum(known is not None and known not in cache for known in map(digest, chunk))
 
     # Dealt out before looking what is there: a process that starts late sees what others have written by
     # then, and would deal out another list.
-    own = chunks[worker.rank :: worker.world_size]
-    todo = [chunk for chunk in own if any(lacks(cache, chunk) for _, cache in readers)]
+    dealt = chunks[worker.rank :: worker.world_size]
+    todo = [chunk for chunk in dealt if any(lacks(cache, chunk) for _, cache in readers)]
     missing = [sum(lacks(cache, chunk) for chunk in todo) * worker.world_size for _, cache in readers]
     for (_, cache), count in zip(readers, missing, strict=True):
         cache.check_space(count)
@@ -240,17 +225,17 @@ def _add_features(
     *,
     missing: Sequence[int],
 ) -> None:
-    """Features of a batch into every cache that lacks some; `missing` says how many each lacks in all."""
+    """Add features of a batch to every cache that lacks some; `missing` says how many each lacks in all."""
     pixels = pixels.to(next(readers[0][0].parameters()).device)
-    cut: dict[int, Pixels] = {}  # a tower's patches, computed once for all methods that read it
+    patches: dict[int, Pixels] = {}  # a tower's patches, computed once for all methods that read it
     with torch.no_grad():
         for (method, cache), count in zip(readers, missing, strict=True):
             if all(digest in cache for digest in hashes):
                 continue
             tower = method.clip.visual
-            if len(readers) > 1 and id(tower) not in cut:
-                cut[id(tower)] = tower.patch_tokens(pixels)
-            features = method.encode_image(cut.get(id(tower), pixels))
+            if len(readers) > 1 and id(tower) not in patches:
+                patches[id(tower)] = tower.patch_tokens(pixels)
+            features = method.encode_image(patches.get(id(tower), pixels))
             if not cache.record_bytes:
                 cache.check_space(count, record_bytes=RecordLayout.of(features).record_bytes)
             cache.add(hashes, features)
@@ -259,7 +244,7 @@ def _add_features(
 def open_cache(
     method: Method, preprocess: Preprocess, *, backbone_sha256: str, config: TrainConfig, out: Path
 ) -> FeatureCache | None:
-    """The cache that a run's settings ask for, addressed by all that its features depend on."""
+    """Open the cache that a run's settings ask for, addressed by all that its features depend on."""
     if not config.cache:
         return None
     parts = cache_key(method, preprocess, backbone_sha256=backbone_sha256, cues=method.fusion is not None)
@@ -270,7 +255,7 @@ def open_cache(
 def cache_key(
     method: Method, preprocess: Preprocess, *, backbone_sha256: str, cues: bool
 ) -> dict[str, object]:
-    """All that a method's kept features depend on besides the image; `cues`: whether cues are kept with them."""
+    """Return all that a method's cached features depend on besides the image; `cues`: cues are stored with them."""
     parts: dict[str, object] = {
         "backbone": backbone_sha256,
         "kind": method.feature_kind,
@@ -282,6 +267,6 @@ def cache_key(
 
 
 def feature_settings(method: Method) -> dict[str, object]:
-    """The settings on which `method.features` depends."""
+    """Return the settings on which `method.features` depends."""
     settings = method.config.model_dump(mode="json")
     return {name: settings[name] for name in method.feature_fields}

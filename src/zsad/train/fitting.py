@@ -1,8 +1,8 @@
-"""What is fitted to a trained model: the scales of the oddness fusion, and which map values are cold and hot."""
+"""Numbers fitted to a trained model: scales of the oddness fusion, and the map values for cold and hot."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from zsad.errors import ConfigError
 from zsad.methods.base import Method
 from zsad.methods.fusion import FusionData
 from zsad.nn.filters import render_map
-from zsad.train.features import FeatureSource
-from zsad.train.samples import TrainingSet
+from zsad.train.features import FeatureSource, Report
+from zsad.train.samples import TrainingBatch, TrainingSet, chunked
 from zsad.train.train_config import TrainConfig
 
 _BINS = 8192
@@ -23,19 +23,19 @@ _LEAST_SPAN = 0.02
 
 
 class Histogram:
-    """Counts of values in [0, 1] in equal bins: quantiles of any number of values in constant memory."""
+    """Histogram of values in [0, 1]: quantiles of any number of values in constant memory."""
 
     def __init__(self, bins: int = _BINS) -> None:
         self.counts = torch.zeros(bins, dtype=torch.int64)
 
     def add(self, values: Tensor) -> None:
-        """Counts values of any shape."""
+        """Count values of any shape."""
         bins = len(self.counts)
-        places = (values.detach().float() * bins).long().clamp_(0, bins - 1)
-        self.counts += torch.bincount(places.flatten(), minlength=bins).cpu()
+        indices = (values.detach().float() * bins).long().clamp_(0, bins - 1)
+        self.counts += torch.bincount(indices.flatten(), minlength=bins).cpu()
 
     def quantile(self, share: float) -> float | None:
-        """The value below which `share` of all lie, to within a bin; None of nothing."""
+        """Return the value below which `share` of all lie, to within a bin; None of nothing."""
         total = int(self.counts.sum())
         if not total:
             return None
@@ -43,15 +43,16 @@ class Histogram:
         return (int(reached) + 0.5) / len(self.counts)
 
 
+@torch.no_grad()
 def fit_fusion(
     method: Method,
     source: FeatureSource,
     training: TrainingSet,
     *,
     config: TrainConfig,
-    report: Callable[[int, int], None],
+    report: Report,
 ) -> None:
-    """Fits how the cues of oddness are fused in, to at most 256 images of each label; nothing where they are not.
+    """Fit how the cues of oddness are fused in, to at most 256 images of each label; nothing where they are not.
 
     Args:
         method: trained, in evaluation mode.
@@ -66,34 +67,35 @@ def fit_fusion(
     if method.fusion is None:
         return
     logits, cues, labels = [], [], []
-    batches = _batches(training, config)
-    with torch.no_grad():
-        for done, shown in enumerate(source.batches(training, batches), 1):
-            if shown.features.cues is None:
-                raise ConfigError(
-                    "features without cues: oddness was off when they were computed; compute anew"
-                )
-            logits.append(method(shown.features).logits.float().mean(dim=1).flatten(1))
-            cues.append(shown.features.cues)
-            labels.append(shown.labels)
-            report(done, len(batches))
+    for batch in _batches(source, training, config, report):
+        if batch.features.cues is None:
+            raise ConfigError("features without cues: oddness was off when they were computed; compute anew")
+        logits.append(method(batch.features).logits.float().mean(dim=1).flatten(1))
+        cues.append(batch.features.cues)
+        labels.append(batch.labels)
     method.fusion.fit(FusionData(torch.cat(logits), torch.cat(cues), torch.cat(labels)))
 
 
-def _batches(training: TrainingSet, config: TrainConfig) -> list[list[int]]:
-    rows = training.scale_rows(config, most=_SCALE_IMAGES)
-    return [rows[start : start + config.batch_size] for start in range(0, len(rows), config.batch_size)]
+def _batches(
+    source: FeatureSource, training: TrainingSet, config: TrainConfig, report: Report
+) -> Generator[TrainingBatch, None, None]:
+    """Yield at most 256 images of each label, in batches."""
+    order = chunked(training.scale_rows(config, most=_SCALE_IMAGES), config.batch_size)
+    for done, batch in enumerate(source.batches(training, order), 1):
+        yield batch
+        report(done, len(order))
 
 
+@torch.no_grad()
 def colour_scale(
     method: Method,
     source: FeatureSource,
     training: TrainingSet,
     *,
     config: TrainConfig,
-    report: Callable[[int, int], None],
+    report: Report,
 ) -> tuple[float, float]:
-    """The map values (low, high) for the coldest and the hottest colour.
+    """Return the map values (low, high) for the coldest and the hottest colour.
 
     Low is what 99 % of the pixels of normal images stay below, so that these are cold also on things of another
     kind, whose maps lie higher; high is what a quarter of the anomalous pixels exceed, and at least 0.02 more than low.
@@ -105,16 +107,12 @@ def colour_scale(
         config: for batch size and seed.
         report: called with batches done and in all.
     """
-    batches = _batches(training, config)
     normal, anomalous = Histogram(), Histogram()
-    with torch.no_grad():
-        for done, shown in enumerate(source.batches(training, batches), 1):
-            maps = render_map(
-                method.predict(shown.features).logits.float(), method.map_spec, size=training.size
-            )
-            normal.add(maps[shown.labels == 0])
-            anomalous.add(maps[shown.masks > 0])
-            report(done, len(batches))
+    for batch in _batches(source, training, config, report):
+        logits = method.predict(batch.features).logits.float()
+        maps = render_map(logits, method.map_spec, size=training.size)
+        normal.add(maps[batch.labels == 0])
+        anomalous.add(maps[batch.masks > 0])
     low = normal.quantile(_COLD_QUANTILE) or 0.0
     high = anomalous.quantile(_HOT_QUANTILE)
     return low, max(high if high is not None else 1.0, low + _LEAST_SPAN)

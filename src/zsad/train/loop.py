@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,24 +14,26 @@ import torch
 from torch import Tensor
 
 from zsad.datasets.manifest import DataSet
-from zsad.errors import ConfigError, TrainingError
+from zsad.errors import TrainingError
 from zsad.methods.base import Method
 from zsad.train.augment import Augmenter, check_augment
 from zsad.train.distributed import Worker, current_worker, parallel
-from zsad.train.features import FeatureSource, TrainingBatch, open_cache
+from zsad.train.features import FeatureSource, Report, open_cache
 from zsad.train.fitting import colour_scale, fit_fusion
 from zsad.train.precision import amp_dtype, gradient_scaler
-from zsad.train.samples import TrainingSet, prepare, start_generator, step_seed
+from zsad.train.samples import TrainingBatch, TrainingSet, chunked, prepare, start_generator, step_seed
 from zsad.train.schedule import Schedule
 from zsad.train.state import START_OVER, RunFolder, StepLog, load_state, save_state, trainable
 from zsad.train.train_config import RUN_FIELDS, TrainConfig
 from zsad.train.training_card import CardParts, card_of, training_of
-from zsad.train.validation import WATCHED, Watch
+from zsad.train.validation import VALIDATION_METRIC, Validation
+
+Stage = Literal["samples", "features", "train", "scale", "finished"]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands.
+    """State of a run, as its progress callback gets it.
 
     Attributes:
         stage: "features" while the cache fills, "samples" once when they are chosen, "train" after every step,
@@ -44,7 +46,7 @@ class Progress:
         broken: at the stage "samples", how many were left out because a file is broken.
     """
 
-    stage: Literal["samples", "features", "train", "scale", "finished"]
+    stage: Stage
     done: int
     total: int
     epoch: int | None = None
@@ -65,9 +67,9 @@ def train(
     card_parts: CardParts,
     progress: Callback | None = None,
     resume: bool = True,
-    watch: Sequence[DataSet] = (),
+    validation: Sequence[DataSet] = (),
 ) -> Path:
-    """Trains the adapter of `method` and writes `model.safetensors` with its card into `out`.
+    """Train the adapter of `method` and write `model.safetensors` with its card into `out`.
 
     A run that was stopped, by Ctrl-C or by killing it, goes on where its last state was saved and ends with
     the same bits as if it had never stopped (on a CPU). A finished run is left as it is.
@@ -78,9 +80,9 @@ def train(
         config: the settings.
         out: folder of the run: `run.json`, `log.jsonl`, `state.safetensors` until the end, cached features.
         card_parts: backbone and preprocessing.
-        progress: called often, on the leading process alone; must be quick.
+        progress: called often, in the main process alone; must be quick.
         resume: False removes what a former run left in `out`, except cached features, and starts over.
-        watch: labelled data of other objects: their image AUROC after every epoch goes into the log.
+        validation: labelled data of other objects: their image AUROC after every epoch goes into the log.
 
     Returns:
         The path of the checkpoint.
@@ -93,7 +95,7 @@ def train(
         KeyboardInterrupt: with the state saved; the message says where.
     """
     worker = current_worker()
-    notify = progress if progress is not None and worker.is_main else _silent
+    notify = progress if progress is not None and worker.is_main else lambda _: None
     folder = RunFolder(out.expanduser())
     _check_settings(method, config, worker)  # before anything is written or removed
     sets = [dataset] if isinstance(dataset, DataSet) else list(dataset)
@@ -106,10 +108,12 @@ def train(
         identity = _identity(method, config, card_parts)
         folder.check(identity)
         if folder.finished:
+            if worker.is_main:
+                folder.clean()
             note = f"this run has finished before: {folder.model}; start over with {START_OVER}"
             notify(Progress("finished", 1, 1, notes=(note,)))
             return folder.model
-        source, training = _data(method, sets, config, card_parts, folder, worker, notify)
+        source, training = _prepare_data(method, sets, config, card_parts, folder, worker, notify)
         identity |= {"data": training.fingerprint()}
         folder.check(identity)
         worker.barrier()
@@ -120,12 +124,18 @@ def train(
         trainer = Trainer(
             method, source, training, config=config, folder=folder, worker=worker, notify=notify
         )
-        if watch:
-            read = lambda done, total: notify(Progress("features", done, total))  # noqa: E731
-            trainer.watch = Watch(source, watch, training, config=config, worker=worker, report=read)
+        if validation:
+            trainer.validation = Validation(
+                source,
+                validation,
+                training,
+                config=config,
+                worker=worker,
+                report=_reporter("features", notify),
+            )
         trainer.run()
         if worker.is_main:
-            report = lambda done, total: notify(Progress("scale", done, total))  # noqa: E731
+            report = _reporter("scale", notify)
             fit_fusion(method, source, training, config=config, report=report)
             method.map_scale = colour_scale(method, source, training, config=config, report=report)
             trained = training_of(training, sets, config=config, steps=trainer.steps)
@@ -135,40 +145,32 @@ def train(
     return folder.model
 
 
-def _silent(_: Progress) -> None:
-    """The callback of nobody."""
+def _reporter(stage: Stage, notify: Callback) -> Report:
+    """Return a function of parts done and in all that tells `notify` of a stage's progress."""
+    return lambda done, total: notify(Progress(stage, done, total))
 
 
 def _identity(method: Method, config: TrainConfig, parts: CardParts) -> dict[str, Any]:
-    """What makes a run this run and no other."""
-    settings = config.model_dump(mode="json")
+    """Return what makes a run this run and no other."""
     return {
         "method": method.name,
         "config": method.config.model_dump(mode="json"),
         "backbone": parts.backbone.sha256,
         "preprocess": parts.preprocess.to_dict(),
-        "training": {name: value for name, value in settings.items() if name not in RUN_FIELDS},
+        "training": config.model_dump(mode="json", exclude=set(RUN_FIELDS)),
     }
 
 
 def _check_settings(method: Method, config: TrainConfig, worker: Worker) -> None:
-    """ConfigError where training cannot work with these settings, whatever the data."""
-    _check_batch(config, worker)
+    """Refuse settings with which training cannot work, whatever the data; raises ConfigError."""
+    worker.check_batch(config.batch_size)
     check_augment(config)
     trainable(method)
     Schedule.of(method.stages, config, steps_per_epoch=1)
     amp_dtype(config.amp, next(method.parameters()).device)
 
 
-def _check_batch(config: TrainConfig, worker: Worker) -> None:
-    if config.batch_size % worker.world_size:
-        raise ConfigError(
-            f"batch_size {config.batch_size} cannot be dealt out evenly to {worker.world_size} processes: "
-            f"use a multiple of {worker.world_size}"
-        )
-
-
-def _data(
+def _prepare_data(
     method: Method,
     sets: Sequence[DataSet],
     config: TrainConfig,
@@ -177,7 +179,7 @@ def _data(
     worker: Worker,
     notify: Callback,
 ) -> tuple[FeatureSource, TrainingSet]:
-    """The usable samples, and where their features come from."""
+    """Return the usable samples and the source of their features."""
     samples = [sample for dataset in sets for sample in dataset.samples]
     training = prepare(samples, config=config, size=method.train_map_size)
     cache = open_cache(
@@ -185,9 +187,7 @@ def _data(
     )
     source = FeatureSource(method, parts.preprocess, config=config, cache=cache)
     try:
-        training = source.usable(
-            training, worker=worker, report=lambda done, total: notify(Progress("features", done, total))
-        )
+        training = source.usable(training, worker=worker, report=_reporter("features", notify))
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped before the first step; run the same again to go on") from None
     notes = [
@@ -202,7 +202,7 @@ def _data(
 
 
 class Trainer:
-    """The loop over steps; everything it depends on is in the saved state, the settings and the data."""
+    """Loop over steps; everything it depends on is in the saved state, the settings and the data."""
 
     def __init__(
         self,
@@ -227,11 +227,11 @@ class Trainer:
         self.steps = self.steps_per_epoch * config.epochs
         self.schedule = Schedule.of(method.stages, config, steps_per_epoch=self.steps_per_epoch)
         self.step = 0
-        self.watch: Watch | None = None
+        self.validation: Validation | None = None
         self._halfway = False  # between the first and the last parameter of an update
 
     def run(self) -> None:
-        """Trains from the saved state, if any, to the end; see `train` for errors."""
+        """Train from the saved state, if any, to the end; see `train` for errors."""
         if self.folder.state.is_file():
             self.step, extra = load_state(self.folder.state, self.method, self.optimizer)
             self._restore_scaler(extra)
@@ -243,12 +243,12 @@ class Trainer:
                 self._log_skipped()
                 self._save()
             self.method.train()
-            begun = -1
+            current = -1
             for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
                 stage = self.schedule.stage(epoch)
-                if stage != begun:
+                if stage != current:
                     self.method.begin_stage(self.schedule.stages[stage].name)
-                    module, begun = parallel(self.method, self.worker), stage
+                    module, current = parallel(self.method, self.worker), stage
                 self._epoch(module, epoch)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._interrupted()) from None
@@ -258,38 +258,33 @@ class Trainer:
                 self.log.close()
 
     def _epoch(self, module: torch.nn.Module, epoch: int) -> None:
-        order = self.training.order(self.config, epoch)
-        size = self.config.batch_size
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        batches = chunked(self.training.order(self.config, epoch), self.config.batch_size)
         shares = [self.worker.share(batch) for batch in batches[self.step - epoch * self.steps_per_epoch :]]
         augmenter = None
         if self.config.augment != "none":
             augmenter = Augmenter(self.training, self.config, step=self.step, rank=self.worker.rank)
-        own = [rows for rows, _ in shares]
-        with closing(self.source.batches(self.training, own, augmenter=augmenter)) as stream:
-            for (_, weight), shown in zip(shares, stream, strict=True):
-                self._step(module, shown, weight=weight, epoch=epoch)
+        order = [rows for rows, _ in shares]
+        with closing(self.source.batches(self.training, order, augmenter=augmenter)) as stream:
+            for (_, weight), batch in zip(shares, stream, strict=True):
+                self._step(module, batch, weight=weight, epoch=epoch)
                 last = self.step == (epoch + 1) * self.steps_per_epoch
-                if last and self.watch is not None and self.log is not None:
-                    measured = {WATCHED: self.watch.image_auroc()}
+                if last and self.validation is not None and self.log is not None:
+                    measured = {VALIDATION_METRIC: self.validation.image_auroc()}
                     self.log.write({"step": self.step, "epoch": epoch, **measured})
                 if last or self.step % self.config.checkpoint_every == 0:
                     self._save()
 
-    def _step(self, module: torch.nn.Module, shown: TrainingBatch, *, weight: float, epoch: int) -> None:
+    def _step(self, module: torch.nn.Module, batch: TrainingBatch, *, weight: float, epoch: int) -> None:
         started = time.perf_counter()
         rate = self.schedule.learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        features = shown.features
         devices = [self.device] if self.device.type == "cuda" else []
         # A step's random numbers depend on seed and step alone; the caller's generator is left as it was.
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(step_seed(self.config.seed, self.step, self.worker.rank))
-            with self._precision():
-                total, terms = module(
-                    features.patches, features.cls, features.grid, features.words, shown.masks, shown.labels
-                )
+            with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
+                total, terms = module(batch)
             losses = self._finite(total, terms, weight=weight)
             self._update(total * weight if self.worker.world_size > 1 else total)
         self.step += 1
@@ -314,7 +309,7 @@ class Trainer:
         self._halfway = False
 
     def _finite(self, total: Tensor, terms: Mapping[str, Tensor], *, weight: float) -> dict[str, float]:
-        """The step's losses, averaged over processes.
+        """Return the step's losses, averaged over processes.
 
         Raises:
             TrainingError: one of them is not finite.
@@ -323,9 +318,9 @@ class Trainer:
         values = dict(zip([*terms, "total"], self.worker.mean(stacked, weight=weight).tolist(), strict=True))
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
-            found = ", ".join(f"{name} = {values[name]}" for name in bad)
+            losses = ", ".join(f"{name} = {values[name]}" for name in bad)
             raise TrainingError(
-                f"training stopped at step {self.step + 1} of {self.steps}, {found}: lower learning_rate "
+                f"training stopped at step {self.step + 1} of {self.steps}, {losses}: lower learning_rate "
                 f"({self.config.learning_rate}), lengthen warmup_epochs, or set amp to off"
             )
         return values
@@ -339,24 +334,20 @@ class Trainer:
                 f"not finite: lower learning_rate ({self.config.learning_rate}), or set amp to off"
             )
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.amp is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.amp)
-
     def _save(self) -> None:
-        if self.log is None:
-            return
-        self.log.sync()
-        save_state(
-            self.folder.state, self.method, self.optimizer, step=self.step, extra=self._scaler_tensors()
-        )
+        if self.log is not None:
+            self.log.sync()
+            save_state(
+                self.folder.state, self.method, self.optimizer, step=self.step, extra=self._scaler_tensors()
+            )
 
     def _interrupted(self) -> str:
         if not self._halfway:
             self._save()
-        where = f"its state is saved in {self.folder.out}; run the same again to go on"
-        return f"training stopped at step {self.step} of {self.steps}, {where}"
+        return (
+            f"training stopped at step {self.step} of {self.steps}, its state is saved in {self.folder.out}; "
+            f"run the same again to go on"
+        )
 
     def _log_skipped(self) -> None:
         if self.log is not None:
@@ -379,7 +370,7 @@ class Trainer:
 
 
 def _groups(method: Method) -> list[dict[str, Any]]:
-    """The adapter's parameters by the factor on their learning rate."""
+    """Return the adapter's parameters, grouped by the factor on their learning rate."""
     groups: dict[float, list[Tensor]] = {}
     for name, parameter in trainable(method).items():
         groups.setdefault(method.rate_of(name), []).append(parameter)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from zsad.errors import DataError, ZsadError
 from zsad.images.decode import image_size, load_mask
+from zsad.methods.base import ImageFeatures
 from zsad.train.feature_cache import content_hash
 from zsad.train.train_config import TrainConfig
 from zsad.types import Sample
@@ -113,6 +115,20 @@ class TrainingSet:
         for label in (0, 1):
             chosen += [row for row in shuffled if self.items[row].sample.label == label][:most]
         return sorted(chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """Input of a step: features of B images, masks (B, H, W) and labels (B,) in {0, 1}, on the method's device."""
+
+    features: ImageFeatures
+    masks: Tensor
+    labels: Tensor
+
+
+def chunked(rows: Sequence[Any], size: int) -> list[list[Any]]:
+    """Cut a sequence into lists of `size`, the last one perhaps shorter."""
+    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 def stream(seed: int, purpose: int, index: int) -> torch.Generator:

@@ -102,12 +102,21 @@ class RunFolder:
         write_json(self._run, dict(identity))
 
     def finish(self, method: Method, card: Card) -> None:
-        """Writes the model and removes the state.
+        """Write the model and remove the state.
 
         Raises:
             StorageError: the disk is full or cannot be written.
         """
         save_checkpoint(self.out, method, card)
+        self.clean()
+
+    def clean(self) -> None:
+        """Remove what a finished run no longer needs, also where it was killed before it could.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        remove_leftovers(self.out)
         with storage_errors(self.state):
             self.state.unlink(missing_ok=True)
 

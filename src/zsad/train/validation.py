@@ -1,4 +1,4 @@
-"""The image AUROC on other data after every epoch of a training: looked at, never learned from."""
+"""Validation: the image AUROC on other data after every epoch of a training, which never learns from it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from zsad.metrics.functional import auroc
 from zsad.train.distributed import Worker
 from zsad.train.feature_cache import content_hash
 from zsad.train.features import FeatureSource, Report
-from zsad.train.samples import Item, TrainingSet
+from zsad.train.samples import Item, TrainingSet, chunked
 from zsad.train.train_config import TrainConfig
 
-WATCHED = "image_auroc"
+VALIDATION_METRIC = "image_auroc"
 """Name of the measurement in a run's log."""
 
 
-class Watch:
+class Validation:
     """Labelled images that a training does not see.
 
     Args:
@@ -47,7 +47,7 @@ class Watch:
         report: Report,
     ) -> None:
         trained = {item.digest for item in training.items}
-        samples = [sample for found in sets for sample in found.samples if sample.label is not None]
+        samples = [sample for dataset in sets for sample in dataset.samples if sample.label is not None]
         digests = [content_hash(sample.image) for sample in samples]
         items = [
             Item(sample, digest, None)
@@ -61,31 +61,31 @@ class Watch:
 
     def _check(self, items: Sequence[Item], sets: Sequence[DataSet]) -> None:
         if not _classes(items):
+            names = ", ".join(dataset.name for dataset in sets)
             raise DataError(
-                f"no class of {', '.join(found.name for found in sets)} has normal and anomalous images that are not "
+                f"no class of {names} has normal and anomalous images that are not "
                 f"trained on, so its image AUROC cannot be watched; give labelled data of other objects"
             )
 
     @torch.no_grad()
     def image_auroc(self) -> float:
-        """The mean over classes, in [0, 1], of the source's method as it is now; its mode is left as it was."""
+        """Return the mean over classes, in [0, 1], of the source's method as it is now; its mode is left as it was."""
         method, items = self.source.method, self.images.items
         rows = list(range(len(items)))
-        batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
         training = method.training
         method.eval()
         try:
-            shown = self.source.batches(self.images, batches)
-            scores = torch.cat([method(own.features).score.float().cpu() for own in shown]).numpy()
+            batches = self.source.batches(self.images, chunked(rows, self.batch_size))
+            scores = torch.cat([method(batch.features).score.float().cpu() for batch in batches]).numpy()
         finally:
             method.train(training)
         labels = self.images.labels(rows).numpy()
-        return float(np.mean([auroc(scores[own], labels[own]) for own in _classes(items)]))
+        return float(np.mean([auroc(scores[members], labels[members]) for members in _classes(items)]))
 
 
 def _classes(items: Sequence[Item]) -> list[list[int]]:
-    """Rows of each class of each data set, of those that have both labels."""
+    """Return the rows of each class of each data set, of those that have both labels."""
     rows: dict[tuple[str, str], list[int]] = {}
     for row, item in enumerate(items):
         rows.setdefault(item.group[:2], []).append(row)
-    return [own for own in rows.values() if len({items[row].sample.label for row in own}) > 1]
+    return [members for members in rows.values() if len({items[row].sample.label for row in members}) > 1]

@@ -8,6 +8,7 @@ from zsad.clip.weights import load_backbone
 from zsad.methods.registry import build
 from zsad.nn.moe import decouple_loss
 from zsad.train.distributed import LossModule
+from zsad.train.samples import TrainingBatch
 
 
 def test_term_of_weight_zero_is_logged_and_not_descended(toy) -> None:
@@ -19,9 +20,7 @@ def test_term_of_weight_zero_is_logged_and_not_descended(toy) -> None:
         features = method.features(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(4)))
     masks = torch.zeros(2, 64, 64)
     masks[1, 8:30, 8:30] = 1
-    total, terms = LossModule(method)(
-        features.patches, features.cls, features.grid, None, masks, torch.tensor([0.0, 1.0])
-    )
+    total, terms = LossModule(method)(TrainingBatch(features, masks, torch.tensor([0.0, 1.0])))
     raw = terms.pop("raw_decouple")
     assert "raw_balance" not in terms and not raw.requires_grad and terms["decouple"] == 0
     torch.testing.assert_close(raw, sum(decouple_loss(pool) for pool in method.pools).detach())

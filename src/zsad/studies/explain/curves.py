@@ -14,7 +14,7 @@ import numpy.typing as npt
 from zsad.errors import DataError
 from zsad.files import parse_json
 from zsad.train.state import LOG_FILE, RUN_FILE
-from zsad.train.validation import WATCHED
+from zsad.train.validation import VALIDATION_METRIC
 
 _RAW = "raw_"
 _NO_TERMS = frozenset({"step", "epoch", "lr", "seconds"})
@@ -87,7 +87,7 @@ def read_curves(folder: Path, *, name: str, weights: Mapping[str, str]) -> RunCu
         else:
             unrecorded.append(term)
     if measured:
-        after, values = (np.array([row[key] for row in measured]) for key in ("step", WATCHED))
+        after, values = (np.array([row[key] for row in measured]) for key in ("step", VALIDATION_METRIC))
         curves[IMAGE_AUROC] = Curve(IMAGE_AUROC, None, after, values, values, values)
     epochs = int(max(row.get("epoch", 0) for row in rows)) + 1
     return RunCurves(name, int(steps.max()), epochs, curves, tuple(unrecorded))
@@ -104,7 +104,7 @@ def _read_log(path: Path) -> tuple[list[dict[str, float]], list[dict[str, float]
                 numbers = _numbers(line)
                 if numbers.get("step", 0) >= 1 and "total" in numbers:
                     rows.append(numbers)
-                elif "step" in numbers and WATCHED in numbers:
+                elif "step" in numbers and VALIDATION_METRIC in numbers:
                     measured.append(numbers)
     except OSError as error:
         raise DataError(
