@@ -30,7 +30,7 @@ from systems import FOLDS, Bench, KeptSource, Scorer, fused_run, read_once
 from zsad.images.decode import load_image, load_mask
 from zsad.nn.maps import render_map_numpy
 from zsad.predict.overlay import anchored_scale, blend
-from zsad.studies.report.canvas import Drawing
+from zsad.studies.report.drawing import INK, Drawing, styled
 from zsad.train.fitting import colour_scale
 from zsad.types import Sample
 
@@ -147,24 +147,22 @@ def drawn(tiles: Sequence[Tile]) -> dict[str, tuple[list[Tile], int]]:
     }
 
 
+@styled
 def sheet(rows: dict[str, tuple[list[Tile], tuple[float, float]]], *, pictures: bool) -> Drawing:
-    """A row for each class: hits, misses, normal images."""
+    """Draw a row for each class: hits, misses, normal images."""
     gap, top, line, apart = 4, 26, SIDE + 34, 22
     block = MOST * (SIDE + gap) + apart
-    page = Drawing(
-        12 + 3 * block,
-        top + line * len(rows) + 8,
-        "Heat maps of hits, misses and normal images of every class",
-    )
+    size = (12 + 3 * block, top + line * len(rows) + 8)
+    page = Drawing(*size, "Heat maps of hits, misses and normal images of every class")
     for index, (label, (tiles, scale)) in enumerate(rows.items()):
         y = top + index * line
-        page.text(12, y - 6, label, size=13, fill="ink", bold=True)
+        page.text(12, y - 6, label, fontsize=13, color=INK, fontweight="bold")
         for place, (kind, (shown, count)) in enumerate(drawn(tiles).items()):
             x = 12 + place * block
-            page.text(x + block - apart - gap, y - 6, f"{count} {kind}", size=11, anchor="end")
+            page.text(x + block - apart - gap, y - 6, f"{count} {kind}", fontsize=11, ha="right")
             for number, tile in enumerate(shown):
                 picture = _picture(tile, scale, pictures=pictures)
-                page.picture(x + number * (SIDE + gap), y, SIDE, SIDE, picture)
+                page.image(picture, x + number * (SIDE + gap), y, SIDE, SIDE)
     return page
 
 

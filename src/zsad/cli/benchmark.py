@@ -248,5 +248,9 @@ def _write_results(out: Path) -> int:
         say_table(table)
     for name, reason in written.holes:
         note(f"zsad: no result: {printable(name)}: {printable(reason)}")
+    if "benchmark.html" not in written.names:
+        note(
+            "zsad: no benchmark.html: it needs matplotlib and jinja2, get them with: pip install 'zsad[studies]'"
+        )
     say(f"wrote {', '.join(written.names)} into {printable(out)}")
     return 3 if written.holes or written.problems else 0

@@ -35,7 +35,7 @@ def explain_command(
 ) -> int:
     """Show what the experts of a model do: which are chosen for what, how they lie, how they were trained.
 
-    Writes explain.html (one page, loads nothing), explain.json with all numbers, and each figure as SVG and PNG.
+    Writes explain.html (one page, loads nothing), explain.json with all numbers, and each figure as SVG, PDF and PNG.
     A file that cannot be read is reported and skipped (exit code 3).
 
     Args:
@@ -60,7 +60,7 @@ def explain_command(
     from zsad.device import use_threads
     from zsad.runs.folder import check_place
     from zsad.studies.explain.explanation import KINDS, OF_IMAGES, explain
-    from zsad.studies.explain.page import PAGE_FILE, write_explanation
+    from zsad.studies.explain.explanation_page import PAGE_FILE, write_explanation
 
     check_place(out)
     kinds = KINDS if kind is None else [name for name in KINDS if name in kind]
@@ -96,7 +96,9 @@ def explain_command(
         say(f"note: {printable(line)}")
     written = write_explanation(explanation, out)
     if PAGE_FILE not in written:
-        note(f"zsad: no {PAGE_FILE}: it needs jinja2, get it with: pip install 'zsad[report]'")
+        note(
+            f"zsad: no {PAGE_FILE}: it needs matplotlib and jinja2, get them with: pip install 'zsad[studies]'"
+        )
     say(f"wrote {', '.join(written)} into {printable(out)}")
     return 3 if explanation.collected.skipped else 0
 

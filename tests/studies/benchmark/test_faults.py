@@ -15,7 +15,7 @@ from zsad.metrics.table import COLUMNS
 from zsad.studies.benchmark.cell_results import CellResult, ClassRow, FileProblem
 from zsad.studies.benchmark.faults import masked, of_the_set
 from zsad.studies.benchmark.summary import Summary
-from zsad.studies.report.text import notes, text_of, to_latex
+from zsad.studies.report.result_tables import entry_text, notes, to_latex
 
 
 def listing(root: Path, *, drop: str = "", swap: bool = False, numbered: bool = False) -> Path:
@@ -85,8 +85,8 @@ def test_means_without_a_broken_class_are_marked() -> None:
         return CellResult(key=f"clip-{name}", rows=rows, problems=problems, **texts)
 
     summary = Summary([result("whole"), result("broken", FileProblem(path="nut/3.png", reason="is damaged"))])
-    assert text_of(summary.entry("clip", "whole", "pixel_pro")) == "55.0"
-    assert text_of(summary.entry("clip", "broken", "pixel_pro")) == "50.0§"
+    assert entry_text(summary.entry("clip", "whole", "pixel_pro")) == "55.0"
+    assert entry_text(summary.entry("clip", "broken", "pixel_pro")) == "50.0§"
     assert any(line.startswith("§ Mean without the classes") for line in notes(summary))
     assert r"50.0\textsuperscript{\S{}}" in to_latex(summary)
 

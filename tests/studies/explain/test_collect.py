@@ -22,6 +22,7 @@ from zsad.images.preprocess import Preprocess
 from zsad.methods.registry import METHODS, build
 from zsad.studies.explain import explain
 from zsad.studies.explain.collect import Usage, choose_pictures, patch_regions
+from zsad.studies.explain.explanation_json import explanation_json
 from zsad.types import Sample
 
 PATCH_KINDS = ("activation", "regions", "patches")
@@ -263,7 +264,7 @@ def test_every_method_with_experts_can_be_explained(toy, discs, name: str) -> No
         np.testing.assert_allclose(entry.share("weight").sum(-1), 1, atol=1e-4)
     by_patch = any(pool.unit == "patch" for pool in found.pools.values())
     assert by_patch == bool(found.regions) == bool(found.collected.pictures)
-    json.dumps(found.to_dict(), allow_nan=False)
+    json.dumps(explanation_json(found), allow_nan=False)
     told = [note for note in found.notes if "re-designed from the public description" in note]
     assert len(told) == (name in ("mpama", "wmoeclip"))
 

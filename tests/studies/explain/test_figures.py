@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -16,13 +17,13 @@ from PIL import Image
 
 from zsad.errors import ConfigError, DataError
 from zsad.studies.explain import explain, write_explanation
-from zsad.studies.explain.charts import short_names, slug, wrapped
-from zsad.studies.explain.curves import read_curves
 from zsad.studies.explain.embeddings import cosines, map_experts, principal_plane
-from zsad.studies.explain.figures import _curves, all_figures
+from zsad.studies.explain.figure_parts import short_names, slug, wrapped
+from zsad.studies.explain.figures import all_figures
+from zsad.studies.explain.loss_charts import curves_figure
 from zsad.studies.explain.patches import expert_colours, outline
-from zsad.studies.report.axes import Axis, ticks
-from zsad.studies.report.canvas import COLOURS, Drawing, shortened, text_width
+from zsad.studies.explain.training_curves import read_curves
+from zsad.studies.report.drawing import COLOURS, Drawing, round_values, shortened, styled, text_width
 
 WEIGHTS = {"balance": "alpha", "decouple": "beta"}
 
@@ -69,7 +70,7 @@ def test_the_image_auroc_of_watched_data_is_drawn_as_measured(tmp_path: Path) ->
     curve = watched.curves["image AUROC"]
     assert curve.steps.tolist() == [100, 200, 300, 400, 500] and curve.weight is None
     assert curve.mean.tolist() == curve.low.tolist() == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
-    both, without = _curves([watched, plain]), _curves([plain])
+    both, without = curves_figure([watched, plain]), curves_figure([plain])
     assert "image AUROC" in both.drawing.to_svg() and "measured after every epoch" in both.caption
     assert "image AUROC" not in without.drawing.to_svg() and "measured" not in without.caption
 
@@ -127,42 +128,46 @@ def test_tsne_needs_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
         map_experts(pools, ("layer 1",), projection="tsne")
 
 
+@styled
 def test_svg_and_png_show_the_same() -> None:
     drawing = Drawing(120, 60, 'says "<this>"')
-    drawing.rect(10, 10, 40, 20, "normal", title="a & b")
-    drawing.rect(60, 10, 40, 20, "#000000", opacity=0.5)
-    drawing.circle(30, 45, 8, "anomalous")
-    drawing.line([(60, 40), (110, 40)], "ink", width=2, dashed=True)
-    drawing.picture(100, 44, 16, 12, Image.new("RGB", (4, 3), "#123456"))
-    drawing.text(60, 55, "<&> é", fill="ink")
+    drawing.tip(drawing.rectangle(10, 10, 40, 20, facecolor=COLOURS["normal"]), "a & b")
+    drawing.rectangle(60, 10, 40, 20, facecolor="#000000", alpha=0.5)
+    drawing.line((60, 110), (40, 40), color=COLOURS["ink"], linewidth=2)
+    drawing.image(Image.new("RGB", (4, 3), "#123456"), 100, 44, 16, 12)
+    drawing.text(10, 55, "<&> é $x$")
     root = ElementTree.fromstring(drawing.to_svg())
     assert root.attrib["aria-label"] == 'says "<this>"' and root.attrib["width"] == "120"
-    kinds = [element.tag.split("}")[1] for element in root]
-    assert kinds == ["rect", "polygon", "polygon", "circle", "polyline", "image", "text"]
-    assert root[1][0].text == "a & b" and root[-1].text == "<&> é"
+    assert [element.text for element in root.iter() if element.tag.endswith("title")] == ["a & b"]
+    assert [element.text for element in root.iter() if element.tag.endswith("}text")] == ["<&> é $x$"]
+    (picture,) = [element for element in root.iter() if element.tag.endswith("image")]
+    assert picture.attrib["{http://www.w3.org/1999/xlink}href"].startswith("data:image/jpeg;base64,")
     assert COLOURS["normal"] in drawing.to_svg() and "var(" not in drawing.to_svg()
-    assert "var(--normal)" in drawing.to_svg(inline=True)
-    image = Image.open(io.BytesIO(drawing.to_png()))
+    inline = drawing.to_svg(inline=True)
+    assert "var(--normal)" in inline and "<style" not in inline and COLOURS["normal"] not in inline
+    image = Image.open(io.BytesIO(drawing.to_png())).convert("RGB")
     assert image.size == (240, 120)
     at = lambda x, y: "#{:02x}{:02x}{:02x}".format(*image.getpixel((2 * x, 2 * y)))  # noqa: E731
-    assert (at(30, 20), at(30, 45), at(5, 5)) == (COLOURS["normal"], COLOURS["anomalous"], COLOURS["panel"])
+    assert (at(30, 20), at(5, 5), at(80, 40)) == (COLOURS["normal"], COLOURS["panel"], COLOURS["ink"])
     assert at(80, 20) in ("#7f7f7f", "#808080") and at(108, 50) == "#123456"
-    dashes = np.array([at(x, 40) == COLOURS["ink"] for x in range(60, 110)])
-    assert 0.4 < dashes.mean() < 0.8 and (dashes[1:] != dashes[:-1]).sum() > 4
+    assert drawing.to_pdf().startswith(b"%PDF")
 
 
-def test_names_and_ticks_fit() -> None:
+def test_names_and_round_values_fit() -> None:
     cut = shortened("x" * 200, 12, 90)
     assert cut.count("…") == 1 and text_width(cut, 12) <= 90
     assert short_names(["E1", "E2"], 30) == (["E1", "E2"], [])
+    assert short_names(["E1", "E2"], 3) == (["1", "2"], [])
     assert short_names(["frozen", "a very long name"], 30) == (["1", "2"], ["1 frozen", "2 a very long name"])
     assert len(wrapped([f"{i} expert" for i in range(9)], 11, 150)) > 2
-    assert ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1] and ticks(0, 128) == [0, 50, 100]
-    for low, high in ((0, 1e-7), (3.2, 3.9), (-5, 1e6), (2, 2)):
-        found = ticks(low, high)
-        assert 1 <= len(found) <= 5 and all(low - 1e-9 <= tick <= high + 1e-9 for tick in found)
-    axis = Axis(10, 10, 100, 50, 0, 10, -1, 1)
-    assert axis.place(5, 0) == (60, 35) and axis.place(99, -9) == (110, 60)
+    assert round_values(0, 1) == pytest.approx([0, 0.25, 0.5, 0.75, 1]) and round_values(0, 128) == [
+        0,
+        50,
+        100,
+    ]
+    for low, high in ((0, 1e-7), (3.2, 3.9), (-5, 1e6), (0.3, 1)):
+        values = round_values(low, high)
+        assert 1 <= len(values) <= 5 and all(low - 1e-9 <= value <= high + 1e-9 for value in values)
     assert len(set(expert_colours(40))) == 40 and slug("Zero / Experts") == "zero___experts"
 
 
@@ -188,16 +193,45 @@ def test_every_number_has_its_figure(found) -> None:
     for figure in figures.values():
         drawing = figure.drawing
         ElementTree.fromstring(drawing.to_svg())
-        for part in drawing.parts:  # nothing lies outside the sheet
-            points = getattr(part, "points", None) or [(part.x, part.y)]
-            assert all(-1 <= x <= drawing.width + 1 for x, _ in points), figure.name
-            assert all(-1 <= y <= drawing.height + 1 for _, y in points), figure.name
-    said = re.findall("<title>([^<]*)</title>", figures["activation"].drawing.to_svg())
-    assert len(said) == 2 * (3 * 4 + 3 * 4 + 2 * 5)
+        drawing.to_png(scale=1)
+        frame = drawing.figure.bbox
+        for axes in drawing.figure.axes:
+            labels = [*axes.get_xticklabels(), *axes.get_yticklabels(), axes.title] if axes.axison else []
+            for text in [*axes.texts, *labels]:  # nothing lies outside the drawing
+                box = text.get_window_extent()
+                inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= frame.x1 + 1 and box.y1 <= frame.y1 + 1
+                assert inside or not text.get_text() or not text.get_visible(), (figure.name, text.get_text())
+    titles = re.findall("<title>([^<]*)</title>", figures["activation"].drawing.to_svg())
+    assert len(titles) == 2 * (3 * 4 + 3 * 4 + 2 * 5)
     share = found.usage[0].share("chosen")
-    assert f"parts, normal, layer 2, E1: {100 * share[0, 0]:.1f} %" in said
+    assert f"parts, normal, layer 2, E1: {100 * share[0, 0]:.1f} %" in titles
+    curves = [line for axes in figures["curves"].drawing.figure.axes for line in axes.lines]
     # The key, and the four terms of the second run.
-    assert figures["curves"].drawing.to_svg().count("stroke-dasharray") == 1 + 4
+    assert sum(line.get_linestyle() == "--" for line in curves) == 1 + 4
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_patches_are_painted_with_the_colours_of_their_experts(found, layer: int) -> None:
+    figures = {figure.name: figure for figure in all_figures(found)}
+    images = figures["patches-patches"].drawing.sheet.images
+    assert len(images) == 2 * (1 + 2)  # two pictures, each with the maps of two layers
+    picture = found.collected.pictures[0]
+    pixels = np.asarray(images[1 + layer].get_array()).astype(int)
+    colours = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in expert_colours(5)]
+    hues = np.array(colours) - np.mean(colours, axis=1, keepdims=True)
+    rows, columns = picture.strongest["patches"][layer].shape
+    hits = 0
+    for row, column in np.ndindex(rows, columns):
+        y, x = (
+            (2 * row + 1) * pixels.shape[0] // (2 * rows),
+            (2 * column + 1) * pixels.shape[1] // (2 * columns),
+        )
+        tint = (pixels[y, x] - pixels[y, x].mean()) / 0.62  # of the colour over grey
+        hits += (
+            int(np.linalg.norm(hues - tint, axis=1).argmin())
+            == picture.strongest["patches"][layer][row, column]
+        )
+    assert hits >= 0.9 * rows * columns
 
 
 def test_folder_holds_page_numbers_and_figures(found, tmp_path: Path) -> None:
@@ -221,9 +255,14 @@ def test_folder_holds_page_numbers_and_figures(found, tmp_path: Path) -> None:
     assert len(ids) == len(set(ids)) and set(re.findall(r'href="#([^"]*)"', page)) <= set(ids)
 
 
-def test_without_jinja_everything_else_is_written(router, tmp_path: Path, monkeypatch) -> None:
-    import zsad.studies.explain.page as page
+def test_without_a_library_everything_else_is_written(router, tmp_path: Path, monkeypatch) -> None:
+    import zsad.studies.explain.explanation_page as page
 
+    explanation = explain(router, kinds=("embeddings",))
+    monkeypatch.setattr(page, "find_spec", lambda name: None if name == "jinja2" else find_spec(name))
+    written = write_explanation(explanation, tmp_path)
+    assert "explain.html" not in written and {"experts.svg", "experts.pdf", "experts.png"} < set(written)
     monkeypatch.setattr(page, "find_spec", lambda name: None)
-    written = write_explanation(explain(router, kinds=("embeddings",)), tmp_path)
-    assert "explain.html" not in written and "experts.svg" in written
+    assert write_explanation(explanation, tmp_path) == ["explain.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["explain.json"]
+    assert json.loads((tmp_path / "explain.json").read_text())["embeddings"]["maps"]

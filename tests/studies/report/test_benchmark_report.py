@@ -16,10 +16,12 @@ from PIL import Image
 from zsad.errors import DataError
 from zsad.studies.benchmark.cell_results import CellResult, ClassRow, read_cells
 from zsad.studies.benchmark.summary import Summary
-from zsad.studies.report.charts import over_sets, styles, trade_off
-from zsad.studies.report.curves import curve_charts
-from zsad.studies.report.pictures import Example, examples, maps_figure
-from zsad.studies.report.write import write_reports
+from zsad.studies.report.benchmark_reports import write_reports
+from zsad.studies.report.curve_charts import curve_charts, mean_lines
+from zsad.studies.report.drawing import PANEL
+from zsad.studies.report.examples import Example, examples, maps_figure
+from zsad.studies.report.method_charts import methods_over_sets, quality_over_time, styles
+from zsad.studies.report.overview import overview
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
@@ -49,7 +51,7 @@ addEventListener("load", () => {
   Object.assign(window.seen, {
     requests: performance.getEntriesByType("resource").map((entry) => entry.name),
     tables: all("table").length, headed: all("table").filter((t) => t.querySelector("th[scope]")).length,
-    svgs: all("svg[role=img][aria-label]").length, unlabelled: all("svg:not([aria-label])").length,
+    svgs: all("svg[role=img][aria-label]").length, unlabelled: all("svg:not([aria-label]):not([aria-hidden])").length,
     texts_outside: all("svg").filter((svg) => svg.getBoundingClientRect().width > 0 && !inside(svg))
       .map((svg) => svg.getAttribute("aria-label")),
     pictures: all("img").length, nameless: all("img:not([alt]), img[alt='']").length,
@@ -113,7 +115,7 @@ def shown(summary: Summary, benchmark_work: Path) -> list[Example]:
 
 
 def test_all_reports_are_written(work: Path) -> None:
-    for suffix in ("csv", "json", "tex", "md", "svg", "html"):
+    for suffix in ("csv", "json", "tex", "md", "svg", "pdf", "html"):
         assert (work / f"benchmark.{suffix}").stat().st_size > 1000
     for name in ("benchmark.png", "benchmark-maps.png"):
         with Image.open(work / name) as picture:
@@ -124,7 +126,7 @@ def test_all_reports_are_written(work: Path) -> None:
 def test_page_is_well_formed_and_accessible(html: str) -> None:
     page = Page(html)
     for tag, attributes in page.tags:
-        for name in ("src", "href", "action", "srcset", "data"):
+        for name in ("src", "href", "xlink:href", "action", "srcset", "data"):
             value = attributes.get(name)
             assert value is None or value.startswith(("data:image/jpeg;base64,", "#")), (tag, value)
         if tag == "img":
@@ -138,7 +140,7 @@ def test_page_is_well_formed_and_accessible(html: str) -> None:
     links = {(a["href"] or "")[1:] for tag, a in page.tags if tag == "a"}
     assert links <= set(ids)
     assert sum(tag == "table" for tag, _ in page.tags) == sum(tag == "caption" for tag, _ in page.tags)
-    assert "url(" not in html and "@import" not in html
+    assert "url(" not in html.replace("url(#", "") and "@import" not in html
     assert "content=\"default-src 'none';" in html
 
 
@@ -180,7 +182,12 @@ def test_names_cannot_inject(tmp_path: Path) -> None:
     assert "<script>" not in (tmp_path / "benchmark.md").read_text(encoding="utf-8")
 
 
-def test_without_jinja_all_but_the_page_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("missing", "charts"),
+    [("jinja2", {"svg", "pdf", "png"}), ("matplotlib", set())],
+    ids=["jinja2", "matplotlib"],
+)
+def test_without_a_library_everything_else_is_written(tmp_path: Path, missing: str, charts: set[str]) -> None:
     row = ClassRow(name="c", normal=3, anomalous=3, masks=0, metrics={"image_auroc": 0.75})
     cell = CellResult(
         key="k", method="clip", label="clip", backbone="b", backbone_sha256="0", target="t", rows=(row,)
@@ -188,18 +195,19 @@ def test_without_jinja_all_but_the_page_is_written(tmp_path: Path) -> None:
     cell_path = tmp_path / "cell.json"
     cell_path.write_text(cell.model_dump_json())
     code = (
-        "import sys; sys.modules['jinja2'] = sys.modules['markupsafe'] = None\n"
-        "import importlib.util as u; found = u.find_spec\n"
-        "u.find_spec = lambda name, *rest: None if name == 'jinja2' else found(name, *rest)\n"
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "import importlib.util as u; find = u.find_spec\n"
+        f"u.find_spec = lambda name, *rest: None if name == {missing!r} else find(name, *rest)\n"
         "from pathlib import Path; from zsad.studies.benchmark.cell_results import read_cell\n"
-        "from zsad.studies.report.write import write_reports\n"
+        "from zsad.studies.report.benchmark_reports import write_reports\n"
         f"work = Path({str(tmp_path)!r}); cells = [read_cell(work / 'cell.json')]\n"
         "print(*(path.name for path in write_reports(work, cells)))\n"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stderr
-    names = {f"benchmark.{suffix}" for suffix in ("csv", "json", "tex", "md", "svg", "png")}
-    assert set(told.stdout.split()) == names
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert printed.returncode == 0, printed.stderr
+    names = {f"benchmark.{suffix}" for suffix in {"csv", "json", "tex", "md"} | charts}
+    assert set(printed.stdout.split()) == names
+    assert ("benchmark.png" in (tmp_path / "benchmark.md").read_text()) == bool(charts)
 
 
 def test_no_cells_is_an_error_of_one_line(tmp_path: Path) -> None:
@@ -208,41 +216,96 @@ def test_no_cells_is_an_error_of_one_line(tmp_path: Path) -> None:
 
 
 def test_radar_has_a_gap_where_a_result_is_missing(summary: Summary) -> None:
-    drawn = over_sets(summary, "image_auroc")
-    assert drawn is not None and "moeclip: bolts" in drawn.summary
-    colours = {name: style.colour for name, style in styles(summary.names).items()}
-    lines = [getattr(part, "stroke", None) for part in drawn.parts]
-    points = [part for part in drawn.parts if getattr(part, "radius", 0) == 4]
-    targets = 4  # with image metrics
-    assert lines.count(colours["promptmoe"]) == targets
-    assert lines.count(colours["moeclip"]) == targets - 2
-    assert sum(part.fill == colours["moeclip"] for part in points) == targets - 1  # type: ignore[union-attr]
-    hollow = [
-        part for part in drawn.parts if getattr(part, "fill", "") == "panel" and getattr(part, "radius", 0)
-    ]
+    drawing = methods_over_sets(summary, "image_auroc")
+    assert drawing is not None and "moeclip: bolts" in drawing.summary
+    (axes,) = [axes for axes in drawing.figure.axes if axes.name == "polar"]
+    lines = {
+        line.get_label(): np.asarray(line.get_ydata()) for line in axes.lines if len(line.get_xdata()) > 1
+    }
+    targets = ["bolts", "cloth", "scans", "tiles"]  # those with image metrics
+    assert list(lines) == summary.names
+    for name, values in lines.items():
+        entries = [summary.entry(name, target, "image_auroc") for target in [*targets, "bolts"]]
+        expected = [np.nan if entry.hole else entry.spread.mean for entry in entries]
+        np.testing.assert_array_equal(values, expected)
+    assert np.isnan(lines["moeclip"]).sum() == 1 and np.isnan(lines["promptmoe"]).sum() == 0
+    markers = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    own = [line for line in markers if line.get_color() == styles(summary.names)["moeclip"].colour]
+    assert len(own) == len(targets) - 1
+    hollow = [line for line in markers if line.get_markerfacecolor() == PANEL]
     assert len(hollow) == 1  # the data that mpama has seen
 
 
-def test_farther_out_on_the_radar_is_better(summary: Summary) -> None:
-    drawn = over_sets(summary, "pixel_pro")
-    assert drawn is not None
-    centre = (drawn.width / 2, drawn.height / 2)
-    found = {}
-    for part in drawn.parts:
-        told = re.fullmatch(r"(\w+), tiles: ([\d.]+).*", getattr(part, "title", ""))
-        if told:
-            ((x, y),) = part.points  # type: ignore[union-attr]
-            found[told[1]] = (float(told[2]), np.hypot(x - centre[0], y - centre[1]))
-    values, distances = zip(*sorted(found.values()), strict=True)
-    assert len(values) == 5 and list(distances) == sorted(distances)
+def test_methods_differ_without_colours(summary: Summary) -> None:
+    drawn = styles([f"method {index}" for index in range(40)])
+    assert len({(style.colour, style.marker, style.dashed) for style in drawn.values()}) >= 20
+    assert len({style.marker for style in styles(summary.names).values()}) == len(summary.names)
+
+
+def test_pointing_at_a_marker_tells_its_value(summary: Summary) -> None:
+    drawing = methods_over_sets(summary, "pixel_pro")
+    assert drawing is not None
+    titles = re.findall("<title>([^<]*)</title>", drawing.to_svg())
+    assert titles == drawing.tips
+    value = summary.entry("promptmoe", "tiles", "pixel_pro").percent()
+    assert any(title.startswith(f"promptmoe, tiles: {value}") for title in titles)
+
+
+def test_the_same_numbers_give_the_same_bytes(summary: Summary) -> None:
+    first, second = (overview(summary, title="Made-up $benchmark$ <b>").files("x") for _ in range(2))
+    assert first == second and set(first) == {"x.svg", "x.pdf", "x.png"}
+    assert "Made-up $benchmark$ &lt;b&gt;" in first["x.svg"].decode()
+    assert b"CreationDate" not in first["x.pdf"] and b"Software" not in first["x.png"]
+
+
+def test_drawings_on_a_page_follow_its_colours(html: str) -> None:
+    drawings = re.findall(r'<svg class="drawing".*?</svg>', html, re.DOTALL)
+    assert len(drawings) > 20
+    for drawing in drawings:
+        colours = set(re.findall(r"#[0-9a-f]{6}", " ".join(re.findall(r'style="[^"]*"', drawing))))
+        assert not colours and "var(--" in drawing
+
+
+@pytest.mark.parametrize("count", [6, 24])
+def test_texts_of_charts_are_neither_cut_nor_covered(count: int) -> None:
+    row = ClassRow(name="c", normal=3, anomalous=3, masks=0, metrics={"image_auroc": 0.7, "pixel_pro": 0.4})
+    cells = [
+        CellResult(
+            key=f"{index}-{target}", method=f"m{index}", label=f"method with a long name {index}", backbone="b",
+            backbone_sha256="0", target=target, rows=(row,), seconds_per_image=0.01 * (1 + index % 5),
+        )
+        for index in range(count)
+        for target in ("a data set of a long name", "bolts", "cloth", "another data set of a long name", "e", "f")
+    ]  # fmt: skip
+    summary = Summary(cells)
+    for drawing in (
+        overview(summary, title="A title that is much longer than the drawing is wide, " * 3),
+        methods_over_sets(summary, "image_auroc"),
+        quality_over_time(summary, "pixel_pro"),
+    ):
+        assert drawing is not None
+        drawing.to_png(scale=1)
+        texts = [text for axes in drawing.figure.axes for text in axes.texts if text.get_text()]
+        boxes = [text.get_window_extent() for text in texts]
+        frame = drawing.figure.bbox
+        for text, box in zip(texts, boxes, strict=True):
+            inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= frame.x1 and box.y1 <= frame.y1
+            assert inside, text.get_text()
+        names = [
+            (text.get_text(), box)
+            for text, box in zip(texts, boxes, strict=True)
+            if "name" in text.get_text()
+        ]
+        for index, (name, box) in enumerate(names):
+            assert not [other for other, second in names[:index] if box.overlaps(second)], name
 
 
 def test_few_data_sets_are_dots_not_a_radar(benchmark_work: Path) -> None:
     cells = [cell for cell in read_cells(benchmark_work) if cell.target in ("bolts", "scans")]
-    drawn = over_sets(Summary(cells), "image_auroc")
+    drawn = methods_over_sets(Summary(cells), "image_auroc")
     assert drawn is not None and drawn.summary.startswith("Chart of")
-    assert over_sets(Summary(cells[:1]), "pixel_f1_max") is not None
-    assert over_sets(Summary([]), "pixel_f1_max") is None
+    assert methods_over_sets(Summary(cells[:1]), "pixel_f1_max") is not None
+    assert methods_over_sets(Summary([]), "pixel_f1_max") is None
 
 
 def test_curves_are_those_of_the_cells(summary: Summary, benchmark_work: Path) -> None:
@@ -254,9 +317,7 @@ def test_curves_are_those_of_the_cells(summary: Summary, benchmark_work: Path) -
     assert titles["scans"][0].startswith("image ROC curves on scans")
     assert " moeclip" not in titles["scans"][0]
     # The area under the mean curve is the mean of the areas.
-    from zsad.studies.report.curves import _mean_lines
-
-    lines = _mean_lines(benchmark_work, summary.finished("promptmoe", "cloth").values())
+    lines = mean_lines(benchmark_work, summary.finished("promptmoe", "cloth").values())
     x, y = lines["pixel_roc"]
     area = float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum())
     assert area == pytest.approx(summary.entry("promptmoe", "cloth", "pixel_auroc").spread.mean, abs=0.01)
@@ -264,10 +325,10 @@ def test_curves_are_those_of_the_cells(summary: Summary, benchmark_work: Path) -
 
 
 def test_cost_is_drawn_for_those_measured(summary: Summary) -> None:
-    drawn = trade_off(summary, "image_auroc")
+    drawn = quality_over_time(summary, "image_auroc")
     assert drawn is not None and "winclip: 16" in drawn.summary
     bare = [cell.model_copy(update={"seconds_per_image": None}) for cell in summary.cells]
-    assert trade_off(Summary(bare), "image_auroc") is None
+    assert quality_over_time(Summary(bare), "image_auroc") is None
 
 
 def test_examples_are_chosen_by_the_ranking(shown: list[Example], benchmark_work: Path) -> None:
@@ -305,7 +366,7 @@ def test_mask_shown_is_that_of_the_image(shown: list[Example]) -> None:
 def test_maps_figure_has_a_column_for_each_target(shown: list[Example], summary: Summary) -> None:
     figure = maps_figure(shown, summary.names)
     assert figure is not None
-    pictures = [part for part in figure.parts if hasattr(part, "image")]
+    pictures = figure.sheet.images
     assert len(pictures) == 5 * (2 + 6) - 1 - 2  # no mask of scans, two missing results
     assert maps_figure([], summary.names) is None
 

@@ -15,18 +15,18 @@ from rich.console import Console
 from zsad.metrics.table import COLUMNS, ResultRow, ResultTable
 from zsad.studies.benchmark.cell_results import CellResult, ClassRow, read_cells
 from zsad.studies.benchmark.summary import FEWER, OVERALL, SEEN, Summary
-from zsad.studies.report.text import (
+from zsad.studies.report.benchmark_reports import console_table
+from zsad.studies.report.result_tables import (
     CSV_COLUMNS,
     MEAN,
+    entry_text,
     holes,
     notes,
-    text_of,
     to_csv,
     to_json,
     to_latex,
     to_markdown,
 )
-from zsad.studies.report.write import console_table
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_two_directions_stand_side_by_side() -> None:
     assert summary.sets("m (A)", "tiles") == "A" and not summary.asked("m (A)", "screws")
     assert f"A: trained on {' + '.join(one)}." in notes(summary)
     metric = summary.metrics[0]
-    assert text_of(summary.entry("m (A)", OVERALL, metric)).endswith(FEWER)
+    assert entry_text(summary.entry("m (A)", OVERALL, metric)).endswith(FEWER)
     assert not summary.entry("free", OVERALL, metric).bold
     failed = [cell("m", "tiles", {}, trained_on=one, key="1", state="failed", reason="no memory"), *cells[1:]]
     assert [hole[:2] for hole in holes(Summary(failed))] == [("m (A)", "tiles")]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 RESULTS_FILE = "results.json"
-_REPORT = "zsad.studies.report.write"
+_REPORT = "zsad.studies.report.benchmark_reports"
 
 
 @dataclass(slots=True)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zsad.studies.explain.explanation import Explanation, explain
-    from zsad.studies.explain.page import write_explanation
+    from zsad.studies.explain.explanation_page import write_explanation
 
 _LAZY = {
     "Explanation": "zsad.studies.explain.explanation",
     "explain": "zsad.studies.explain.explanation",
-    "write_explanation": "zsad.studies.explain.page",
+    "write_explanation": "zsad.studies.explain.explanation_page",
 }
 
 __all__ = ["Explanation", "explain", "write_explanation"]

@@ -1,4 +1,4 @@
-"""How often experts are chosen and how much they weigh: PromptMoE's figure 6 as tables of colours."""
+"""Activation of experts, how often they are chosen and their weight: PromptMoE's figure 6 as tables of colours."""
 
 from __future__ import annotations
 
@@ -6,150 +6,184 @@ import math
 from typing import Literal
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from zsad.studies.explain.charts import GROUP_COLOURS, MARGIN, WIDEST, Figure, short_names, wrapped
 from zsad.studies.explain.collect import GROUPS, Pool, Usage
 from zsad.studies.explain.explanation import Explanation
-from zsad.studies.report.canvas import Drawing, shortened, text_width
+from zsad.studies.explain.figure_parts import (
+    GROUP_COLOURS,
+    MARGIN,
+    MAX_WIDTH,
+    ExplanationFigure,
+    short_names,
+    wrapped,
+)
+from zsad.studies.report.drawing import ACCENT, INK, PANEL, Drawing, shortened, styled, text_width
 
-_ROW, _GAP = 21.0, 26.0
+_ROW, _GAP, _APART = 21.0, 26.0, 6.0
+_LEGEND_WIDTH, _LEGEND_STEPS = 200.0, 20
 
 
-def activation_figure(found: Explanation, kind: Literal["chosen", "weight"]) -> Figure:
+def activation_figure(explanation: Explanation, kind: Literal["chosen", "weight"]) -> ExplanationFigure:
+    """Draw the share of images or patches for which an expert is chosen, or its mean weight over them."""
     plurals = {"image": "images", "patch": "patches"}
-    units = " or ".join(dict.fromkeys(plurals[pool.unit] for pool in found.pools.values()))
-    top = 1.0
-    if kind == "weight":
-        top = max(float(np.nanmax(entry.share("weight"))) for entry in found.usage)
-        top = min(1.0, math.ceil(top * 10 - 1e-9) / 10)
-    said = {
-        "chosen": f"share of {units} for which an expert is among the chosen, in percent",
-        "weight": f"mean weight of an expert over {units}, in percent",
-    }[kind]
-    sheet = _HeatSheet(found, kind, top)
-    drawing = sheet.draw(said)
-    title = {"chosen": "How often experts are chosen", "weight": "How much experts weigh"}[kind]
-    return Figure({"chosen": "activation", "weight": "weights"}[kind], title, said, drawing)
+    units = " or ".join(dict.fromkeys(plurals[pool.unit] for pool in explanation.pools.values()))
+    if kind == "chosen":
+        name, title, top = "activation", "How often experts are chosen", 1.0
+        caption = f"share of {units} for which an expert is among the chosen, in percent"
+    else:
+        name, title = "weights", "How much experts weigh"
+        caption = f"mean weight of an expert over {units}, in percent"
+        highest = max(float(np.nanmax(entry.share("weight"))) for entry in explanation.usage)
+        top = min(1.0, math.ceil(highest * 10 - 1e-9) / 10)
+    return ExplanationFigure(name, title, caption, _ActivationTables(explanation, kind, top).draw(caption))
 
 
-class _HeatSheet:
-    """Tables of coloured cells: a column of tables for each pool, a row of them for each layer."""
+class _ActivationTables:
+    """Tables of coloured cells: pools side by side, as many as fit, and below each other a table for each layer."""
 
-    def __init__(self, found: Explanation, kind: Literal["chosen", "weight"], top: float) -> None:
-        self.found, self.kind, self.top = found, kind, top
-        usage = found.usage
+    def __init__(self, explanation: Explanation, kind: Literal["chosen", "weight"], top: float) -> None:
+        self.pools, self.kind, self.top = explanation.pools, kind, top
+        usage = explanation.usage
         self.by_key = {(entry.dataset, entry.group, entry.pool): entry for entry in usage}
-        sets = dict.fromkeys(entry.dataset for entry in usage)
-        here = {(entry.dataset, entry.group) for entry in usage}
-        self.rows = [(name, group) for name in sets for group in GROUPS if (name, group) in here]
-        widest = max(text_width(name, 12) for name in sets)
-        self.names = min(170.0, widest)
-        self.left = MARGIN + self.names + 14 + 132
-        self.chunks = self._chunked()
+        groups = {(entry.dataset, entry.group) for entry in usage}
+        datasets = list(dict.fromkeys(entry.dataset for entry in usage))
+        self.rows: dict[tuple[str, str], float] = {}  # the upper edge of each in a table
+        height = 0.0
+        for dataset in datasets:
+            for group in GROUPS:
+                if (dataset, group) in groups:
+                    self.rows[dataset, group] = height
+                    height += _ROW
+            height += _APART
+        self.height = height - _APART
+        self.names = min(190.0, max(text_width(name, 12) for name in datasets))
+        self.left = MARGIN + self.names + 14 + 140
+        self.bands = self._bands()
 
-    def _cell(self, pool: Pool) -> float:
+    @staticmethod
+    def _cell(pool: Pool) -> float:
         count = len(pool.experts)
         return 42.0 if count <= 8 else 34.0 if count <= 16 else 18.0
 
-    def _chunked(self) -> list[list[str]]:
-        """Pools side by side, as many as fit."""
-        chunks: list[list[str]] = [[]]
-        width = self.left
-        for name, pool in self.found.pools.items():
-            own = self._cell(pool) * len(pool.experts) + _GAP
-            if chunks[-1] and width + own > WIDEST:
-                chunks.append([])
-                width = self.left
-            chunks[-1].append(name)
-            width += own
-        return chunks
+    def _width(self, pool: Pool) -> float:
+        return self._cell(pool) * len(pool.experts)
 
+    def _bands(self) -> list[list[str]]:
+        bands: list[list[str]] = [[]]
+        width = self.left
+        for name, pool in self.pools.items():
+            if bands[-1] and width + self._width(pool) + _GAP > MAX_WIDTH:
+                bands.append([])
+                width = self.left
+            bands[-1].append(name)
+            width += self._width(pool) + _GAP
+        return bands
+
+    def _key(self, name: str) -> list[str]:
+        """The lines that explain numbered experts."""
+        pool = self.pools[name]
+        return wrapped(short_names(pool.experts, self._cell(pool) - 4)[1], 11, self._width(pool))
+
+    def _band_height(self, band: list[str]) -> float:
+        lines, layers = (
+            max(len(self._key(name)) for name in band),
+            max(len(self.pools[n].layers) for n in band),
+        )
+        return 32 + 15 * lines + layers * (self.height + 32) + 4
+
+    @styled
     def draw(self, caption: str) -> Drawing:
-        drawing = Drawing(0, 0, f"Table of colours: {caption}, by data set, layer and pool")
-        y, right = self._legend(drawing, caption) + 18, 0.0
-        for chunk in self.chunks:
-            y, width = self._chunk(drawing, chunk, y)
-            right = max(right, width)
-        drawing.width, drawing.height = max(right, self.left + 256 + text_width(caption, 12)) + MARGIN, y
+        widths = [sum(self._width(self.pools[name]) + _GAP for name in band) - _GAP for band in self.bands]
+        beside = _LEGEND_WIDTH + 64 + text_width(caption, 12)
+        height = 44 + sum(map(self._band_height, self.bands))
+        description = f"Table of colours: {caption}, by data set, layer and pool"
+        drawing = Drawing(self.left + max(*widths, beside) + MARGIN, height, description)
+        self._draw_scale(drawing, caption)
+        y = 44.0
+        for band in self.bands:
+            self._draw_band(drawing, band, y)
+            y += self._band_height(band)
         return drawing
 
-    def _legend(self, drawing: Drawing, caption: str) -> float:
-        x, y, width, steps = self.left, 16.0, 200.0, 20
-        for index in range(steps):
-            opacity = _opacity((index + 0.5) / steps)
-            drawing.rect(x + index * width / steps, y, width / steps, 10, "accent", opacity=opacity)
-        drawing.text(x - 8, y + 9, "0", size=11, anchor="end")
-        drawing.text(x + width + 8, y + 9, f"{100 * self.top:.0f} %", size=11)
-        drawing.text(x + width + 56, y + 9.5, caption, size=12)
-        return y + 10
+    def _draw_scale(self, drawing: Drawing, caption: str) -> None:
+        x, y, step = self.left, 16.0, _LEGEND_WIDTH / _LEGEND_STEPS
+        for index in range(_LEGEND_STEPS):
+            opacity = _opacity((index + 0.5) / _LEGEND_STEPS)
+            drawing.rectangle(x + index * step, y, step, 10, facecolor=ACCENT, alpha=opacity)
+        drawing.text(x - 8, y + 9, "0", fontsize=11, ha="right")
+        drawing.text(x + _LEGEND_WIDTH + 8, y + 9, f"{100 * self.top:.0f} %", fontsize=11)
+        drawing.text(x + _LEGEND_WIDTH + 60, y + 9.5, caption)
 
-    def _chunk(self, drawing: Drawing, chunk: list[str], top: float) -> tuple[float, float]:
-        pools = [self.found.pools[name] for name in chunk]
-        y = top + 14
-        x, keyed, places = self.left, 0, []
-        for name, pool in zip(chunk, pools, strict=True):
-            places.append(x)
-            drawing.text(
-                x, y, f"{name} pool" if name in ("normal", "abnormal") else name, size=14, fill="ink"
-            )
-            key = short_names(pool.experts, self._cell(pool) - 4)[1]
-            lines = wrapped(key, 11, self._cell(pool) * len(pool.experts))
-            for line, text in enumerate(lines):
-                drawing.text(x, y + 17 + 15 * line, text, size=11)
-            keyed = max(keyed, len(lines))
-            x += self._cell(pool) * len(pool.experts) + _GAP
-        y += 18 + 15 * keyed
-        for layer in range(max(len(pool.layers) for pool in pools)):
-            y = self._layer(drawing, chunk, places, layer, y)
-        return y + 4, x - _GAP
+    def _draw_band(self, drawing: Drawing, band: list[str], top: float) -> None:
+        lines = max(len(self._key(name)) for name in band)
+        x, y = self.left, top + 32 + 15 * lines
+        layers: tuple[str, ...] = max((self.pools[name].layers for name in band), key=len)
+        for layer, title in enumerate(layers):
+            at = y + layer * (self.height + 32)
+            drawing.text(MARGIN, at + 10, title, fontsize=13, color=INK)
+            self._draw_row_names(drawing, at + 16)
+        for name in band:
+            pool = self.pools[name]
+            title = f"{name} pool" if name in ("normal", "abnormal") else name
+            drawing.text(x, top + 14, title, fontsize=14, color=INK)
+            for number, text in enumerate(self._key(name)):
+                drawing.text(x, top + 31 + 15 * number, text, fontsize=11)
+            for layer in range(len(pool.layers)):
+                box = (x, y + layer * (self.height + 32) + 16, self._width(pool), self.height)
+                self._draw_table(drawing, drawing.axes(*box), name, layer)
+            x += self._width(pool) + _GAP
 
-    def _layer(
-        self, drawing: Drawing, chunk: list[str], places: list[float], layer: int, top: float
-    ) -> float:
-        for name, x in zip(chunk, places, strict=True):
-            pool = self.found.pools[name]
-            if layer < len(pool.layers):
-                cell = self._cell(pool)
-                for index, label in enumerate(short_names(pool.experts, cell - 4)[0]):
-                    if cell > 20 or index % 4 == 0:
-                        drawing.text(x + (index + 0.5) * cell, top + 10, label, size=11, anchor="middle")
-        pool = self.found.pools[chunk[0]]
-        drawing.text(MARGIN, top + 10, pool.layers[min(layer, len(pool.layers) - 1)], size=13, fill="ink")
-        y, before = top + 16, ""
-        for dataset, group in self.rows:
-            if before and dataset != before:
-                y += 6
-            self._row_label(drawing, dataset, group, y, first=dataset != before)
-            for name, x in zip(chunk, places, strict=True):
-                entry = self.by_key.get((dataset, group, name))
-                if entry is not None and layer < len(entry.chosen):
-                    self._cells(drawing, entry, layer, x, y)
-            y, before = y + _ROW, dataset
-        return y + 16
+    def _draw_row_names(self, drawing: Drawing, top: float) -> None:
+        previous = ""
+        for (dataset, group), offset in self.rows.items():
+            y = top + offset + 14.5
+            if dataset != previous:
+                drawing.text(MARGIN, y, shortened(dataset, 12, self.names), color=INK)
+            entries = [self.by_key.get((dataset, group, name)) for name in self.pools]
+            count = max(entry.images for entry in entries if entry is not None)
+            x = MARGIN + self.names + 14
+            drawing.line((x + 4, x + 4), (y - 4, y - 4), color=GROUP_COLOURS[group], marker="o", markersize=8)
+            drawing.text(x + 14, y, group)
+            drawing.text(self.left - 10, y, f"{count:,}", ha="right")
+            previous = dataset
 
-    def _row_label(self, drawing: Drawing, dataset: str, group: str, y: float, *, first: bool) -> None:
-        if first:
-            drawing.text(MARGIN, y + 14.5, shortened(dataset, 12, self.names), size=12, fill="ink")
-        counts = [self.by_key.get((dataset, group, name)) for name in self.found.pools]
-        count = max(entry.images for entry in counts if entry is not None)
-        x = MARGIN + self.names + 14
-        drawing.circle(x + 4, y + 10.5, 4, GROUP_COLOURS[group])
-        drawing.text(x + 13, y + 14.5, group, size=12)
-        drawing.text(self.left - 10, y + 14.5, f"{count:,}", size=12, anchor="end")
+    def _draw_table(self, drawing: Drawing, axes: Axes, name: str, layer: int) -> None:
+        pool = self.pools[name]
+        cell, count = self._cell(pool), len(pool.experts)
+        axes.set(xlim=(0, count), ylim=(self.height, 0))
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.yaxis.set_major_locator(NullLocator())
+        axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, pad=3)
+        shown = range(0, count, 1 if cell > 20 else 4)
+        labels = short_names(pool.experts, cell - 4)[0]
+        axes.xaxis.set_major_locator(FixedLocator([index + 0.5 for index in shown]))
+        axes.xaxis.set_major_formatter(FixedFormatter([labels[index] for index in shown]))
+        for (dataset, group), y in self.rows.items():
+            entry = self.by_key.get((dataset, group, name))
+            if entry is not None and layer < len(entry.chosen):
+                self._draw_cells(drawing, axes, entry, layer, y)
 
-    def _cells(self, drawing: Drawing, entry: Usage, layer: int, x: float, y: float) -> None:
-        pool = self.found.pools[entry.pool]
-        cell, values = self._cell(pool), entry.share(self.kind)[layer]
-        for index, value in enumerate(values):
+    def _draw_cells(self, drawing: Drawing, axes: Axes, entry: Usage, layer: int, y: float) -> None:
+        pool = self.pools[entry.pool]
+        edge = 1 / self._cell(pool)
+        for index, value in enumerate(entry.share(self.kind)[layer]):
             level = min(1.0, float(value) / self.top)
-            said = f"{entry.dataset}, {entry.group}, {pool.layers[layer]}, {pool.experts[index]}: {100 * value:.1f} %"
-            left = x + index * cell
-            drawing.rect(left, y, cell, _ROW, "panel")
-            drawing.rect(left + 1, y + 1, cell - 2, _ROW - 2, "accent", opacity=_opacity(level), title=said)
-            if cell > 20:
-                ink = "panel" if level > 0.64 else "ink"
-                drawing.text(
-                    left + cell / 2, y + 14.5, f"{100 * value:.0f}", size=11, fill=ink, anchor="middle"
+            corner = (index + edge, y + 1)
+            patch = Rectangle(
+                corner, 1 - 2 * edge, _ROW - 2, facecolor=ACCENT, alpha=_opacity(level), linewidth=0
+            )
+            axes.add_patch(patch)
+            place = f"{entry.dataset}, {entry.group}, {pool.layers[layer]}, {pool.experts[index]}"
+            drawing.tip(patch, f"{place}: {100 * value:.1f} %")
+            if self._cell(pool) > 20:
+                ink = PANEL if level > 0.64 else INK
+                middle = (index + 0.5, y + _ROW / 2)
+                axes.text(
+                    *middle, f"{100 * value:.0f}", fontsize=11, color=ink, ha="center", va="center_baseline"
                 )
 
 

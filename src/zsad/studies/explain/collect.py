@@ -1,4 +1,4 @@
-"""One pass over images: which experts a method chose for them, as counts that need no more memory for more images.
+"""One pass over images that counts which experts a method chooses; memory does not grow with the images.
 
 A pool whose patches are routed (`Method.token_routing`) is counted in patches, any other (`Output.routing`) in images.
 
@@ -38,17 +38,17 @@ _PICTURE_SIDE = 360
 
 @dataclass(slots=True)
 class Usage:
-    """How often the experts of a pool were chosen, over some images or patches.
+    """Counts of the choices of a pool's experts, over some images or patches.
 
     Attributes:
         dataset: name of the data set.
         group: one of `GROUPS`, or of `REGIONS`.
         pool: name of the pool.
-        unit: what is counted.
+        unit: counted thing.
         count: images or patches.
         images: images that they are of.
-        chosen: (L, E) how often an expert was among the chosen, its weight above zero.
-        strongest: (L, E) how often it had the greatest weight.
+        chosen: (L, E) times that an expert was among the chosen, its weight above zero.
+        strongest: (L, E) times that it had the greatest weight.
         weight: (L, E) sum of its weights.
     """
 
@@ -63,7 +63,7 @@ class Usage:
     weight: npt.NDArray[np.float64]
 
     def add(self, weights: Weights) -> None:
-        """Counts the weights (n, L, E) of the images or patches of one image more."""
+        """Add the weights (n, L, E) of the images or patches of one image more."""
         if not len(weights):
             return
         self.count += len(weights)
@@ -74,12 +74,12 @@ class Usage:
         self.weight += weights.sum(axis=0, dtype=np.float64)
 
     def share(self, kind: Literal["chosen", "strongest", "weight"]) -> npt.NDArray[np.float64]:
-        """(L, E) the counts or sums, over the number of images or patches; NaN where there are none."""
+        """Return (L, E) counts or sums, over the number of images or patches; NaN where there are none."""
         values: npt.NDArray[np.float64] = getattr(self, kind) / (self.count or math.nan)
         return values
 
     def effective_experts(self) -> npt.NDArray[np.float64]:
-        """(L,) how many experts share the load: the exponential of the entropy of the mean weights, in [1, E]."""
+        """Return (L,) the number of experts that share the load: exp of the mean weights' entropy, in [1, E]."""
         share = self.share("weight")
         share = share / share.sum(axis=-1, keepdims=True)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -104,7 +104,7 @@ class PatchPicture:
         sample: the image.
         picture: the image, made small.
         strongest: for each pool the index of the strongest expert, (L, h, w).
-        defect: (h, w) which patches count as anomalous; None where not known.
+        defect: (h, w) patches that count as anomalous; None where not known.
     """
 
     sample: Sample
@@ -115,7 +115,7 @@ class PatchPicture:
 
 @dataclass(slots=True)
 class Collected:
-    """What one pass has found; `skipped` are files that could not be used, with reasons."""
+    """Counts and pictures of one pass; `skipped` are files that could not be used, with reasons."""
 
     pools: dict[str, Pool] = field(default_factory=dict)
     usage: dict[tuple[str, str, str], Usage] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class Collected:
 OnError = Callable[[Sample, ZsadError], None]
 
 
-class Collector:
+class RoutingCollector:
     """Counts routing batch by batch.
 
     Args:
@@ -143,8 +143,8 @@ class Collector:
         self, method: Method, *, rule: PatchRule, pictures: Sequence[Sample], on_error: OnError
     ) -> None:
         self.method, self.rule, self.on_error = method, rule, on_error
-        self.wanted = {id(sample) for sample in pictures}
-        self.found = Collected()
+        self.pictured = {id(sample) for sample in pictures}
+        self.collected = Collected()
 
     def run(
         self,
@@ -154,7 +154,7 @@ class Collector:
         batch_size: int,
         progress: Callable[[int], None],
     ) -> Collected:
-        """Everything of the samples; `progress` is called with the number of images done since.
+        """Count the samples' routing; `progress` is called with the number of images done since.
 
         Raises:
             ConfigError: the method routes nothing, or its weights have impossible shapes.
@@ -166,32 +166,32 @@ class Collector:
                 if batch.samples:
                     self._add(batch)
                 progress(len(batch.samples) + len(batch.errors))
-        return self.found
+        return self.collected
 
     def _skip(self, sample: Sample, error: ZsadError) -> None:
-        self.found.skipped.append((str(sample.image), str(error)))
+        self.collected.skipped.append((str(sample.image), str(error)))
         self.on_error(sample, error)
 
     def _add(self, batch: Batch) -> None:
         images, patches, grid = self._route(batch)
         if not images and not patches:
             raise ConfigError(f"{no_experts(self.method)}: its configuration routes nothing")
-        self._know(images, "image")
-        self._know(patches, "patch")
+        self._register(images, "image")
+        self._register(patches, "patch")
         for row, sample in enumerate(batch.samples):
-            own = {pool: weights[row] for pool, weights in {**images, **patches}.items()}
-            if not all(np.isfinite(weights).all() for weights in own.values()):
+            weights_of = {pool: weights[row] for pool, weights in {**images, **patches}.items()}
+            if not all(np.isfinite(weights).all() for weights in weights_of.values()):
                 overflow = (
                     f"{sample.image} has no finite routing: the model overflowed on it; try --device cpu"
                 )
                 self._skip(sample, ImageError(overflow))
                 continue
-            self.found.images += 1
+            self.collected.images += 1
             group = "unlabelled" if sample.label is None else GROUPS[sample.label]
             for pool in images:
-                self._usage(self.found.usage, sample.dataset, group, pool).add(own[pool][None])
+                self._usage(self.collected.usage, sample.dataset, group, pool).add(weights_of[pool][None])
             if patches:
-                tokens = {pool: own[pool] for pool in patches}
+                tokens = {pool: weights_of[pool] for pool in patches}
                 self._add_patches(sample, group, tokens, grid, size=batch.sizes[row])
 
     def _add_patches(
@@ -203,17 +203,17 @@ class Collector:
         *,
         size: tuple[int, int],
     ) -> None:
-        """Counts of an image's patch weights (L, N, E), of its regions, and its picture where wanted."""
+        """Counts of an image's patch weights (L, N, E), of its regions, and its picture where asked for."""
         by_patch = {pool: weights.transpose(1, 0, 2) for pool, weights in tokens.items()}
         for pool, weights in by_patch.items():
-            self._usage(self.found.usage, sample.dataset, group, pool).add(weights)
+            self._usage(self.collected.usage, sample.dataset, group, pool).add(weights)
         regions = self._regions(sample, grid, size=size)
         if regions is not None:
             for pool, weights in by_patch.items():
                 for region, which in zip(REGIONS, regions, strict=True):
-                    own = self._usage(self.found.regions, sample.dataset, region, pool)
-                    own.add(weights[which.reshape(-1)])
-        if id(sample) in self.wanted:
+                    usage = self._usage(self.collected.regions, sample.dataset, region, pool)
+                    usage.add(weights[which.reshape(-1)])
+        if id(sample) in self.pictured:
             strongest = {pool: weights.argmax(axis=-1).reshape(-1, *grid) for pool, weights in tokens.items()}
             try:
                 picture = load_image(str(sample.image), target=(_PICTURE_SIDE,) * 2)
@@ -221,7 +221,7 @@ class Collector:
                 self._skip(sample, error)
                 return
             picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE), Image.Resampling.LANCZOS)
-            self.found.pictures.append(PatchPicture(sample, picture, strongest, regions and regions[1]))
+            self.collected.pictures.append(PatchPicture(sample, picture, strongest, regions and regions[1]))
 
     def _regions(
         self, sample: Sample, grid: tuple[int, int], *, size: tuple[int, int]
@@ -230,7 +230,7 @@ class Collector:
         if sample.label == 0:
             return np.ones(grid, dtype=np.bool_), np.zeros(grid, dtype=np.bool_)
         if sample.mask is None:
-            self.found.without_mask += 1
+            self.collected.without_mask += 1
             return None
         try:
             mask = load_mask(sample.mask, image=sample.image, image_size=size)
@@ -260,26 +260,26 @@ class Collector:
                 raise self._misshapen("Output.routing", pool, weights, f"(B={batch}, L, E)")
         for pool, weights in patches.items():
             if weights.ndim != 4 or len(weights) != batch or weights.shape[2] != tokens:
-                wanted = f"(B={batch}, L, N={tokens}, E) without the class token"
-                raise self._misshapen("token_routing", pool, weights, wanted)
+                expected = f"(B={batch}, L, N={tokens}, E) without the class token"
+                raise self._misshapen("token_routing", pool, weights, expected)
 
-    def _misshapen(self, source: str, pool: str, weights: Weights, wanted: str) -> ConfigError:
+    def _misshapen(self, source: str, pool: str, weights: Weights, expected: str) -> ConfigError:
         return ConfigError(
             f"{source} of method {self.method.name!r} has shape {weights.shape} for the pool {pool!r}, "
-            f"expected {wanted}; correct the method"
+            f"expected {expected}; correct the method"
         )
 
-    def _know(self, routing: Mapping[str, Weights], unit: Unit) -> None:
+    def _register(self, routing: Mapping[str, Weights], unit: Unit) -> None:
         for pool, weights in routing.items():
-            if pool not in self.found.pools:
+            if pool not in self.collected.pools:
                 layers, experts = weights.shape[1], weights.shape[-1]
                 names = expert_names(self.method, pool, experts)
-                self.found.pools[pool] = Pool(unit, layer_names(self.method, layers), names)
+                self.collected.pools[pool] = Pool(unit, layer_names(self.method, layers), names)
 
     def _usage(self, table: dict[tuple[str, str, str], Usage], dataset: str, group: str, pool: str) -> Usage:
         key = (dataset, group, pool)
         if key not in table:
-            known = self.found.pools[pool]
+            known = self.collected.pools[pool]
             shape = (len(known.layers), len(known.experts))
             counts = [np.zeros(shape, np.int64) for _ in range(2)]
             table[key] = Usage(*key, known.unit, 0, 0, counts[0], counts[1], np.zeros(shape))
@@ -291,7 +291,7 @@ def _arrays(routing: Mapping[str, torch.Tensor]) -> dict[str, Weights]:
 
 
 def no_experts(method: Any) -> str:
-    """The beginning of an error: that a method has no experts, and which have."""
+    """Return the beginning of an error: the method has no experts, and those that have."""
     from zsad.methods.registry import METHODS
 
     able = ", ".join(name for name, entry in METHODS.items() if entry.routes)
@@ -299,7 +299,7 @@ def no_experts(method: Any) -> str:
 
 
 def layer_names(method: Method, count: int) -> tuple[str, ...]:
-    """Names of the `count` layers of a pool: the tapped blocks where there are as many, else their positions."""
+    """Return names of the `count` layers of a pool: the tapped blocks where there are as many, else their positions."""
     config = method.config
     for blocks in (config.layers, getattr(config, "prompted", ())):
         if len(blocks) == count:
@@ -308,13 +308,13 @@ def layer_names(method: Method, count: int) -> tuple[str, ...]:
 
 
 def expert_names(method: Method, pool: str, count: int) -> tuple[str, ...]:
-    """The method's own names of a pool's experts, or E1, E2, ..."""
+    """Return the method's own names of a pool's experts, or E1, E2, ..."""
     names = method.expert_labels().get(pool, ())
     return tuple(names) if len(names) == count else tuple(f"E{index + 1}" for index in range(count))
 
 
 def patch_regions(mask: Bools, grid: tuple[int, int], *, rule: PatchRule) -> tuple[Bools, Bools]:
-    """Normal and anomalous patches (h, w) of a mask (H, W); see the module's text for the rules."""
+    """Return normal and anomalous patches (h, w) of a mask (H, W); see the module's text for the rules."""
     covered = Image.fromarray(mask.astype(np.float32)).resize(grid[::-1], Image.Resampling.BOX)
     share = np.asarray(covered)
     touched = share > 1e-6  # a float's error must decide neither about nothing nor about one half
@@ -327,7 +327,7 @@ def patch_regions(mask: Bools, grid: tuple[int, int], *, rule: PatchRule) -> tup
 
 
 def choose_pictures(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """`count` samples to show: half normal, half anomalous, data sets in turn, evenly spread over each.
+    """Return `count` samples to show: half normal, half anomalous, data sets in turn, evenly spread over each.
 
     Where one kind is short the other fills up; unlabelled samples only where nothing else is left.
     """
@@ -348,8 +348,8 @@ def _in_turn(samples: Sequence[Sample], count: int) -> list[Sample]:
     for sample in samples:
         sets.setdefault(sample.dataset, []).append(sample)
     spread = []
-    for own in sets.values():
-        wanted = min(len(own), math.ceil(count / len(sets)))
-        spread.append([own[(2 * place + 1) * len(own) // (2 * wanted)] for place in range(wanted)])
-    longest = max((len(own) for own in spread), default=0)
-    return [own[place] for place in range(longest) for own in spread if place < len(own)][:count]
+    for of_set in sets.values():
+        number = min(len(of_set), math.ceil(count / len(sets)))
+        spread.append([of_set[(2 * index + 1) * len(of_set) // (2 * number)] for index in range(number)])
+    longest = max((len(of_set) for of_set in spread), default=0)
+    return [of_set[index] for index in range(longest) for of_set in spread if index < len(of_set)][:count]

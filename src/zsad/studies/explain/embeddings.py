@@ -21,7 +21,7 @@ class ExpertMap:
 
     Attributes:
         layer: its name.
-        points: for each pool (E, 2) places.
+        points: for each pool (E, 2) coordinates.
         explained: shares of the variance along both axes; None for t-SNE, which keeps neighbours, not distances.
         cosine: mean cosine of two different experts within each pool, and, as "between", of two pools.
     """
@@ -35,7 +35,7 @@ class ExpertMap:
 def map_experts(
     embeddings: Mapping[str, Array], layers: tuple[str, ...], *, projection: Projection = "pca"
 ) -> list[ExpertMap]:
-    """A map for each layer, of the directions of all pools' experts together: lengths do not count, as in Eq. 5.
+    """Return a map for each layer, of the directions of all pools' experts together: lengths do not count, as in Eq. 5.
 
     Args:
         embeddings: for each pool (L, E, D), all of one L and D.
@@ -47,12 +47,14 @@ def map_experts(
     """
     maps = []
     for index, layer in enumerate(layers):
-        own = {pool: np.asarray(vectors[index], dtype=np.float64) for pool, vectors in embeddings.items()}
-        rows = np.concatenate([_unit(vectors) for vectors in own.values()])
-        placed, explained = principal_plane(rows) if projection == "pca" else (_neighbours(rows), None)
-        ends = np.cumsum([len(vectors) for vectors in own.values()])[:-1]
-        points = dict(zip(own, np.split(placed, ends), strict=True))
-        maps.append(ExpertMap(layer, points, explained, cosines(own)))
+        vectors_of = {
+            pool: np.asarray(vectors[index], dtype=np.float64) for pool, vectors in embeddings.items()
+        }
+        rows = np.concatenate([_unit(vectors) for vectors in vectors_of.values()])
+        plane, explained = principal_plane(rows) if projection == "pca" else (_neighbours(rows), None)
+        ends = np.cumsum([len(vectors) for vectors in vectors_of.values()])[:-1]
+        points = dict(zip(vectors_of, np.split(plane, ends), strict=True))
+        maps.append(ExpertMap(layer, points, explained, cosines(vectors_of)))
     return maps
 
 
@@ -62,7 +64,7 @@ def _unit(rows: Array) -> Array:
 
 
 def principal_plane(rows: Array) -> tuple[Array, tuple[float, float]]:
-    """Places (n, 2) of rows (n, D) along their two principal axes, and the shares of the variance there.
+    """Return coordinates (n, 2) of rows (n, D) along their two principal axes, and the shares of the variance there.
 
     An axis points to where its greatest loading is positive, so that the map is the same on every machine.
     """
@@ -70,11 +72,11 @@ def principal_plane(rows: Array) -> tuple[Array, tuple[float, float]]:
     _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
     kept = min(2, len(axes))
     signs = np.sign(axes[np.arange(kept), np.abs(axes[:kept]).argmax(axis=1)])
-    places = np.zeros((len(rows), 2))
-    places[:, :kept] = centred @ (axes[:kept] * np.where(signs == 0, 1, signs)[:, None]).T
+    points = np.zeros((len(rows), 2))
+    points[:, :kept] = centred @ (axes[:kept] * np.where(signs == 0, 1, signs)[:, None]).T
     variance = np.zeros(2)
     variance[:kept] = sizes[:kept] ** 2 / max(float((sizes**2).sum()), 1e-300)
-    return places, (float(variance[0]), float(variance[1]))
+    return points, (float(variance[0]), float(variance[1]))
 
 
 def _neighbours(rows: Array) -> Array:
@@ -92,7 +94,7 @@ def _neighbours(rows: Array) -> Array:
 
 
 def cosines(pools: Mapping[str, Array]) -> dict[str, float]:
-    """Mean cosine of two different experts within each pool of (E, D), and "between" two pools."""
+    """Return the mean cosine of two different experts within each pool of (E, D), and "between" two pools."""
     unit = {pool: _unit(vectors) for pool, vectors in pools.items()}
     means = {}
     for pool, vectors in unit.items():
@@ -102,8 +104,8 @@ def cosines(pools: Mapping[str, Array]) -> dict[str, float]:
     names = list(unit)
     products = [
         float((unit[first] @ unit[second].T).mean())
-        for place, first in enumerate(names)
-        for second in names[place + 1 :]
+        for index, first in enumerate(names)
+        for second in names[index + 1 :]
     ]
     if products:
         means["between"] = float(np.mean(products))

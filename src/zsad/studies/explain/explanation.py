@@ -1,4 +1,4 @@
-"""What the experts of a model do: its tables, and the one call that fills them."""
+"""Explanation of a model's experts: its tables, and the function that fills them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from zsad.studies.explain.collect import (
     GROUPS,
     REGIONS,
     Collected,
-    Collector,
     OnError,
     PatchRule,
     Pool,
+    RoutingCollector,
     Usage,
     choose_pictures,
     layer_names,
     no_experts,
 )
-from zsad.studies.explain.curves import RunCurves, read_curves
 from zsad.studies.explain.embeddings import ExpertMap, Projection, map_experts
+from zsad.studies.explain.training_curves import RunCurves, read_curves
 from zsad.train.state import LOG_FILE
 from zsad.types import Sample
 
@@ -45,11 +45,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class Contrast:
-    """How much a pool's routing depends on what is shown: total variation distances in [0, 1], means over layers.
+    """Dependence of a pool's routing on its input: total variation distances in [0, 1], means over layers.
 
     Attributes:
         pool: its name.
-        effective: how many experts share the load, mean over layers and data sets.
+        effective: number of experts that share the load, mean over layers and data sets.
         datasets: distance between two data sets' mean weights; None with fewer than two.
         labels: distance between normal and anomalous images of a data set; None where a kind is missing.
         pixels: distance between normal and anomalous pixels of a data set, for pools that route patches.
@@ -64,17 +64,17 @@ class Contrast:
 
 @dataclass(slots=True)
 class Explanation:
-    """The tables of an explanation; `zsad.studies.explain.page.write_explanation` draws and writes them.
+    """The tables of an explanation; `zsad.studies.explain.explanation_page.write_explanation` draws and writes them.
 
     Attributes:
-        model: by which name the model was loaded, its method, backbone and settings.
+        model: name by which the model was loaded, its method, backbone and settings.
         settings: of the explanation.
         datasets: images (normal, anomalous, unlabelled) of each data set, those skipped included.
-        collected: what the pass over the images found.
+        collected: counts and pictures of the pass over the images.
         contrasts: a line for each pool.
         maps: experts as points, for groups of pools of one shape.
         runs: curves of the model's own run, and of the one compared with.
-        notes: what is missing and why.
+        notes: sentences on what is missing.
     """
 
     model: dict[str, Any]
@@ -103,17 +103,11 @@ class Explanation:
         return self._ordered(self.collected.regions)
 
     def _ordered(self, table: dict[tuple[str, str, str], Usage]) -> list[Usage]:
-        places = [list(self.datasets), [*GROUPS, *REGIONS], list(self.pools)]
+        orders = [list(self.datasets), [*GROUPS, *REGIONS], list(self.pools)]
         keys = sorted(
-            table, key=lambda key: [place.index(part) for part, place in zip(key, places, strict=True)]
+            table, key=lambda key: [order.index(part) for part, order in zip(key, orders, strict=True)]
         )
         return [table[key] for key in keys]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All numbers as plain JSON values."""
-        from zsad.studies.explain.tables import as_json
-
-        return as_json(self)
 
 
 def explain(
@@ -130,20 +124,20 @@ def explain(
     on_error: OnError | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
-    """Explains what the experts of a model do on data sets, how they lie, and how they were trained.
+    """Explain which experts of a model are chosen on data sets, how they lie, and how they were trained.
 
     Memory does not grow with the number of images: counts are kept, and `images` small pictures.
 
     Args:
         detector: of a method with experts.
-        datasets: folders, manifests, or what `discover` made of them.
-        kinds: what to find out; without "activation", "regions" and "patches" no data is needed.
-        run: folder of the training whose curves are wanted; None takes the model's, if it is one.
+        datasets: folders, manifests, or data sets of `discover`.
+        kinds: parts of the explanation; without "activation", "regions" and "patches" no data is needed.
+        run: folder of the training whose curves are read; None takes the model's, if it is one.
         compare: folder of a second training, for instance without the decoupling loss.
-        images: how many are shown with the experts of their patches, half of them normal.
+        images: number shown with the experts of their patches, half of them normal.
         rule: when a patch is anomalous; see `zsad.studies.explain.collect`.
         projection: of expert embeddings to the plane.
-        batch_size: images a pass; None takes what suits the device.
+        batch_size: images a pass; None takes the device's default.
         on_error: called with each sample that cannot be used; None warns.
         progress: called as `progress(done, total)`.
 
@@ -153,33 +147,33 @@ def explain(
     """
     _check(kinds, images=images, batch_size=batch_size)
     method = detector.method
-    found = Explanation(_model(detector), {"kinds": list(kinds), "images": images, "rule": rule})
-    found.projection = projection
-    own = Path(run) if run is not None else _own_run(detector.name)
+    settings = {"kinds": list(kinds), "images": images, "rule": rule}
+    result = Explanation(_model(detector), settings, projection=projection)
+    folder = Path(run) if run is not None else _run_of(detector.name)
     if "curves" in kinds:
-        _read_runs(found, method, own, None if compare is None else Path(compare), given=run is not None)
+        _read_runs(result, method, folder, None if compare is None else Path(compare))
     if "embeddings" in kinds:
-        _place_experts(found, method, projection)
+        _map_embeddings(result, method, projection)
     if OF_IMAGES & set(kinds):
         sets = _distinct([discover(data) if isinstance(data, str | Path) else data for data in datasets])
         samples = [sample for data in sets for sample in data.samples]
         if not samples:
-            wanted = ", ".join(sorted(OF_IMAGES & set(kinds)))
-            raise DataError(f"no images to explain {wanted} with: name a folder, or leave these kinds out")
-        found.datasets = _count(samples)
-        shown = choose_pictures(samples, images) if "patches" in kinds else []
-        collector = Collector(method, rule=rule, pictures=shown, on_error=on_error or _warn)
+            parts = ", ".join(sorted(OF_IMAGES & set(kinds)))
+            raise DataError(f"no images to explain {parts} with: name a folder, or leave these kinds out")
+        result.datasets = _count(samples)
+        pictured = choose_pictures(samples, images) if "patches" in kinds else []
+        collector = RoutingCollector(method, rule=rule, pictures=pictured, on_error=on_error or _warn)
         size = default_batch_size(detector.device) if batch_size is None else batch_size
         step = _stepper(progress, len(samples))
-        found.collected = collector.run(samples, detector.preprocess, batch_size=size, progress=step)
-        if not found.collected.images:
+        result.collected = collector.run(samples, detector.preprocess, batch_size=size, progress=step)
+        if not result.collected.images:
             raise DataError(f"none of the {len(samples)} images could be used; check the files")
-        _order(found, shown)
-        found.contrasts = [_contrast(pool, found.usage, found.regions) for pool in found.pools]
-    if not (found.usage or found.maps or found.runs):
+        _order(result, pictured)
+        result.contrasts = [_contrast(pool, result.usage, result.regions) for pool in result.pools]
+    if not (result.usage or result.maps or result.runs):
         raise ConfigError(f"{no_experts(method)}, and no training curves were found")
-    _note(found, kinds)
-    return found
+    _add_notes(result, kinds)
+    return result
 
 
 def _check(kinds: Sequence[Kind], *, images: int, batch_size: int | None) -> None:
@@ -206,37 +200,34 @@ def _model(detector: Detector) -> dict[str, Any]:
     }
 
 
-def _own_run(name: str) -> Path | None:
+def _run_of(name: str) -> Path | None:
     """The folder of the model's own training where its log lies there."""
     path = Path(name).expanduser()
     folder = path if path.is_dir() else path.parent
     return folder if path.exists() and (folder / LOG_FILE).is_file() else None
 
 
-def _read_runs(
-    found: Explanation, method: Method, own: Path | None, other: Path | None, *, given: bool
-) -> None:
+def _read_runs(result: Explanation, method: Method, own: Path | None, other: Path | None) -> None:
     for folder in (own, other):
         if folder is not None:
             name = folder.resolve().name
-            taken = name in {curves.name for curves in found.runs}
-            label = str(folder) if taken else name
-            found.runs.append(read_curves(folder, name=label, weights=method.term_weights))
-    if own is None and not given:
-        found.notes.append(f"no training curves of {found.model['name']}: there is no {LOG_FILE} beside it")
-    for curves in found.runs:
+            label = str(folder) if name in {curves.name for curves in result.runs} else name
+            result.runs.append(read_curves(folder, name=label, weights=method.term_weights))
+    if own is None:
+        result.notes.append(f"no training curves of {result.model['name']}: there is no {LOG_FILE} beside it")
+    for curves in result.runs:
         for term in curves.unrecorded:
-            found.notes.append(f"{curves.name} was trained with weight 0 of {term}, which its log lacks")
+            result.notes.append(f"{curves.name} was trained with weight 0 of {term}, which its log lacks")
 
 
-def _place_experts(found: Explanation, method: Method, projection: Projection) -> None:
+def _map_embeddings(result: Explanation, method: Method, projection: Projection) -> None:
     """Maps of the experts; pools of another number of layers or width are drawn apart."""
     groups: dict[tuple[int, int], dict[str, Any]] = {}
     for pool, vectors in method.expert_embeddings().items():
         array = vectors.detach().double().cpu().numpy()
         groups.setdefault((array.shape[0], array.shape[2]), {})[pool] = array
     for (layers, _), pools in groups.items():
-        found.maps.append(map_experts(pools, layer_names(method, layers), projection=projection))
+        result.maps.append(map_experts(pools, layer_names(method, layers), projection=projection))
 
 
 def _distinct(sets: Sequence[DataSet]) -> list[DataSet]:
@@ -244,9 +235,8 @@ def _distinct(sets: Sequence[DataSet]) -> list[DataSet]:
     taken: set[str] = set()
     renamed = []
     for data in sets:
-        own = {sample.dataset or data.name for sample in data.samples}
         names = {}
-        for name in sorted(own):
+        for name in sorted({sample.dataset or data.name for sample in data.samples}):
             number, fresh = 1, name
             while fresh in taken:
                 number += 1
@@ -278,29 +268,29 @@ def _stepper(progress: Progress | None, total: int) -> Callable[[int], None]:
     return step
 
 
-def _order(found: Explanation, shown: Sequence[Sample]) -> None:
-    place = {id(sample): index for index, sample in enumerate(shown)}
-    found.collected.pictures.sort(key=lambda picture: place[id(picture.sample)])
+def _order(result: Explanation, pictured: Sequence[Sample]) -> None:
+    order = {id(sample): index for index, sample in enumerate(pictured)}
+    result.collected.pictures.sort(key=lambda picture: order[id(picture.sample)])
 
 
 def _contrast(pool: str, usage: Sequence[Usage], regions: Sequence[Usage]) -> Contrast:
-    own = [entry for entry in usage if entry.pool == pool and entry.count]
-    names = dict.fromkeys(entry.dataset for entry in own)
+    of_pool = [entry for entry in usage if entry.pool == pool and entry.count]
+    names = dict.fromkeys(entry.dataset for entry in of_pool)
     together = {}
     for name in names:
-        total = np.sum([entry.weight for entry in own if entry.dataset == name], axis=0)
+        total = np.sum([entry.weight for entry in of_pool if entry.dataset == name], axis=0)
         together[name] = total / total.sum(axis=-1, keepdims=True)
     between = [_distance(first, second) for first, second in combinations(together.values(), 2)]
     return Contrast(
         pool,
-        float(np.mean([entry.effective_experts().mean() for entry in own])),
+        float(np.mean([entry.effective_experts().mean() for entry in of_pool])),
         float(np.mean(between)) if between else None,
-        _apart(own, "normal", "anomalous"),
-        _apart([entry for entry in regions if entry.pool == pool and entry.count], *REGIONS),
+        _group_distance(of_pool, "normal", "anomalous"),
+        _group_distance([entry for entry in regions if entry.pool == pool and entry.count], *REGIONS),
     )
 
 
-def _apart(usage: Sequence[Usage], first: str, second: str) -> float | None:
+def _group_distance(usage: Sequence[Usage], first: str, second: str) -> float | None:
     """Mean over data sets of the distance between two groups; None where no data set has both."""
     by_key = {(entry.dataset, entry.group): entry.share("weight") for entry in usage}
     pairs = [
@@ -315,20 +305,22 @@ def _distance(first: Any, second: Any) -> float:
     return float(np.abs(first - second).sum(axis=-1).mean() / 2)
 
 
-def _note(found: Explanation, kinds: Sequence[Kind]) -> None:
-    """Says what was asked for and is not there."""
-    name, collected = found.model["method"], found.collected
-    by_patch = any(pool.unit == "patch" for pool in found.pools.values())
-    if found.model["provenance"]:
-        found.notes.append(f"{name} is {found.model['provenance']}: its authors' experts may differ")
-    if found.usage and not by_patch and {"patches", "regions"} & set(kinds):
-        found.notes.append(f"{name} routes whole images, so there are no maps of patches or shares of pixels")
+def _add_notes(result: Explanation, kinds: Sequence[Kind]) -> None:
+    """Add notes on parts that were asked for and are missing."""
+    name, collected = result.model["method"], result.collected
+    by_patch = any(pool.unit == "patch" for pool in result.pools.values())
+    if result.model["provenance"]:
+        result.notes.append(f"{name} is {result.model['provenance']}: its authors' experts may differ")
+    if result.usage and not by_patch and {"patches", "regions"} & set(kinds):
+        result.notes.append(
+            f"{name} routes whole images, so there are no maps of patches or shares of pixels"
+        )
     if collected.without_mask and by_patch:
-        found.notes.append(
+        result.notes.append(
             f"{collected.without_mask} images not known as normal have no mask: left out of the shares of pixels"
         )
-    if "embeddings" in kinds and not found.maps:
-        found.notes.append(f"{name} shows no embeddings of its experts")
+    if "embeddings" in kinds and not result.maps:
+        result.notes.append(f"{name} shows no embeddings of its experts")
 
 
 def _warn(sample: Sample, error: ZsadError) -> None:

@@ -1,27 +1,42 @@
-"""Pictures whose patches are coloured by the expert that is strongest there."""
+"""Images whose patches are coloured by the expert with the greatest weight."""
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.collections import LineCollection
 from PIL import Image
 
-from zsad.studies.explain.charts import MARGIN, WIDEST, Figure, slug, titled
 from zsad.studies.explain.collect import Bools, PatchPicture, Pool
 from zsad.studies.explain.explanation import Explanation
-from zsad.studies.report.canvas import Drawing, Point, shortened, text_width
+from zsad.studies.explain.figure_parts import (
+    GROUP_COLOURS,
+    MARGIN,
+    MAX_WIDTH,
+    ExplanationFigure,
+    KeyEntry,
+    draw_key,
+    key_places,
+    slug,
+    titled,
+)
+from zsad.studies.report.drawing import Drawing, shortened, styled
 
-_SIDE, _GAP, _BETWEEN = 150.0, 10.0, 30.0
+_SIDE, _GAP, _BETWEEN, _BELOW = 150, 10, 30, 30
+_LABELS = {0: "normal", 1: "anomalous", None: "unlabelled"}
 _OPACITY = 0.62
+
+Segment = tuple[tuple[float, float], tuple[float, float]]
+
 _OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#4d4d4d")
 
 
 def expert_colours(count: int) -> list[str]:
-    """Colours for `count` experts: Okabe and Ito's eight, told apart by colour-blind eyes, then hues in three tones."""
+    """Return colours for `count` experts: Okabe and Ito's eight for colour-blind readers, then hues in three tones."""
     colours = list(_OKABE_ITO[:count])
     for index in range(count - len(colours)):
         hue, tone = (index * 0.618034 + 0.08) % 1, (0.62, 0.38, 0.8)[index % 3]
@@ -30,101 +45,99 @@ def expert_colours(count: int) -> list[str]:
     return colours
 
 
-def patch_figures(found: Explanation) -> Iterator[Figure]:
-    """A figure for each pool that routes patches."""
-    pictures = found.collected.pictures
-    for name, pool in found.pools.items():
+def patch_figures(explanation: Explanation) -> Iterator[ExplanationFigure]:
+    """Draw a figure for each pool that routes patches."""
+    pictures = explanation.collected.pictures
+    caption = (
+        "The colour is the expert with the greatest weight at each patch, laid over the picture in grey. "
+        "Outlined are the patches that count as anomalous."
+    )
+    for name, pool in explanation.pools.items():
         if pool.unit == "patch" and pictures:
-            caption = (
-                "The colour is the expert with the greatest weight at each patch, laid over the picture in grey. "
-                "Outlined are the patches that count as anomalous."
-            )
-            drawing = _sheet(name, pool, pictures)
-            title = titled(found, "Which expert sees which patch", name)
-            yield Figure(f"patches-{slug(name)}", title, caption, drawing)
+            title = titled(explanation, "Which expert sees which patch", name)
+            yield ExplanationFigure(f"patches-{slug(name)}", title, caption, _maps(name, pool, pictures))
 
 
-def _sheet(name: str, pool: Pool, pictures: list[PatchPicture]) -> Drawing:
+@styled
+def _maps(name: str, pool: Pool, pictures: Sequence[PatchPicture]) -> Drawing:
+    """Each image and its map for each layer in a row, as many images side by side as fit."""
     block = (1 + len(pool.layers)) * (_SIDE + _GAP) + _BETWEEN
-    beside = max(1, min(len(pictures), int((WIDEST - 2 * MARGIN + _BETWEEN) // block)))
-    width = 2 * MARGIN + beside * block - _GAP - _BETWEEN
-    sheet = Drawing(max(width, 480.0), 0, f"Pictures with the strongest expert of each patch, pool {name}")
+    beside = max(1, min(len(pictures), int((MAX_WIDTH - 2 * MARGIN + _BETWEEN) // block)))
+    width = max(2 * MARGIN + beside * block - _GAP - _BETWEEN, 480.0)
     colours = expert_colours(len(pool.experts))
-    y = _key(sheet, pool, colours) + 14
-    for place in range(beside):
+    key = [KeyEntry(expert, colour, "s") for expert, colour in zip(pool.experts, colours, strict=True)]
+    top = key_places(key, width)[1] + 32
+    rows = [pictures[start : start + beside] for start in range(0, len(pictures), beside)]
+    heights = [max(_size(picture.picture)[1] for picture in row) + _BELOW for row in rows]
+    drawing = Drawing(
+        width, top + sum(heights) + 6, f"Pictures with the strongest expert of each patch, pool {name}"
+    )
+    draw_key(drawing, key)
+    for index in range(beside):
         for column, title in enumerate(("picture", *pool.layers)):
-            sheet.text(MARGIN + place * block + column * (_SIDE + _GAP), y + 10, title, size=12)
-    y += 18
-    for start in range(0, len(pictures), beside):
-        row = pictures[start : start + beside]
-        ends = [
-            _maps(sheet, picture, picture.strongest[name], colours, MARGIN + place * block, y, block)
-            for place, picture in enumerate(row)
-        ]
-        y = max(ends)
-    sheet.height = y + 6
-    return sheet
+            drawing.text(MARGIN + index * block + column * (_SIDE + _GAP), top - 8, title)
+    y = top
+    for row, height in zip(rows, heights, strict=True):
+        for index, picture in enumerate(row):
+            x = MARGIN + index * block
+            _draw_maps(drawing, picture, picture.strongest[name], colours, x, y)
+            _draw_label(drawing, picture, x, y + _size(picture.picture)[1] + 14, block - _BETWEEN - _GAP)
+        y += height
+    return drawing
 
 
-def _key(sheet: Drawing, pool: Pool, colours: list[str]) -> float:
-    x, y = MARGIN, 16.0
-    for name, colour in zip(pool.experts, colours, strict=True):
-        room = text_width(name, 12) + 36
-        if x + room > sheet.width and x > MARGIN:
-            x, y = MARGIN, y + 21
-        sheet.rect(x, y, 13, 13, colour)
-        sheet.text(x + 19, y + 11, name, size=12, fill="ink")
-        x += room
-    return y + 13
+def _size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image on the drawing."""
+    scale = _SIDE / max(image.size)
+    return round(image.width * scale), round(image.height * scale)
 
 
-def _maps(
-    sheet: Drawing,
+def _draw_maps(
+    drawing: Drawing,
     picture: PatchPicture,
     strongest: npt.NDArray[np.intp],
-    colours: list[str],
+    colours: Sequence[str],
     left: float,
     y: float,
-    block: float,
-) -> float:
-    """The picture and its map for each layer, their name below; returns where they end."""
-    image, sample = picture.picture, picture.sample
-    ratio = min(1.0, image.height / image.width), min(1.0, image.width / image.height)
-    height, width = _SIDE * ratio[0], _SIDE * ratio[1]
+) -> None:
+    """The image, then for each layer the experts' colours over it in grey; the defect's patches are outlined."""
+    image = picture.picture
+    width, height = _size(image)
     palette = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in colours], np.uint8)
     # Half the contrast around a light grey: a dark picture must not darken the experts' colours.
     grey = image.convert("L").point([96 + value // 2 for value in range(256)]).convert("RGB")
-    for column in range(1 + len(strongest)):
-        x = left + column * (_SIDE + _GAP)
-        shown = image
-        if column:
-            cells = Image.fromarray(palette[strongest[column - 1]])
-            shown = Image.blend(grey, cells.resize(grey.size, Image.Resampling.NEAREST), _OPACITY)
-        sheet.picture(x, y, width, height, shown, title=str(sample.image))
-        for stroke, thick in (("#ffffff", 3.2), ("#111111", 1.4)):
-            for (x0, y0), (x1, y1) in outline(picture.defect):
-                # Half a stroke longer at both ends, so that corners close.
-                more = (thick / 2 * (x1 > x0), thick / 2 * (y1 > y0))
-                start = (x + x0 * width - more[0], y + y0 * height - more[1])
-                sheet.line(
-                    [start, (x + x1 * width + more[0], y + y1 * height + more[1])], stroke, width=thick
-                )
-    label = {0: "normal", 1: "anomalous", None: "unlabelled"}[sample.label]
-    colour = {0: "normal", 1: "anomalous", None: "soft"}[sample.label]
-    sheet.circle(left + 4, y + height + 10, 4, colour)
-    name = Path(sample.image).name
-    told = f"{label} · {sample.dataset} · {sample.class_name} · {name}"
-    sheet.text(left + 13, y + height + 14, shortened(told, 12, block - _BETWEEN - _GAP - 13), size=12)
-    return y + height + 30
+    segments = [
+        [(x0 * width, y + y0 * height), (x1 * width, y + y1 * height)]
+        for (x0, y0), (x1, y1) in outline(picture.defect)
+    ]
+    for column, layer in enumerate((None, *strongest)):
+        x, shown = left + column * (_SIDE + _GAP), image
+        if layer is not None:
+            cells = Image.fromarray(palette[layer]).resize(grey.size, Image.Resampling.NEAREST)
+            shown = Image.blend(grey, cells, _OPACITY)
+        drawing.image(shown, x, y, width, height)
+        moved = [[(x + across, down) for across, down in segment] for segment in segments]
+        for colour, thick in (("#fefefe", 3.2), ("#111111", 1.4)):  # white in dark mode, too
+            lines = LineCollection(moved, colors=colour, linewidths=thick, capstyle="projecting", zorder=3)
+            drawing.sheet.add_collection(lines, autolim=False)
 
 
-def outline(defect: Bools | None) -> list[tuple[Point, Point]]:
-    """Border lines of the marked patches (h, w), as parts of the picture's width and height."""
+def _draw_label(drawing: Drawing, picture: PatchPicture, x: float, y: float, room: float) -> None:
+    """The label, data set, class and file name of an image."""
+    sample = picture.sample
+    label = _LABELS[sample.label]
+    drawing.line((x + 4, x + 4), (y - 4, y - 4), color=GROUP_COLOURS[label], marker="o", markersize=8)
+    text = f"{label} · {sample.dataset} · {sample.class_name} · {Path(sample.image).name}"
+    drawing.text(x + 13, y, shortened(text, 12, room - 13))
+
+
+def outline(defect: Bools | None) -> list[Segment]:
+    """Return border lines of the marked patches (h, w), as parts of the picture's width and height."""
     if defect is None or not defect.any():
         return []
     rows, columns = defect.shape
     framed = np.pad(defect, 1)
-    lines: list[tuple[Point, Point]] = []
+    lines: list[Segment] = []
     for row, column in np.argwhere(framed[1:, 1:-1] != framed[:-1, 1:-1]):
         lines.append(((column / columns, row / rows), ((column + 1) / columns, row / rows)))
     for row, column in np.argwhere(framed[1:-1, 1:] != framed[1:-1, :-1]):

@@ -1,6 +1,6 @@
-"""Images of a benchmark with their masks and every method's map: the best, the median and the worst of a target.
+"""Example images of a benchmark with masks and every method's map: the best, median and worst of a target.
 
-Nobody chooses them: an image is as good as the methods, on average, rank it against those of the other label in its
+They are chosen by rank: an image is as good as the methods, on average, rank it against those of the other label in its
 class; where a target has one label only, as far as its map tells the pixels of its mask from the others.
 """
 
@@ -23,7 +23,7 @@ from zsad.runs.store import GRIDS_FILE, read_grids, read_rows, read_run_file, re
 from zsad.studies.benchmark.cell_results import CellResult
 from zsad.studies.benchmark.sampling import ImageTable
 from zsad.studies.benchmark.summary import Summary
-from zsad.studies.report.canvas import Drawing, shortened, text_width
+from zsad.studies.report.drawing import FAINT, INK, Drawing, shortened, styled, text_width
 
 Kind = Literal["best", "median", "worst", "false alarm"]
 KINDS: dict[Kind, str] = {
@@ -38,7 +38,7 @@ _MOST_MASKS = 60  # images of a target whose masks are read to order them
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An image of a target with what all methods say of it; pictures are None where files are missing."""
+    """An image of a target with the maps and scores of all methods; pictures are None where files are missing."""
 
     target: str
     class_name: str
@@ -53,8 +53,8 @@ class Example:
 
 
 @dataclass(slots=True)
-class _Shelf:
-    """What is kept of one cell: rows and grids by the images' names relative to the data set."""
+class _CellImages:
+    """The stored rows and grids of one cell, by the images' names relative to the data set."""
 
     rows: dict[str, dict[str, Any]]
     grids: NDArray[np.float16]
@@ -63,8 +63,8 @@ class _Shelf:
     root: Path | None
 
     @classmethod
-    def open(cls, work: Path, cell: CellResult) -> _Shelf | None:
-        """That of a cell, None where it kept no grids or no scores."""
+    def open(cls, work: Path, cell: CellResult) -> _CellImages | None:
+        """Read those of a cell; None where it has no grids or no scores."""
         table = ImageTable.read(work, cell)
         if table is None or cell.files.grids is None:
             return None
@@ -76,61 +76,61 @@ class _Shelf:
         except (ZsadError, OSError, ValueError, KeyError):
             return None
         known = set(table.image.tolist())
-        found, root = {}, None
+        by_name, root = {}, None
         for row in rows:
             parts = Path(row["source"]).parts
             for start in range(len(parts)):
                 if (name := "/".join(parts[start:])) in known:
-                    found[name] = row
+                    by_name[name] = row
                     root = Path(*parts[:start]) if start else Path()
                     break
-        return cls(found, grids, spec, table.by_class(), root)
+        return cls(by_name, grids, spec, table.by_class(), root)
 
 
 @dataclass(slots=True)
 class _Target:
-    """The shelves of a target by method, and the masks of its images."""
+    """The images of a target by method, and their masks."""
 
     name: str
-    shelves: dict[str, _Shelf]
+    cells: dict[str, _CellImages]
     masks: dict[str, Path] = field(default_factory=dict)
 
     def labels(self) -> dict[str, tuple[str, int]]:
         """Class and label of each image that some method has scored."""
         return {
             image: (class_name, label)
-            for shelf in self.shelves.values()
-            for class_name, images in shelf.table.items()
+            for cell in self.cells.values()
+            for class_name, images in cell.table.items()
             for image, (label, _) in images.items()
         }
 
 
 def examples(summary: Summary, work: Path) -> list[Example]:
-    """The best, median and worst anomalous image of each target, and its worst normal one.
+    """Return the best, median and worst anomalous image of each target, and its worst normal one.
 
     Of a method with several seeds the first is shown.
     """
-    found = []
+    chosen = []
     for name in summary.targets:
         target = _open(summary, work, name)
-        if target.shelves:
+        if target.cells:
             labels = target.labels()
-            found += [
+            chosen += [
                 _example(target, image, *labels[image], kind, right)
                 for kind, (image, right) in _chosen(target).items()
             ]
-    return found
+    return chosen
 
 
 def _open(summary: Summary, work: Path, name: str) -> _Target:
-    shelves = {}
+    cells = {}
     for method in summary.names:
         seeds = summary.finished(method, name)
-        shelf = _Shelf.open(work, next(iter(seeds.values()))) if seeds else None
-        if shelf is not None and shelf.rows:
-            shelves[method] = shelf
-    roots = [shelf.root for shelf in shelves.values() if shelf.root is not None]
-    return _Target(name, shelves, _masks(roots[0]) if roots else {})
+        cell = _CellImages.open(work, next(iter(seeds.values()))) if seeds else None
+        if cell is not None and cell.rows:
+            cells[method] = cell
+    roots = [cell.root for cell in cells.values() if cell.root is not None]
+    return _Target(name, cells, _masks(roots[0]) if roots else {})
 
 
 def _masks(root: Path) -> dict[str, Path]:
@@ -141,11 +141,11 @@ def _masks(root: Path) -> dict[str, Path]:
         samples = discover(root, missing="keep").samples
     except (ZsadError, OSError):
         return {}
-    found = {}
-    for sample in samples:
-        if sample.mask is not None and sample.image.is_relative_to(root):
-            found[sample.image.relative_to(root).as_posix()] = sample.mask
-    return found
+    return {
+        sample.image.relative_to(root).as_posix(): sample.mask
+        for sample in samples
+        if sample.mask is not None and sample.image.is_relative_to(root)
+    }
 
 
 def _chosen(target: _Target) -> dict[Kind, tuple[str, float]]:
@@ -158,19 +158,19 @@ def _chosen(target: _Target) -> dict[Kind, tuple[str, float]]:
     normal = sorted(
         (image for image in right if not labels[image][1]), key=lambda image: (right[image], image)
     )
-    places: dict[Kind, str] = {}
+    kinds: dict[Kind, str] = {}
     if anomalous:
-        places = {"best": anomalous[0], "median": anomalous[len(anomalous) // 2], "worst": anomalous[-1]}
+        kinds = {"best": anomalous[0], "median": anomalous[len(anomalous) // 2], "worst": anomalous[-1]}
     if normal:
-        places["false alarm"] = normal[0]
-    return {kind: (image, right[image]) for kind, image in places.items()}
+        kinds["false alarm"] = normal[0]
+    return {kind: (image, right[image]) for kind, image in kinds.items()}
 
 
 def _ranked(target: _Target) -> dict[str, float]:
     """The share of images of the other label in its class that an image is ranked rightly against."""
     shares: dict[str, list[float]] = {}
-    for shelf in target.shelves.values():
-        for images in shelf.table.values():
+    for cell in target.cells.values():
+        for images in cell.table.values():
             scores = {value: [s for label, s in images.values() if label == value] for value in (0, 1)}
             for image, (label, score) in images.items() if scores[0] and scores[1] else ():
                 others = np.array(scores[1 - label])
@@ -182,46 +182,44 @@ def _ranked(target: _Target) -> dict[str, float]:
 def _separated(target: _Target, images: Sequence[str]) -> dict[str, float]:
     """Pixel AUROC within an image, on the grid, of at most `_MOST_MASKS` evenly spread images."""
     known = sorted(image for image in images if image in target.masks)
-    found: dict[str, float] = {}
+    areas: dict[str, float] = {}
     for image in known[:: -(-len(known) // _MOST_MASKS) or 1]:
         values = []
-        for shelf in target.shelves.values():
-            row = shelf.rows.get(image)
+        for cell in target.cells.values():
+            row = cell.rows.get(image)
             if row is not None:
-                grid = np.asarray(shelf.grids[row["grid"]], np.float32).mean(axis=0)
+                grid = np.asarray(cell.grids[row["grid"]], np.float32).mean(axis=0)
                 inside = _foreground(target.masks[image], grid.shape)
                 values.append(auroc(grid, inside) if inside is not None else np.nan)
         if values and not np.isnan(values).all():
-            found[image] = float(np.nanmean(values))
-    return found
+            areas[image] = float(np.nanmean(values))
+    return areas
 
 
 def _foreground(path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
-    try:
-        with Image.open(path) as opened:
-            mask = opened.convert("L").point(lambda value: 255 if value else 0)
-    except (OSError, ValueError):
+    mask = _read_mask(path, (shape[1], shape[0]))
+    if mask is None:
         return None
-    small = np.asarray(mask.resize((shape[1], shape[0]), Image.Resampling.BOX))
+    small = np.asarray(mask)
     return np.asarray(small > min(100, int(small.max()) / 2))
 
 
 def _example(target: _Target, image: str, class_name: str, label: int, kind: Kind, right: float) -> Example:
-    rows = {name: shelf.rows[image] for name, shelf in target.shelves.items() if image in shelf.rows}
+    rows = {name: cell.rows[image] for name, cell in target.cells.items() if image in cell.rows}
     picture = mask = None
     if rows:
         picture = _picture(Path(next(iter(rows.values()))["source"]))
     if image in target.masks and picture is not None:
-        mask = _mask_picture(target.masks[image], picture.size)
+        mask = _read_mask(target.masks[image], picture.size)
     maps: dict[str, Image.Image | None] = {}
     for name, row in rows.items():
-        shelf = target.shelves[name]
-        prediction = restore(row, shelf.grids, shelf.spec)
+        cell = target.cells[name]
+        prediction = restore(row, cell.grids, cell.spec)
         maps[name] = prediction.overlay(picture) if picture is not None else None
     scores = {
-        name: shelf.table[class_name][image][1]
-        for name, shelf in target.shelves.items()
-        if image in shelf.table.get(class_name, {})
+        name: cell.table[class_name][image][1]
+        for name, cell in target.cells.items()
+        if image in cell.table.get(class_name, {})
     }
     return Example(target.name, class_name, image, label, kind, right, picture, mask, maps, scores)
 
@@ -235,47 +233,49 @@ def _picture(path: Path) -> Image.Image | None:
     return picture
 
 
-def _mask_picture(path: Path, size: tuple[int, int]) -> Image.Image | None:
+def _read_mask(path: Path, size: tuple[int, int]) -> Image.Image | None:
+    """The share of marked pixels as grey values in the given size (width, height); None where it cannot be read."""
     try:
         with Image.open(path) as opened:
             mask = opened.convert("L").point(lambda value: 255 if value else 0)
     except (OSError, ValueError):
         return None
-    shrunk: Image.Image = mask.resize(size, Image.Resampling.BOX).convert("RGB")
+    shrunk: Image.Image = mask.resize(size, Image.Resampling.BOX)
     return shrunk
 
 
-def maps_figure(found: Sequence[Example], names: Sequence[str]) -> Drawing | None:
-    """The median image of each target: a column for each, below it the mask and every method's map."""
-    shown = [example for example in found if example.kind == "median" and example.picture is not None]
-    if not shown:
+@styled
+def maps_figure(shown: Sequence[Example], names: Sequence[str]) -> Drawing | None:
+    """Draw the median image of each target: a column for each, below it the mask and every method's map."""
+    medians = [example for example in shown if example.kind == "median" and example.picture is not None]
+    if not medians:
         return None
-    side, gap, top = 116.0, 6.0, 34.0
+    side, gap, top = 116, 6, 34
     rows = ["image", "mask", *names]
-    left = 26 + min(150.0, max(text_width(name, 13) for name in rows))
-    told = f"Maps of {', '.join(names)} on {', '.join(example.target for example in shown)}"
-    sheet = Drawing(left + len(shown) * (side + gap) + 12, top + len(rows) * (side + gap) + 12, told)
+    left = round(26 + min(150.0, max(text_width(name, 13) for name in rows)))
+    title = f"Maps of {', '.join(names)} on {', '.join(example.target for example in medians)}"
+    width, height = left + len(medians) * (side + gap) + 12, top + len(rows) * (side + gap) + 12
+    drawing = Drawing(width, height, title)
     for index, row in enumerate(rows):
         middle = top + index * (side + gap) + side / 2 + 4
-        sheet.text(left - 10, middle, shortened(row, 13, left - 20), size=13, fill="ink", anchor="end")
-    for column, example in enumerate(shown):
+        drawing.text(left - 10, middle, shortened(row, 13, left - 20), fontsize=13, color=INK, ha="right")
+    for column, example in enumerate(medians):
         x = left + column * (side + gap)
-        name = shortened(example.target, 13, side)
-        sheet.text(x + side / 2, top - 12, name, size=13, fill="ink", anchor="middle", bold=True)
+        name = shortened(example.target, 13, side - 8, bold=True)
+        heading = {"fontsize": 13, "fontweight": "bold", "color": INK, "ha": "center"}
+        drawing.text(x + side / 2, top - 12, name, **heading)
         pictures = [example.picture, example.mask, *(example.maps.get(name) for name in names)]
-        for row_index, picture in enumerate(pictures):
-            _place(
-                sheet, picture, x, top + row_index * (side + gap), side, f"{rows[row_index]}, {example.image}"
-            )
-    return sheet
+        for index, picture in enumerate(pictures):
+            _draw_picture(drawing, picture, x, top + index * (side + gap), side)
+    return drawing
 
 
-def _place(sheet: Drawing, picture: Image.Image | None, x: float, y: float, side: float, title: str) -> None:
+def _draw_picture(drawing: Drawing, picture: Image.Image | None, x: int, y: int, side: int) -> None:
     """A picture in a square, its proportions kept; an empty square with a dash where there is none."""
-    sheet.rect(x, y, side, side, "faint")
+    drawing.rectangle(x, y, side, side, facecolor=FAINT)
     if picture is None:
-        sheet.text(x + side / 2, y + side / 2 + 4, "-", size=13, anchor="middle")
+        drawing.text(x + side / 2, y + side / 2 + 4, "-", ha="center")
         return
     scale = side / max(picture.size)
     width, height = picture.width * scale, picture.height * scale
-    sheet.picture(x + (side - width) / 2, y + (side - height) / 2, width, height, picture, title=title)
+    drawing.image(picture, x + (side - width) / 2, y + (side - height) / 2, width, height)

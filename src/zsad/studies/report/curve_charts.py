@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from zsad.files import read_arrays
@@ -14,9 +15,8 @@ from zsad.metrics.exact import ImageScores
 from zsad.studies.benchmark.cell_results import CellResult
 from zsad.studies.benchmark.sampling import ImageTable
 from zsad.studies.benchmark.summary import Summary
-from zsad.studies.report.axes import Axis
-from zsad.studies.report.canvas import Anchor, Drawing
-from zsad.studies.report.charts import styles
+from zsad.studies.report.drawing import LINE, Drawing, styled
+from zsad.studies.report.method_charts import styles
 
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -32,17 +32,17 @@ _WIDTH, _HEIGHT = 252.0, 236.0
 
 
 def curve_charts(summary: Summary, target: str, work: Path) -> list[Drawing]:
-    """A chart for each kind of curve that some method has on the target."""
-    found = {name: _mean_lines(work, summary.finished(name, target).values()) for name in summary.names}
+    """Return a chart for each kind of curve that some method has on the target."""
+    curves_of = {name: mean_lines(work, summary.finished(name, target).values()) for name in summary.names}
     return [
-        _chart(summary, target, kind, {name: lines[kind] for name, lines in found.items() if kind in lines})
+        _chart(summary, target, kind, {name: each[kind] for name, each in curves_of.items() if kind in each})
         for kind in _KINDS
-        if any(kind in lines for lines in found.values())
+        if any(kind in each for each in curves_of.values())
     ]
 
 
-def _mean_lines(work: Path, cells: Iterable[CellResult]) -> dict[str, Line]:
-    """The curves of a method: the mean height at equal places over all classes and seeds."""
+def mean_lines(work: Path, cells: Iterable[CellResult]) -> dict[str, Line]:
+    """Return the curves of a method: the mean height at equal places over all classes and seeds."""
     heights: dict[str, list[NDArray[np.float64]]] = {}
     ends: dict[str, float] = {}
     for cell in cells:
@@ -61,8 +61,8 @@ def _image_lines(work: Path, cell: CellResult) -> list[tuple[str, Line]]:
         state = ImageScores()
         for label, score in images.values():
             state.add(score, label)
-        found = curves(state, points=_POINTS)
-        lines += [("image_roc", found.roc), ("image_pr", found.pr)]
+        of_class = curves(state, points=_POINTS)
+        lines += [("image_roc", of_class.roc), ("image_pr", of_class.pr)]
     return [(kind, line) for kind, line in lines if line[0].size]
 
 
@@ -71,38 +71,33 @@ def _pixel_lines(work: Path, cell: CellResult) -> list[tuple[str, Line]]:
         return []
     arrays = read_arrays(work / cell.files.curves) or {}
     lines = []
-    for name in arrays:
-        class_name, _, axis = name.rpartition("/")
-        kind, _, end = axis.partition("_")
-        other = arrays.get(f"{class_name}/{kind}_y")
-        if (
-            end == "x"
-            and f"pixel_{kind}" in _KINDS
-            and other is not None
-            and other.size == arrays[name].size > 1
-        ):
-            lines.append((f"pixel_{kind}", (arrays[name], other)))
+    for name, x in arrays.items():
+        kind = f"pixel_{name.rpartition('/')[2].removesuffix('_x')}"
+        y = arrays.get(name.removesuffix("_x") + "_y")
+        if name.endswith("_x") and kind in _KINDS and y is not None and y.size == x.size > 1:
+            lines.append((kind, (x, y)))
     return lines
 
 
+@styled
 def _chart(summary: Summary, target: str, kind: str, lines: Mapping[str, Line]) -> Drawing:
     title, across, up, metric = _KINDS[kind]
-    told = ", ".join(f"{name} {summary.entry(name, target, metric).percent()}" for name in lines)
-    sheet = Drawing(_WIDTH, _HEIGHT, f"{title} curves on {target}, area in percent: {told}")
+    areas = ", ".join(f"{name} {summary.entry(name, target, metric).percent()}" for name in lines)
+    drawing = Drawing(_WIDTH, _HEIGHT, f"{title} curves on {target}, area in percent: {areas}")
+    axes = drawing.axes(36, 30, _WIDTH - 52, _HEIGHT - 76)
     end = max(float(x[-1]) for x, _ in lines.values())
-    axis = Axis(36, 30, _WIDTH - 46, _HEIGHT - 74, 0.0, end, 0.0, 1.0)
-    sheet.text(axis.x - 28, 14, title, size=13, fill="ink", bold=True)
-    axis.frame(sheet, labelled=True)
-    anchors: dict[float, Anchor] = {0.0: "start", 0.5: "middle", 1.0: "end"}
-    for share, anchor in anchors.items():
-        x = axis.place(share * end, 0)[0]
-        sheet.text(x, axis.bottom + 15, f"{share * end:.3g}", size=11, anchor=anchor)
-    sheet.text(axis.x + axis.width / 2, axis.bottom + 32, f"{up} over {across}", size=11, anchor="middle")
+    axes.set(xlim=(0, end), ylim=(0, 1), xticks=(0, end / 2, end), xlabel=f"{up} over {across}")
+    axes.set_title(title, x=-0.14)
+    axes.grid(axis="x", visible=False)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     if kind.endswith("roc"):
-        sheet.line([axis.place(0, 0), axis.place(1, 1)], "line", dashed=True)
+        axes.plot((0, 1), (0, 1), color=LINE, linewidth=1, linestyle=(0, (4, 2.5)))
     for name, style in styles(summary.names).items():
         if name in lines:
-            xs, ys = lines[name]
-            points = [axis.place(*point) for point in zip(xs.tolist(), ys.tolist(), strict=True)]
-            sheet.line(points, style.colour, width=1.8, dashed=style.dashed)
-    return sheet
+            (line,) = axes.plot(*lines[name], **style.line(width=1.8))
+            line.set(
+                marker=style.marker, markersize=4.5, markevery=(8 + 3 * len(axes.lines), 30), clip_on=False
+            )
+            drawing.tip(line, name)
+    return drawing

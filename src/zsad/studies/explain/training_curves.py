@@ -27,12 +27,12 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(slots=True)
-class Curve:
+class LossCurve:
     """A loss term, or a measurement, over the steps of a run; many steps of a term are averaged into each point.
 
     Attributes:
         term: its name in the log.
-        weight: what it was multiplied with in the loss; the curve is without it. None: the curve is as logged.
+        weight: its factor in the loss, which the curve is without; None: the curve is as logged.
         steps: (n,) the middle step of each point.
         mean: (n,) of the term.
         low: (n,) its least value.
@@ -54,16 +54,16 @@ class RunCurves:
     name: str
     steps: int
     epochs: int
-    curves: dict[str, Curve]
+    curves: dict[str, LossCurve]
     unrecorded: tuple[str, ...] = ()
 
 
 def read_curves(folder: Path, *, name: str, weights: Mapping[str, str]) -> RunCurves:
-    """The curves of a run, auxiliary terms first.
+    """Read the curves of a run, auxiliary terms first.
 
     Args:
         folder: of the run, with log.jsonl and run.json.
-        name: what to call it.
+        name: label of the run.
         weights: for some terms the setting of the method that is their weight.
 
     Raises:
@@ -75,20 +75,20 @@ def read_curves(folder: Path, *, name: str, weights: Mapping[str, str]) -> RunCu
     terms = [term for term in terms if term not in _NO_TERMS]
     terms.sort(key=lambda term: _MAIN_TERMS.index(term) if term in _MAIN_TERMS else -1)
     steps = np.array([row["step"] for row in rows])
-    curves: dict[str, Curve] = {}
+    curves: dict[str, LossCurve] = {}
     unrecorded = []
     for term in terms:
         weight = settings.get(weights.get(term, ""))
         key = f"{_RAW}{term}" if weight == 0 else term
         values = np.array([row.get(key, math.nan) for row in rows]) / (weight or 1)
-        there = np.isfinite(values)
-        if there.any():
-            curves[term] = _binned(term, weight, steps[there], values[there])
+        known = np.isfinite(values)
+        if known.any():
+            curves[term] = _binned(term, weight, steps[known], values[known])
         else:
             unrecorded.append(term)
     if measured:
         after, values = (np.array([row[key] for row in measured]) for key in ("step", VALIDATION_METRIC))
-        curves[IMAGE_AUROC] = Curve(IMAGE_AUROC, None, after, values, values, values)
+        curves[IMAGE_AUROC] = LossCurve(IMAGE_AUROC, None, after, values, values, values)
     epochs = int(max(row.get("epoch", 0) for row in rows)) + 1
     return RunCurves(name, int(steps.max()), epochs, curves, tuple(unrecorded))
 
@@ -138,10 +138,10 @@ def _settings(path: Path) -> dict[str, float]:
         return {}
 
 
-def _binned(term: str, weight: float | None, steps: Array, values: Array) -> Curve:
+def _binned(term: str, weight: float | None, steps: Array, values: Array) -> LossCurve:
     """At most `_POINTS` points, each over equally many steps."""
     pieces: Sequence[Array] = np.array_split(np.arange(len(steps)), min(_POINTS, len(steps)))
-    return Curve(
+    return LossCurve(
         term,
         weight,
         *(

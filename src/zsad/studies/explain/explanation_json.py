@@ -1,22 +1,20 @@
-"""The numbers of an explanation as JSON."""
+"""Numbers of an explanation as JSON."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from zsad.studies.explain.collect import PatchPicture, Usage
-from zsad.studies.explain.curves import RunCurves
 from zsad.studies.explain.embeddings import ExpertMap
+from zsad.studies.explain.explanation import Explanation
+from zsad.studies.explain.training_curves import RunCurves
 
-if TYPE_CHECKING:
-    from zsad.studies.explain.explanation import Explanation
 
-
-def as_json(explanation: Explanation) -> dict[str, Any]:
-    """Plain values; arrays are nested lists [layer][expert], NaN is null."""
+def explanation_json(explanation: Explanation) -> dict[str, Any]:
+    """Return all numbers as plain values; arrays are nested lists [layer][expert], NaN is null."""
     pools = explanation.pools
     names = {
         name: {"unit": pool.unit, "layers": list(pool.layers), "experts": list(pool.experts)}

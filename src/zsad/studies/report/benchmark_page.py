@@ -1,9 +1,9 @@
-"""The page of a benchmark: one HTML file without network, to read, to compare and to doubt with."""
+"""Page of a benchmark: one self-contained HTML file with tables, charts and example images."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -11,11 +11,19 @@ from typing import Any
 from zsad.metrics.table import COLUMNS
 from zsad.runs.page import data_uri, render_page
 from zsad.studies.benchmark.summary import ELSEWHERE, FEWER, OVERALL, PARTIAL, SEEN, Summary, TableEntry
-from zsad.studies.report.canvas import Drawing
-from zsad.studies.report.charts import RADAR_METRICS, costs, over_sets, styles, trade_off
-from zsad.studies.report.curves import curve_charts
-from zsad.studies.report.pictures import KINDS, Example
-from zsad.studies.report.text import MEAN, holes, notes, places, plural
+from zsad.studies.report.curve_charts import curve_charts
+from zsad.studies.report.drawing import Drawing
+from zsad.studies.report.examples import KINDS, Example
+from zsad.studies.report.method_charts import (
+    RADAR_METRICS,
+    Style,
+    costs,
+    methods_over_sets,
+    quality_over_time,
+    styles,
+    swatch,
+)
+from zsad.studies.report.result_tables import MEAN, holes, notes, plural, table_targets
 
 _MOST_PROBLEMS = 500
 
@@ -28,17 +36,16 @@ def render_benchmark(
     Args:
         summary: of the cells.
         work: their folder, for the curves.
-        examples: images with maps, as `zsad.studies.report.pictures.examples` finds them.
+        examples: images with maps, as `zsad.studies.report.examples.examples` chooses them.
         title: its heading.
 
     Raises:
         ConfigError: jinja2 is not installed.
     """
-    own = styles(summary.names)
-    said = notes(summary)
+    lines = notes(summary)
     content = {
         "title": title,
-        "methods": [_method(summary, name, own[name].colour) for name in summary.names],
+        "methods": [_method(summary, name, style) for name, style in styles(summary.names).items()],
         "tiles": _tiles(summary),
         "metrics": [{"key": metric, "title": COLUMNS[metric]} for metric in summary.metrics],
         "means": _means(summary),
@@ -51,31 +58,31 @@ def render_benchmark(
         "curves": _curves(summary, work),
         "gallery": _gallery(examples, summary.names),
         "costs": _costs(summary),
-        "trade_offs": _drawn(trade_off(summary, m) for m in RADAR_METRICS if m in summary.metrics),
+        "trade_offs": _inline(quality_over_time(summary, m) for m in RADAR_METRICS if m in summary.metrics),
         "holes": holes(summary),
         "problems": _problems(summary)[:_MOST_PROBLEMS],
-        "notes": said,
-        "marks": [line for line in said if line.startswith((SEEN, FEWER, PARTIAL))],
-        "any_seen": any(line.startswith(SEEN) for line in said),
+        "notes": lines,
+        "marks": [line for line in lines if line.startswith((SEEN, FEWER, PARTIAL))],
+        "any_seen": any(line.startswith(SEEN) for line in lines),
         "environment": _environment(summary),
         "version": _version(summary),
     }
     return render_page(Path(__file__).parents[1] / "templates" / "benchmark.html", content)
 
 
-def _drawn(drawings: Any) -> list[Any]:
+def _inline(drawings: Iterable[Drawing | None]) -> list[Any]:
     from markupsafe import Markup
 
-    return [Markup(drawing.to_svg(inline=True)) for drawing in drawings if isinstance(drawing, Drawing)]
+    return [Markup(drawing.to_svg(inline=True)) for drawing in drawings if drawing is not None]
 
 
-def _method(summary: Summary, name: str, colour: str) -> dict[str, Any]:
-    who = summary.rows[name]
+def _method(summary: Summary, name: str, style: Style) -> dict[str, Any]:
+    row = summary.rows[name]
     return {
         "name": name,
-        "colour": colour,
-        "backbone": who.backbone,
-        "provenance": who.provenance,
+        "swatch": _inline([swatch(style)])[0],
+        "backbone": row.backbone,
+        "provenance": row.provenance,
         "trained_on": ", ".join(summary.trained_on(name)) or "no training",
         "seeds": _seeds(summary, name),
     }
@@ -112,7 +119,7 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
 
 
 def _rate(per_second: float) -> str:
-    """With a digit behind the point, below 1 with two that are not 0."""
+    """A rate with one decimal, below 1 with two significant digits."""
     return f"{per_second:,.1f}" if per_second >= 1 else f"{per_second:.2g}"
 
 
@@ -126,18 +133,18 @@ def _brief(seconds: float) -> str:
     return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
-def _shown(entry: TableEntry) -> dict[str, Any]:
+def _entry(entry: TableEntry) -> dict[str, Any]:
     """An entry as the template prints it."""
-    said = []
+    details = []
     interval = entry.interval
     if interval is not None:
-        said.append(f"95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f}")
+        details.append(f"95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f}")
     if entry.spread.count > 1:
-        said.append(f"{entry.spread.count} seeds")
+        details.append(f"{entry.spread.count} seeds")
     if entry.parts[1]:
-        said.append(f"mean of {entry.parts[0]} of {entry.parts[1]}")
+        details.append(f"mean of {entry.parts[0]} of {entry.parts[1]}")
     if entry.seen:
-        said.append("seen in training")
+        details.append("seen in training")
     word = entry.hole if entry.hole in ("not run", "undefined") else "failed"
     return {
         "value": "" if entry.hole else entry.percent(),
@@ -146,35 +153,35 @@ def _shown(entry: TableEntry) -> dict[str, Any]:
         "marks": entry.marks,
         "bold": entry.bold,
         "hole": {"": "", "undefined": "–", ELSEWHERE: "–"}.get(entry.hole, word),
-        "title": entry.hole or ", ".join(said),
+        "title": entry.hole or ", ".join(details),
     }
 
 
 def _means(summary: Summary) -> list[dict[str, Any]]:
     target = OVERALL if len(summary.targets) > 1 else next(iter(summary.targets), OVERALL)
     return [
-        {"name": name, "entries": [_shown(summary.entry(name, target, metric)) for metric in summary.metrics]}
+        {"name": name, "entries": [_entry(summary.entry(name, target, metric)) for metric in summary.metrics]}
         for name in summary.names
     ]
 
 
 def _radars(summary: Summary) -> list[dict[str, Any]]:
     """Two charts as in PromptMoE's figure 2, or of those metrics that there are."""
-    wanted = [metric for metric in RADAR_METRICS if metric in summary.metrics] or summary.metrics[:1]
-    drawn = {metric: _drawn([over_sets(summary, metric)]) for metric in wanted}
+    metrics = [metric for metric in RADAR_METRICS if metric in summary.metrics] or summary.metrics[:1]
+    drawn = {metric: _inline([methods_over_sets(summary, metric)]) for metric in metrics}
     return [{"title": COLUMNS[metric], "svg": svg[0]} for metric, svg in drawn.items() if svg]
 
 
 def _by_set(summary: Summary, metric: str) -> list[dict[str, Any]]:
     rows = []
-    for target in places(summary):
+    for target in table_targets(summary):
         normal, anomalous = summary.counts(target) if target else (0, 0)
         rows.append(
             {
                 "name": target or MEAN,
                 "mean": target == OVERALL,
                 "counts": f"{normal:,} + {anomalous:,}" if target else "",
-                "entries": [_shown(summary.entry(name, target, metric)) for name in summary.names],
+                "entries": [_entry(summary.entry(name, target, metric)) for name in summary.names],
             }
         )
     return rows
@@ -190,19 +197,19 @@ def _by_class(summary: Summary, target: str) -> dict[str, Any]:
                 "mean": False,
                 "counts": "{:,} + {:,}".format(*summary.counts(target, class_name)),
                 "entries": [
-                    _shown(summary.class_entry(name, target, class_name, metric)) for name in summary.names
+                    _entry(summary.class_entry(name, target, class_name, metric)) for name in summary.names
                 ],
             }
             for class_name in summary.classes(target)
         ]
         if any(entry["value"] for row in rows for entry in row["entries"]):
-            last = [_shown(summary.entry(name, target, metric)) for name in summary.names]
+            last = [_entry(summary.entry(name, target, metric)) for name in summary.names]
             tables[metric] = [*rows, {"name": "mean", "mean": True, "counts": "", "entries": last}]
     return {"target": target, "classes": len(summary.classes(target)), "tables": tables}
 
 
 def _curves(summary: Summary, work: Path) -> list[dict[str, Any]]:
-    drawn = {target: _drawn(curve_charts(summary, target, work)) for target in summary.targets}
+    drawn = {target: _inline(curve_charts(summary, target, work)) for target in summary.targets}
     return [{"target": target, "charts": charts} for target, charts in drawn.items() if charts]
 
 
@@ -256,21 +263,18 @@ def _costs(summary: Summary) -> list[dict[str, str]]:
 
 def _problems(summary: Summary) -> list[tuple[str, str, str]]:
     """(target, path, reason) of files that could not be used, each once."""
-    found = [
-        (cell.target, problem.path, problem.reason) for cell in summary.cells for problem in cell.problems
-    ]
-    return sorted(dict.fromkeys(found))
+    return sorted({(cell.target, each.path, each.reason) for cell in summary.cells for each in cell.problems})
 
 
 def _environment(summary: Summary) -> list[tuple[str, str]]:
-    """What the cells say of where they were made; several values where they differ."""
+    """Versions and machines recorded in the cells; several values where they differ."""
     values: dict[str, dict[str, None]] = {}
     for cell in summary.cells:
         for name, value in cell.environment.items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
             values.setdefault(name, {})[text] = None
     backbones = {f"{cell.backbone} (sha256 {cell.backbone_sha256[:16]}…)": None for cell in summary.cells}
-    return [("backbone", ", ".join(backbones)), *((name, ", ".join(found)) for name, found in values.items())]
+    return [("backbone", ", ".join(backbones)), *((name, ", ".join(texts)) for name, texts in values.items())]
 
 
 def _version(summary: Summary) -> str:

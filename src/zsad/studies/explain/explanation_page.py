@@ -1,32 +1,36 @@
-"""Writes an explanation into a folder: one self-contained page, all numbers, each figure as SVG and PNG."""
+"""Files of an explanation: one self-contained page, all numbers, and each figure as SVG, PDF and PNG."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zsad.files import storage_errors, write_bytes, write_json, write_text
-from zsad.studies.explain.charts import Figure
+from zsad.files import storage_errors, write_bytes, write_json
 from zsad.studies.explain.explanation import Contrast, Explanation
-from zsad.studies.explain.figures import all_figures
+from zsad.studies.explain.explanation_json import explanation_json
+
+if TYPE_CHECKING:
+    from zsad.studies.explain.figure_parts import ExplanationFigure
 
 PAGE_FILE = "explain.html"
 NUMBERS_FILE = "explain.json"
-_FOLDED = frozenset({"weights"})  # shown only when asked for
+_FOLDED = frozenset({"weights"})
 _FIGURE_NAME = re.compile(r"[a-z0-9_-]{1,80}")
+_FORMS = ("svg", "pdf", "png")
 
 
 def write_explanation(explanation: Explanation, folder: str | Path) -> list[str]:
-    """Writes the page, the numbers and the figures, in place of those of a former explanation.
+    """Write the page, the numbers and the figures, in place of those of a former explanation.
 
-    Without jinja2 there is no page; everything else is written all the same.
+    Without matplotlib there are no figures and no page, without jinja2 no page; everything else is written.
 
     Args:
-        explanation: what `explain` found.
+        explanation: as `explain` returns it.
         folder: created where missing.
 
     Returns:
@@ -36,17 +40,22 @@ def write_explanation(explanation: Explanation, folder: str | Path) -> list[str]
         StorageError: the disk is full or the folder cannot be written.
     """
     folder = Path(folder)
-    figures = list(all_figures(explanation))
+    figures: list[ExplanationFigure] = []
+    charts = find_spec("matplotlib") is not None
+    if charts:
+        from zsad.studies.explain.figures import all_figures
+
+        figures = list(all_figures(explanation))
     _remove_former(folder, keep={figure.name for figure in figures})
     written = []
     for figure in figures:
-        write_text(folder / f"{figure.name}.svg", figure.drawing.to_svg())
-        write_bytes(folder / f"{figure.name}.png", figure.drawing.to_png())
-        written += [f"{figure.name}.svg", f"{figure.name}.png"]
-    document = {**explanation.to_dict(), "figures": [figure.name for figure in figures]}
+        for name, content in figure.drawing.files(figure.name).items():
+            write_bytes(folder / name, content)
+            written.append(name)
+    document = {**explanation_json(explanation), "figures": [figure.name for figure in figures]}
     write_json(folder / NUMBERS_FILE, document)
     written.append(NUMBERS_FILE)
-    if find_spec("jinja2") is not None:
+    if charts and find_spec("jinja2") is not None:
         page = render_explanation(explanation, figures)
         write_bytes(folder / PAGE_FILE, page.encode("utf-8", "backslashreplace"))
         written.append(PAGE_FILE)
@@ -54,22 +63,20 @@ def write_explanation(explanation: Explanation, folder: str | Path) -> list[str]
 
 
 def _remove_former(folder: Path, *, keep: set[str]) -> None:
-    """Removes the figures that a former explanation listed and this one does not have."""
+    """Removes the page, and the figures that a former explanation listed and this one does not have."""
     try:
         former = json.loads((folder / NUMBERS_FILE).read_text(encoding="utf-8"))["figures"]
     except (OSError, ValueError, KeyError, TypeError):
         former = []
-    for name in former if isinstance(former, list) else []:
-        if isinstance(name, str) and _FIGURE_NAME.fullmatch(name) and name not in keep:
-            for suffix in ("svg", "png"):
-                with storage_errors(folder), suppress(FileNotFoundError):
-                    (folder / f"{name}.{suffix}").unlink()
-    with storage_errors(folder), suppress(FileNotFoundError):
-        (folder / PAGE_FILE).unlink()
+    names = [name for name in former if isinstance(name, str)] if isinstance(former, list) else []
+    gone = [name for name in names if _FIGURE_NAME.fullmatch(name) and name not in keep]
+    for file in (PAGE_FILE, *(f"{name}.{form}" for name in gone for form in _FORMS)):
+        with storage_errors(folder), suppress(FileNotFoundError):
+            (folder / file).unlink()
 
 
-def render_explanation(explanation: Explanation, figures: list[Figure]) -> str:
-    """The page as text.
+def render_explanation(explanation: Explanation, figures: Sequence[ExplanationFigure]) -> str:
+    """Return the page as text.
 
     Raises:
         ConfigError: jinja2 is not installed.
@@ -115,11 +122,11 @@ def _tiles(explanation: Explanation) -> list[tuple[str, str, str]]:
         normal, anomalous, unknown = (
             sum(counts) for counts in zip(*explanation.datasets.values(), strict=True)
         )
-        told = f"{normal:,} normal, {anomalous:,} anomalous" + (
+        counts_text = f"{normal:,} normal, {anomalous:,} anomalous" + (
             f", {unknown:,} unlabelled" if unknown else ""
         )
         sets = len(explanation.datasets)
-        tiles.append((f"{collected.images:,}", "images", told))
+        tiles.append((f"{collected.images:,}", "images", counts_text))
         tiles.append(
             (f"{sets}", "data sets" if sets > 1 else "data set", ", ".join(explanation.datasets)[:80])
         )

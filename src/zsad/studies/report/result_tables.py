@@ -1,4 +1,4 @@
-"""The tables of a benchmark as CSV, JSON, LaTeX, Markdown and for a terminal, and what there is to say of them."""
+"""Tables of a benchmark as CSV, JSON, LaTeX, Markdown and for a terminal, and the notes below them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def plural(count: int, one: str, many: str) -> str:
     return f"{count:,} {one if count == 1 else many}"
 
 
-def places(summary: Summary) -> list[str]:
+def table_targets(summary: Summary) -> list[str]:
     """The targets of a summary, and the mean over them where there are several."""
     return [*summary.targets, OVERALL] if len(summary.targets) > 1 else list(summary.targets)
 
@@ -62,11 +62,11 @@ def holes(summary: Summary) -> list[tuple[str, str, str]]:
     """(method, target, reason) of what is missing: what failed, with which seeds, and what was never run."""
     seeds: dict[tuple[str, str, str], list[int]] = {}
     for name, cell in summary.failed():
-        own = seeds.setdefault((name, cell.target, cell.reason or "failed"), [])
-        own += [cell.seed] if cell.seed is not None else []
-    found = [
-        (name, target, reason + (f" (seed {', '.join(map(str, sorted(own)))})" if own else ""))
-        for (name, target, reason), own in seeds.items()
+        failed_seeds = seeds.setdefault((name, cell.target, cell.reason or "failed"), [])
+        failed_seeds += [cell.seed] if cell.seed is not None else []
+    failures = [
+        (name, target, reason + (f" (seed {', '.join(map(str, sorted(numbers)))})" if numbers else ""))
+        for (name, target, reason), numbers in seeds.items()
     ]
     missing = [
         (name, target, "not run")
@@ -74,12 +74,12 @@ def holes(summary: Summary) -> list[tuple[str, str, str]]:
         for target in summary.targets
         if summary.hole(name, target) == "not run"
     ]
-    return sorted(found) + missing
+    return sorted(failures) + missing
 
 
 def notes(summary: Summary) -> list[str]:
-    """What a reader of the tables must know, in sentences."""
-    said = [
+    """Sentences that a reader of the tables must know."""
+    lines = [
         "Values are percent: the unweighted mean over the classes of a data set, then over the data sets. "
         "Undefined values are left out and counted. ± is the sample deviation over seeds.",
         f"Bold are the best method and those that are not significantly worse (p < {ALPHA} after Holm's "
@@ -88,67 +88,66 @@ def notes(summary: Summary) -> list[str]:
         f"signs of the classes' differences, or over the seeds, and not at all where both are too few.",
     ]
     if summary.has_intervals:
-        said.append(
+        lines.append(
             f"Intervals hold with {100 * LEVEL:.0f} % for another choice of images of the same classes "
             f"(bootstrap within class and label, for pixel metrics among images with and without anomalous pixels; "
             f"bias-corrected and accelerated)."
         )
     entries = [
-        summary.entry(n, t, m) for n in summary.names for t in places(summary) for m in summary.metrics
+        summary.entry(n, t, m) for n in summary.names for t in table_targets(summary) for m in summary.metrics
     ]
     if any(entry.seen for entry in entries):
-        said.append(
+        lines.append(
             f"{SEEN} The weights were trained on data of this target: not zero-shot, left out of means and bold face."
         )
     if any(PARTIAL in entry.marks for entry in entries):
-        said.append(
+        lines.append(
             f"{PARTIAL} Mean without the classes that lack files or normal images, or whose files are broken."
         )
     if any(FEWER in entry.marks for entry in entries):
-        said.append(
+        lines.append(
             f"{FEWER} Mean over fewer classes or data sets than the others' means: it does not compare with them."
         )
-    said += [f"{letter}: trained on {text}." for text, letter in summary.letters.items()]
-    said += _pairings(summary)
-    said += [
-        f"{who.name} is {who.provenance}: its code is not public, so its numbers do not speak for its authors' system."
-        for who in summary.rows.values()
-        if who.provenance
+    lines += [f"{letter}: trained on {text}." for text, letter in summary.letters.items()]
+    lines += _training_notes(summary)
+    lines += [
+        f"{row.name} is {row.provenance}: its code is not public, so its numbers do not speak for its authors' system."
+        for row in summary.rows.values()
+        if row.provenance
     ]
-    if any(who.backbone == "zsad-tiny" for who in summary.rows.values()):
-        said.append(
+    if any(row.backbone == "zsad-tiny" for row in summary.rows.values()):
+        lines.append(
             "zsad-tiny is the small stand-in model that ships with the package: these numbers compare methods on it, "
             "they are not the methods' numbers on ViT-L/14@336."
         )
-    said += [
+    lines += [
         f"Several results of {double}: the first is shown." for double in sorted(set(summary.duplicates))
     ]
-    said += [
+    lines += [
         f"{plural(count, 'image', 'images')} of {target} in no interval: not every method has scored them."
         for target in summary.targets
         if (count := summary.left_out(target))
     ]
-    return said + _remarks(summary)
+    return lines + _cell_notes(summary)
 
 
-def _pairings(summary: Summary) -> list[str]:
-    """Which auxiliary sets stand behind which targets, where that differs."""
-    said: dict[str, list[str]] = {}
+def _training_notes(summary: Summary) -> list[str]:
+    """Sentences on the auxiliary sets behind the targets, where these differ."""
+    names: dict[str, list[str]] = {}
     for name in summary.names:
         groups: dict[str, list[str]] = {}
         for target in summary.targets:
             for trained in summary.trained_on(name, target):
                 groups.setdefault(trained, []).append(target)
-        shown = [
+        text = "; ".join(
             f"{summary.letters.get(sets, sets)} for {', '.join(targets)}" for sets, targets in groups.items()
-        ]
-        text = "; ".join(shown)
+        )
         if len(groups) > 1:
-            said.setdefault(text, []).append(name)
-    return [f"Trained on {text}: {', '.join(names)}." for text, names in said.items()]
+            names.setdefault(text, []).append(name)
+    return [f"Trained on {text}: {', '.join(rows)}." for text, rows in names.items()]
 
 
-def _remarks(summary: Summary) -> list[str]:
+def _cell_notes(summary: Summary) -> list[str]:
     """The notes of the cells, each once, with the targets it is about."""
     about: dict[str, list[str]] = {}
     for cell in summary.cells:
@@ -157,7 +156,7 @@ def _remarks(summary: Summary) -> list[str]:
     return [f"{', '.join(dict.fromkeys(targets))}: {note}" for note, targets in about.items()]
 
 
-def text_of(entry: TableEntry) -> str:
+def entry_text(entry: TableEntry) -> str:
     """An entry as plain text: mean, deviation and marks."""
     deviation = entry.deviation()
     return entry.percent() + (f" ± {deviation}" if deviation else "") + entry.marks
@@ -169,20 +168,20 @@ def console(summary: Summary) -> RenderableType:
     from rich.text import Text
 
     table = plain_table()
-    learned = any(summary.sets(name, target) for target in places(summary) for name in summary.names)
+    learned = any(summary.sets(name, target) for target in table_targets(summary) for name in summary.names)
     table.add_column("data set", overflow="fold")
     table.add_column("method", overflow="fold", no_wrap=max(map(len, summary.names), default=0) <= SHORT)
     if learned:
         table.add_column("trained on", overflow="fold")
     for metric in summary.metrics:
         table.add_column(COLUMNS[metric], justify="right", min_width=5)
-    for target in places(summary):
+    for target in table_targets(summary):
         table.add_section()
         for index, name in enumerate(name for name in summary.names if summary.asked(name, target)):
             lead = (target or MEAN) if index == 0 else ""
             trained = [Text(summary.sets(name, target) or "–", style="dim")] if learned else []
             cells = [summary.entry(name, target, metric) for metric in summary.metrics]
-            values = (Text(text_of(entry), style="bold" if entry.bold else "") for entry in cells)
+            values = (Text(entry_text(entry), style="bold" if entry.bold else "") for entry in cells)
             table.add_row(Text(lead, style="bold"), Text(name), *trained, *values)
     lines = [Text(f"hole: {name} on {target}: {reason}") for name, target, reason in holes(summary)]
     lines += [Text(f"note: {line}", style="dim") for line in notes(summary)]
@@ -199,8 +198,8 @@ def to_csv(summary: Summary) -> str:
 
 
 def _records(summary: Summary) -> Iterator[dict[str, Any]]:
-    for name, who in summary.rows.items():
-        for target in places(summary):
+    for name, row in summary.rows.items():
+        for target in table_targets(summary):
             for class_name in (None, *(summary.classes(target) if target else ())):
                 normal, anomalous = summary.counts(target, class_name) if target else (None, None)
                 for metric in summary.metrics:
@@ -211,9 +210,9 @@ def _records(summary: Summary) -> Iterator[dict[str, Any]]:
                     )
                     yield {
                         "method": name,
-                        "registry_name": who.method,
-                        "backbone": who.backbone,
-                        "protocol": who.protocol,
+                        "registry_name": row.method,
+                        "backbone": row.backbone,
+                        "protocol": row.protocol,
                         "trained_on": "; ".join(summary.trained_on(name, target)),
                         "target": target or MEAN,
                         "class": class_name,
@@ -257,23 +256,23 @@ def to_json(summary: Summary) -> str:
 
 
 def _comparisons(summary: Summary) -> Iterator[dict[str, Any]]:
-    for target in places(summary):
+    for target in table_targets(summary):
         for metric in summary.metrics:
             standing = summary.standing(target, metric)
             if standing is None:
                 continue
-            for other, found in standing.comparisons.items():
+            for other, comparison in standing.comparisons.items():
                 yield {
                     "target": target or MEAN,
                     "metric": metric,
                     "best": standing.best,
                     "other": other,
-                    "difference": found.difference if found else None,
-                    "low": found.interval.low if found and found.interval else None,
-                    "high": found.interval.high if found and found.interval else None,
-                    "p": found.p if found else None,
+                    "difference": comparison.difference if comparison else None,
+                    "low": comparison.interval.low if comparison and comparison.interval else None,
+                    "high": comparison.interval.high if comparison and comparison.interval else None,
+                    "p": comparison.p if comparison else None,
                     "p_corrected": standing.corrected.get(other),
-                    "over": found.over if found else None,
+                    "over": comparison.over if comparison else None,
                 }
 
 
@@ -300,7 +299,7 @@ def _latex_table(summary: Summary, metric: str) -> list[str]:
         row(["Data set", *map(_latex, summary.names)]),
         r"  \midrule",
     ]
-    for target in places(summary):
+    for target in table_targets(summary):
         entries = [summary.entry(name, target, metric) for name in summary.names]
         if target == OVERALL:
             lines.append(r"  \midrule")
@@ -345,7 +344,7 @@ def to_markdown(summary: Summary, *, title: str = "Benchmark", picture: str | No
     for metric in summary.metrics:
         lines += [f"## {COLUMNS[metric]}", ""]
         lines += _markdown_table(
-            ["data set", *summary.names], places(summary), partial(_row, summary, metric)
+            ["data set", *summary.names], table_targets(summary), partial(_row, summary, metric)
         )
     for target in summary.targets:
         lines += _markdown_classes(summary, target)
@@ -385,7 +384,7 @@ def _markdown_table(
 
 
 def _markdown_entry(entry: TableEntry) -> str:
-    return f"**{text_of(entry)}**" if entry.bold else text_of(entry)
+    return f"**{entry_text(entry)}**" if entry.bold else entry_text(entry)
 
 
 def _escaped(text: str) -> str:
