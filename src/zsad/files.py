@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -141,6 +142,17 @@ def parse_document(text: str | bytes) -> Any:
         json.dumps(values, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ValueError("it holds half of a character (a lone surrogate)") from None
+    return values
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse a TOML text.
+
+    Raises:
+        ValueError: it is not TOML.
+    """
+    toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    values: dict[str, Any] = toml.loads(text)
     return values
 
 

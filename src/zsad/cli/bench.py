@@ -51,7 +51,7 @@ def bench_command(
 
 
 def _measure(loaded: Loaded, *, repeats: int, threads: int) -> None:
-    """Measures products beside each backend, and prints what was found."""
+    """Measure products beside each backend, and print the rates."""
     import tempfile
 
     from zsad.backends.torch import TorchBackend
@@ -112,7 +112,7 @@ def _print(
 
 
 def _drawn(backbone: str) -> Loaded:
-    """Plain CLIP on a tower of a known shape; its own weights where they are bundled, else drawn ones."""
+    """Return plain CLIP on a tower of a known shape, with bundled weights where there are any, else with drawn ones."""
     import torch
 
     from zsad.backends.torch import TorchBackend

@@ -99,7 +99,7 @@ def _pairs(
     protocol: str | None,
     data: Path | None,
 ) -> tuple[list[Any], list[str]]:
-    """Pairs of paths, and sets of a protocol that are not there.
+    """Return pairs of paths, and the sets of a protocol that are missing.
 
     Raises:
         ConfigError: none are given, or half a pair, or a set that is not there.
@@ -154,7 +154,7 @@ def _request(
 
 
 def _threads(given: int | None, jobs: int) -> int:
-    """Threads of each process.
+    """Return the threads of each process.
 
     Raises:
         ConfigError: an impossible number of processes.

@@ -82,7 +82,7 @@ def reproduce_command(
 def _candidate(
     method: str, place: Path, dataset: str, *, model: Path | None, backbone: str | None, data: Path | None
 ) -> tuple[str, Pair]:
-    """What is measured, and the sets it is trained on.
+    """Return the name of the candidate, and the sets to train and to measure on.
 
     Raises:
         ConfigError: it is to be trained, and its auxiliary set is not there; or there is no bundled model.
@@ -119,7 +119,7 @@ def _candidate(
 
 
 def _report(request: BenchmarkRequest, method: str, dataset: str, place: Path) -> int:
-    """Measures, prints, and writes what was printed.
+    """Measure, print, and write what was printed.
 
     Raises:
         DataError: the set could not be measured.

@@ -1,4 +1,4 @@
-"""How fast a model runs here, against what this machine's matrix products allow: a claim that anyone can check."""
+"""Speed of a model against what this machine's matrix products allow."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What a backend takes for an image.
+    """The time of a backend for an image.
 
     Attributes:
         backend: its name.
@@ -52,7 +52,7 @@ class Speed:
 
 
 class Products:
-    """This machine's matrix products, with the threads that are set, measured again and again.
+    """A repeated measurement of this machine's matrix products, with the threads that are set.
 
     Args:
         seconds: that each way of multiplying is run for.
@@ -77,7 +77,7 @@ class Products:
             self._run(precision, library)
 
     def rate(self, precision: str) -> float:
-        """What the best way of multiplying keeps up for a moment now, in operations a second."""
+        """Return the present rate of the best way of multiplying, in operations a second."""
         return self._run(precision, self.best[precision].library)
 
     def _run(self, precision: str, library: str) -> float:
@@ -91,7 +91,7 @@ class Products:
 
 
 def flops_of(backend: TorchBackend) -> float:
-    """Floating-point operations of products and convolutions for an image, constant text left out."""
+    """Count floating-point operations of products and convolutions for an image, without constant text."""
     method, size = backend.method, backend.method.config.image_size
     pixels = torch.zeros(1, 3, size, size, device=backend.device)
     with torch.no_grad():
@@ -109,7 +109,7 @@ def speeds(
     threads: int,
     precisions: Sequence[Precision] = ("fp32", "bf16"),
 ) -> Iterator[Speed | str]:
-    """Yields what each available backend takes for an image, or why one does not run.
+    """Yield the speed of each available backend, or why one does not run.
 
     Args:
         loaded: a model in PyTorch, on the processor.
@@ -163,7 +163,7 @@ def _graph_speeds(
 
 @dataclass(frozen=True, slots=True)
 class _Stopwatch:
-    """Times passes of `flops` operations, `repeats` of each backend, with products between them."""
+    """A stopwatch of passes of `flops` operations, `repeats` of each backend, with products between them."""
 
     products: Products
     flops: float
@@ -183,7 +183,7 @@ class _Stopwatch:
 
 
 def _timed(run: Callable[[], object], *, seconds: float, count: int) -> Iterator[float]:
-    """Yields the seconds of at least `count` runs, and of as many as fit into `seconds`."""
+    """Yield the seconds of at least `count` runs, and of as many as fit into `seconds`."""
     done, spent = 0, 0.0
     while done < count or spent < seconds:
         start = time.perf_counter()

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,16 +19,28 @@ from zsad.studies.ablations import ablations
 from zsad.studies.benchmark.cell_results import CellResult, ClassRow
 from zsad.studies.benchmark.pairing import find_set, parse_pair, protocols, resolve
 from zsad.studies.benchmark.paper_comparison import compare
-from zsad.studies.benchmark.papers import covered, papers, papers_on, printed
+from zsad.studies.benchmark.papers import PaperTable, Slip, covered, papers, papers_on, printed
 
 ROUNDED = {("moeclip", "reproduction"): 0.005}  # to two digits; all else to one
+
+
+def inconsistent(table: PaperTable, *, half: float = 0.05) -> Iterator[Slip]:
+    """Means that cannot be those of the rows, however these were rounded, which moves a value by at most `half`."""
+    for place, column in enumerate(table.columns):
+        for index, metric in enumerate(table.metrics):
+            defined = [row[place][index] for row in table.rows.values() if not math.isnan(row[place][index])]
+            if table.mean is None or not defined:
+                continue
+            value, mean = table.mean[place][index], math.fsum(defined) / len(defined)
+            if abs(value - mean) > 2 * half + 1e-9:
+                yield Slip(column=column, metric=metric, printed=value, of_the_rows=round(mean, 2))
 
 
 def test_printed_means_follow_from_the_rows_but_for_the_slips_listed() -> None:
     checked = 0
     for name, paper in papers().items():
         for table in paper.tables:
-            found = tuple(table.inconsistent(half=ROUNDED.get((name, table.number), 0.05)))
+            found = tuple(inconsistent(table, half=ROUNDED.get((name, table.number), 0.05)))
             assert found == table.slips, (name, table.number, table.title)
             checked += 0 if table.mean is None else len(table.columns) * len(table.metrics)
     assert checked == 7 * 2 * 4 + 5 * 4 + 7 * 2 * 2 + 4
@@ -38,7 +51,7 @@ def test_a_wrong_digit_would_be_found() -> None:
     rows = dict(table.rows)
     (first, *rest), *others = rows["BTAD"]
     rows["BTAD"] = ((first + 2, *rest), *others)
-    assert [slip.column for slip in table.model_copy(update={"rows": rows}).inconsistent()] == ["CLIP"]
+    assert [slip.column for slip in inconsistent(table.model_copy(update={"rows": rows}))] == ["CLIP"]
 
 
 def test_tables_by_class_agree_with_the_main_table() -> None:

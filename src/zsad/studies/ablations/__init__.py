@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache
-from importlib import import_module
 from importlib.resources import files
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from zsad.errors import ConfigError
+from zsad.files import parse_toml
 from zsad.metrics.table import COLUMNS
 
-_toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 _SUFFIX = ".toml"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Row(_Frozen):
+class Row(BaseModel, frozen=True, extra="forbid"):
     """A variant of a method."""
 
     label: str = Field(description="As the paper names it.")
@@ -38,7 +32,7 @@ class Row(_Frozen):
     )
 
     def resolve(self, own: dict[str, Any], *, taps: tuple[int, ...]) -> dict[str, Any]:
-        """The settings of the variant on a backbone.
+        """Return the settings of the variant on a backbone.
 
         Args:
             own: settings for all variants; those of the row go before.
@@ -59,7 +53,7 @@ class Row(_Frozen):
         return settings
 
 
-class Table(_Frozen):
+class Table(BaseModel, frozen=True, extra="forbid"):
     """An ablation of a paper."""
 
     title: str = Field(description="What is varied.")
@@ -80,8 +74,8 @@ class Table(_Frozen):
         return self
 
 
-class Ablations(_Frozen):
-    """All ablations of a paper, and what they were made with."""
+class Ablations(BaseModel, frozen=True, extra="forbid"):
+    """The ablations of a paper, and the setting of its experiments."""
 
     paper: str = Field(description="Name and reference.")
     backbone: str = Field(description="The paper's backbone.")
@@ -91,13 +85,13 @@ class Ablations(_Frozen):
 
 
 def methods() -> tuple[str, ...]:
-    """Names of the methods whose paper's ablations are known."""
+    """Return the names of the methods whose paper's ablations are known."""
     return tuple(sorted(entry.name[: -len(_SUFFIX)] for entry in _data() if entry.name.endswith(_SUFFIX)))
 
 
 @cache
 def ablations(method: str) -> Ablations:
-    """The ablations of a method's paper.
+    """Return the ablations of a method's paper.
 
     Raises:
         ConfigError: none are known.
@@ -105,11 +99,11 @@ def ablations(method: str) -> Ablations:
     if method not in methods():
         raise ConfigError(f"no ablation tables of {method!r}; there are those of {', '.join(methods())}")
     text = files(__name__).joinpath(method + _SUFFIX).read_text(encoding="utf-8")
-    return Ablations.model_validate(_toml.loads(text))
+    return Ablations.model_validate(parse_toml(text))
 
 
 def find_table(method: str, name: str) -> Table:
-    """A table of a method's paper.
+    """Return a table of a method's paper.
 
     Raises:
         ConfigError: no such method or table; the message lists those there are.

@@ -131,7 +131,7 @@ class AblationResults:
         )
 
     def _training(self) -> dict[str, Any]:
-        """Settings of the training that are not the method's own."""
+        """Return the settings of the training that are not the method's own."""
         from zsad.methods.registry import find
 
         own = TrainConfig(**find(self.study.method).load().training_defaults)

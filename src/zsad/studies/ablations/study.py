@@ -27,7 +27,7 @@ _OF_THE_IMAGE = ("image_size", "activation", "positions")
 
 @dataclass(slots=True)
 class Study:
-    """All that a table's cells depend on.
+    """Settings and data of a table's cells.
 
     Attributes:
         method: name of the full method.

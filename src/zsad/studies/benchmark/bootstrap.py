@@ -1,4 +1,4 @@
-"""How sure a number is: deviation over seeds, and bootstrap intervals over images.
+"""Uncertainty of a number: deviation over seeds, and bootstrap intervals over images.
 
 Images are resampled within their class and label, so that every resample has as many normal and anomalous images
 as the data set, and all methods are measured on the same resamples. Nothing is trained or scored again: a resample
@@ -29,7 +29,7 @@ Counts = NDArray[np.uint16]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Where the true value lies with the stated probability."""
+    """An interval that holds the true value with the stated probability."""
 
     low: float
     high: float
@@ -46,7 +46,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Spread:
-        """That of values; None and NaN are undefined."""
+        """Summarise values; None and NaN are undefined."""
         given = list(values)
         defined = [value for value in given if value is not None and not math.isnan(value)]
         mean = math.fsum(defined) / len(defined) if defined else math.nan
@@ -83,7 +83,7 @@ class Sampled:
         left_out: Sequence[Float64],
         sizes: Sequence[int],
     ) -> Sampled:
-        """A metric of one class.
+        """Return a metric of one class.
 
         Args:
             seeds: S of them.
@@ -97,7 +97,7 @@ class Sampled:
 
     @classmethod
     def mean(cls, parts: Sequence[Sampled]) -> Sampled:
-        """The unweighted mean of classes, or of data sets, over the seeds that all of them have.
+        """Average classes, or data sets, over the seeds that all of them have, each counting the same.
 
         Raises:
             MetricError: no parts, or no seed in common.
@@ -119,7 +119,7 @@ class Sampled:
         )
 
     def interval(self, *, level: float = LEVEL) -> Interval | None:
-        """Of the mean over seeds, for another choice of images: bias-corrected and accelerated.
+        """Return the interval of the mean over seeds for another choice of images: bias-corrected and accelerated.
 
         None where every resample gives the same value, as with a perfect ranking: then the images at hand cannot
         tell how far the next ones would be off.
@@ -142,7 +142,7 @@ class Sampled:
         return Interval(min(float(low), value), max(float(high), value))
 
     def with_seed_noise(self, generator: np.random.Generator) -> Float64:
-        """(R,) resamples of the mean over seeds, in each of which the seeds are drawn anew, too.
+        """Return resamples (R,) of the mean over seeds, in each of which the seeds are drawn anew, too.
 
         Drawing S of S seeds gives too small a variance by the factor (S - 1) / S, which is made good.
         """
@@ -164,7 +164,7 @@ def sample_class(
     generator: np.random.Generator,
     resamples: int = RESAMPLES,
 ) -> dict[str, Sampled] | None:
-    """Image metrics of one class for several seeds of a method, with resamples over the images.
+    """Return image metrics of one class for several seeds of a method, with resamples over the images.
 
     Two methods are on the same resamples when the generators start alike.
 
@@ -209,7 +209,7 @@ def sample_class(
 
 
 def draw_counts(size: int, resamples: int, generator: np.random.Generator) -> Counts:
-    """How often each of `size` images is in each of `resamples` draws with replacement, (size, resamples)."""
+    """Count how often each of `size` images is in each of `resamples` draws with replacement, (size, resamples)."""
     counts = np.empty((size, resamples), np.uint16)
     if size == 0:
         return counts
@@ -225,7 +225,7 @@ def draw_counts(size: int, resamples: int, generator: np.random.Generator) -> Co
 def counted_metrics(
     normal: Float64, anomalous: Float64, normal_counts: Counts, anomalous_counts: Counts
 ) -> dict[str, Float64]:
-    """AUROC, AP and F1-max of R multisets of the same images, as `zsad.metrics.functional` takes them of one.
+    """Return AUROC, AP and F1-max of R multisets of the same images, as `zsad.metrics.functional` does of one.
 
     Args:
         normal: (n,) scores, n at least 1.
@@ -257,7 +257,7 @@ def counted_metrics(
 def _ranked_metrics(
     gained: Float64, false: Float64, above: NDArray[np.intp], reached: NDArray[np.intp]
 ) -> dict[str, Float64]:
-    """The metrics of multisets seen from their G groups of equal anomalous scores, from the highest down.
+    """Return the metrics of multisets from their G groups of equal anomalous scores, from the highest down.
 
     `gained` (G, R) anomalous images in each group; `false` (n + 1, R) normal images among the highest ones;
     `above`, `reached` (G,) how many different normal images lie above a group, and above or with it.
@@ -279,7 +279,7 @@ def _ranked_metrics(
 
 
 def _without_each(normal: Float64, anomalous: Float64) -> dict[str, Float64]:
-    """The metrics (n + m,) with one image left out, normal ones first; all alike where there are very many."""
+    """Return the metrics (n + m,) with one image left out, normal ones first; all alike where there are very many."""
     sizes = (normal.size, anomalous.size)
     total = sum(sizes)
     if total > MOST_LEFT_OUT:
@@ -289,7 +289,7 @@ def _without_each(normal: Float64, anomalous: Float64) -> dict[str, Float64]:
 
 
 def _influence(left_out: Float64, sizes: Sequence[int]) -> tuple[float, float]:
-    """Sums of squares and cubes of the images' influences, by the jackknife of several samples."""
+    """Return sums of squares and cubes of the images' influences, by the jackknife of several samples."""
     squared = cubed = 0.0
     for part in np.split(left_out, np.cumsum(sizes)[:-1]):
         if part.size > 1:

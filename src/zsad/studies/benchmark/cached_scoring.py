@@ -1,4 +1,4 @@
-"""Scores of many variants of a method on the same images: what is frozen is computed once and kept."""
+"""Scores of images by their cached features: the frozen side of a method is computed once for all variants."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BY_TAP = (
 
 @dataclass(slots=True)
 class CachedScore:
-    """What an evaluation reads of an image."""
+    """The result of an image, as an evaluation reads it."""
 
     source: str
     label: int | None
@@ -37,7 +37,7 @@ class CachedScore:
     spec: MapSpec
 
     def canonical_map(self) -> npt.NDArray[np.float32]:
-        """(H, W) at the model's own size."""
+        """Return the map (H, W) at the model's own size."""
         return render_map_numpy(self.grid, self.spec)
 
 
@@ -48,7 +48,7 @@ class Digests:
         self._known: dict[Path, str | None] = {}
 
     def __call__(self, sample: Sample) -> str | None:
-        """None where the file cannot be read."""
+        """Return the hash of a sample's image; None where the file cannot be read."""
         if sample.image not in self._known:
             self._known[sample.image] = content_hash(sample.image)
         return self._known[sample.image]
@@ -144,7 +144,7 @@ def copy_layers(
     tapped: Sequence[int],
     wanted: Sequence[int],
 ) -> None:
-    """Copies features of some of the layers into a cache that wants only these.
+    """Copy features of some of the layers into a cache that wants only these.
 
     Args:
         source: features of the layers `tapped`.
@@ -168,7 +168,7 @@ def copy_layers(
 
 
 def is_part(method: Method, other: Method) -> bool:
-    """Whether `method` taps some of the layers of `other` and both read the tower alike in all else."""
+    """Return True if `method` taps some of the layers of `other` and both read the tower alike in all else."""
     if method.feature_kind != other.feature_kind or method.feature_kind not in _BY_TAP:
         return False
     if method.fusion is not None or other.fusion is not None:  # cues may be of the first tapped layer

@@ -1,4 +1,4 @@
-"""What a benchmark keeps of each finished cell: one method with one set of weights on one target, as JSON.
+"""Results of finished cells as JSON: one method with one set of weights on one target.
 
 | file below the work folder | content |
 |---|---|
@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from zsad.errors import DataError
 from zsad.files import write_json, write_text
@@ -25,13 +25,10 @@ from zsad.files import write_json, write_text
 VERSION = 1
 CELLS = "cells"
 LIST_FILE = "cells.json"
-_STRICT = ConfigDict(frozen=True, extra="forbid")
 
 
-class FileProblem(BaseModel):
+class FileProblem(BaseModel, frozen=True, extra="forbid"):
     """A file that could not be used as it is."""
-
-    model_config = _STRICT
 
     path: str = Field(description="of the file; empty where it is about the whole target")
     reason: str = Field(description="one line")
@@ -42,10 +39,8 @@ class FileProblem(BaseModel):
         return self.reason if not self.path or self.path in self.reason else f"{self.path}: {self.reason}"
 
 
-class ClassRow(BaseModel):
-    """What was measured on one class."""
-
-    model_config = _STRICT
+class ClassRow(BaseModel, frozen=True, extra="forbid"):
+    """The metrics of one class."""
 
     name: str
     normal: int = Field(ge=0, description="normal images measured")
@@ -59,10 +54,8 @@ class ClassRow(BaseModel):
     )
 
 
-class CellFiles(BaseModel):
-    """What lies beside the result, relative to the work folder; None where there is none."""
-
-    model_config = _STRICT
+class CellFiles(BaseModel, frozen=True, extra="forbid"):
+    """Files beside the result, relative to the work folder; None where there is none."""
 
     scores: str | None = None
     curves: str | None = None
@@ -70,10 +63,8 @@ class CellFiles(BaseModel):
     grids: str | None = None
 
 
-class CellResult(BaseModel):
+class CellResult(BaseModel, frozen=True, extra="forbid"):
     """One method (weights) on one target data set with one seed."""
-
-    model_config = _STRICT
 
     version: int = VERSION
     key: str = Field(description="hash of all that decides the result; the name of the file")
@@ -111,18 +102,18 @@ class CellResult(BaseModel):
     files: CellFiles = CellFiles()
 
     def mean(self, column: str) -> float | None:
-        """The unweighted mean over the classes for which a metric is defined; None where for none."""
+        """Return the unweighted mean over the classes for which a metric is defined; None where for none."""
         values = [value for row in self.rows if (value := row.metrics.get(column)) is not None]
         return sum(values) / len(values) if values else None
 
 
 def cell_path(work: Path, key: str) -> Path:
-    """Where the result of a key lies."""
+    """Return the file of a key's result."""
     return work / CELLS / f"{key}.json"
 
 
 def write_cell(work: Path, cell: CellResult) -> Path:
-    """Writes a result, whole or not at all.
+    """Write a result, whole or not at all.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
@@ -133,7 +124,7 @@ def write_cell(work: Path, cell: CellResult) -> Path:
 
 
 def read_cell(path: Path) -> CellResult:
-    """One result.
+    """Read a result.
 
     Raises:
         DataError: it cannot be read, or is of another version.
@@ -148,7 +139,7 @@ def read_cell(path: Path) -> CellResult:
 
 
 def read_cells(work: Path) -> list[CellResult]:
-    """The finished and failed cells that a work folder's list of cells names, by target, label, sets and seed.
+    """Read the finished and failed cells that a work folder's list names, by target, label, sets and seed.
 
     What was computed of data or settings that have changed since is left out; without a list nothing is.
 
@@ -164,7 +155,7 @@ def read_cells(work: Path) -> list[CellResult]:
 
 
 def read_list(work: Path) -> dict[str, str]:
-    """The keys of a work folder's cells, by what each is: method, auxiliary sets, target and seed."""
+    """Return the keys of a work folder's cells by their titles: method, auxiliary sets, target and seed."""
     try:
         found = json.loads((work / LIST_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -174,7 +165,7 @@ def read_list(work: Path) -> dict[str, str]:
 
 
 def write_list(work: Path, keys: dict[str, str]) -> None:
-    """Puts cells into the list, in the place of former ones of the same name.
+    """Put cells into the list, in the place of former ones of the same name.
 
     Raises:
         StorageError: the folder cannot be written.

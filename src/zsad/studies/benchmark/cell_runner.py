@@ -61,7 +61,7 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 @dataclass(slots=True)
 class CellRunner:
-    """Does the steps of a plan.
+    """A runner of the steps of a plan.
 
     Attributes:
         plan: the cells.

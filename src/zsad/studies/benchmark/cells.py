@@ -84,7 +84,7 @@ class Candidate:
 
     @property
     def key_parts(self) -> dict[str, Any]:
-        """All that decides a result besides weights and data."""
+        """The settings that decide a result, besides weights and data."""
         return {
             "format": FORMAT,
             "zsad": zsad.__version__,
@@ -158,7 +158,7 @@ class Cell:
 
     @property
     def problem(self) -> str:
-        """Why nothing can be measured, "" where it can."""
+        """The reason why nothing can be measured; empty where it can."""
         if self.target.data is None:
             return self.target.reason
         missing = [part for part in (() if self.run is None else self.run.auxiliary) if part.data is None]

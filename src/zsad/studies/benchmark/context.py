@@ -26,7 +26,7 @@ Report = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class BackboneContext:
-    """What all methods on one backbone share.
+    """A backbone and the cached features of images, which all methods on it share.
 
     Attributes:
         backbone: loaded, on its device.

@@ -33,17 +33,17 @@ class DirectionMean:
     seen: tuple[str, ...] = ()
 
     def mean(self, column: str) -> float | None:
-        """Over the seeds; None where undefined."""
+        """Return the mean over the seeds; None where undefined."""
         values = self.by_seed.get(column, {}).values()
         return fmean(values) if values else None
 
     def deviation(self, column: str) -> float | None:
-        """The sample's deviation over the seeds; None of fewer than two."""
+        """Return the sample's deviation over the seeds; None of fewer than two."""
         values = list(self.by_seed.get(column, {}).values())
         return stdev(values) if len(values) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return JSON values."""
         return {
             "trained_on": list(self.trained_on),
             "label": self.label,
@@ -57,7 +57,7 @@ class DirectionMean:
 
 
 def direction_means(cells: Iterable[CellResult]) -> list[DirectionMean]:
-    """The means of all methods in all directions.
+    """Return the means of all methods in all directions.
 
     A direction is a choice of auxiliary sets with the targets measured on what they taught. A metric's mean is over the
     targets that define it for every seed, so that seeds compare; those without a result, and those that the weights
@@ -84,7 +84,7 @@ def direction_means(cells: Iterable[CellResult]) -> list[DirectionMean]:
 
 
 def _learns(cell: CellResult) -> bool:
-    """Whether a cell's weights were trained here: then its label comes with the auxiliary sets of every direction."""
+    """Return True if a cell's weights were trained here: then its label comes with the sets of every direction."""
     return bool(cell.trained_on) and cell.label == cell.method
 
 

@@ -1,4 +1,4 @@
-"""Works through the cells of a plan: in this process, or through anything else that does its steps."""
+"""Execution of a plan: its steps in this process, or through another executor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOCKED_SECONDS = 60  # for which a step waits for workers of a killed benchmark
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """What became of a step: `result` of a cell, or `error`; `remarks` are lines about the data."""
+    """The outcome of a step: `result` of a cell, or `error`; `remarks` are lines about the data."""
 
     step: Step
     result: CellResult | None = None

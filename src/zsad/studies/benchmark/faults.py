@@ -1,4 +1,4 @@
-"""What is wrong with a data set's files, found once before methods are measured on it."""
+"""Faults of a data set's files, found once before methods are measured on it."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Fault:
 
     @property
     def problem(self) -> FileProblem:
-        """As it stands in a result."""
+        """The fault as it stands in a result."""
         return FileProblem(path=self.path, reason=self.reason)
 
 
 def masked(data: DataSet, *, folder: Path, workers: int) -> tuple[DataSet, list[Fault]]:
-    """A data set less the masks that cannot be used, and what is wrong with each.
+    """Return a data set less the masks that cannot be used, and the fault of each.
 
     Args:
         data: with labels or masks.
-        folder: where what was found is kept, so that the next process does not look again.
+        folder: of files with the faults of each data set, so that each is checked once.
         workers: threads that read files.
 
     Raises:
@@ -82,7 +82,7 @@ def masked(data: DataSet, *, folder: Path, workers: int) -> tuple[DataSet, list[
 
 
 def of_the_set(data: DataSet, faults: Sequence[Fault]) -> Iterator[FileProblem]:
-    """What is wrong with a data set beside its samples' `faults`: files without a pair, classes without normals.
+    """Yield problems of a data set beside its samples' `faults`: files without a pair, classes without normals.
 
     A data set in which no class has normal images is so by its nature, and nothing is wrong with it.
     """
@@ -99,7 +99,7 @@ def of_the_set(data: DataSet, faults: Sequence[Fault]) -> Iterator[FileProblem]:
 
 
 def without_normals(data: DataSet) -> dict[str, str]:
-    """Classes of which all images are anomalous, with the folder that holds these."""
+    """Return classes of which all images are anomalous, with the folder that holds these."""
     return {
         name: os.path.commonpath([sample.image.parent for sample in group])
         for name, group in data.groups().items()
@@ -108,7 +108,7 @@ def without_normals(data: DataSet) -> dict[str, str]:
 
 
 def missing_masks(data: DataSet) -> Iterator[Fault]:
-    """Anomalous images without a mask, in classes where others have one."""
+    """Yield anomalous images without a mask, in classes where others have one."""
     for group in data.groups().values():
         anomalous = [sample for sample in group if sample.label == 1]
         if any(sample.mask is not None for sample in anomalous):
@@ -118,7 +118,7 @@ def missing_masks(data: DataSet) -> Iterator[Fault]:
 
 
 def _mask_fault(sample: Sample) -> str | None:
-    """Why a mask cannot be used, or None; an image that cannot be read is for others to tell."""
+    """Return the reason why a mask cannot be used, or None; an unreadable image is found elsewhere."""
     if sample.mask is None:
         return None
     try:
@@ -135,7 +135,7 @@ def _mask_fault(sample: Sample) -> str | None:
 
 
 def _crossed(data: DataSet) -> Iterator[Sample]:
-    """Samples with the mask of another image, in classes whose masks mostly have the names of their images."""
+    """Yield samples with the mask of another image, in classes whose masks mostly have the names of their images."""
     for group in data.groups().values():
         found = list(misnamed(group))
         if 2 * len(found) <= sum(sample.mask is not None for sample in group):
@@ -147,7 +147,7 @@ def _not_its_own(sample: Sample) -> str:
 
 
 def _looks_like_a_photo(mask: Path) -> str | None:
-    """Says so of a "mask" with many grey levels and hardly a zero: then picture and mask are swapped."""
+    """Return the reason if a "mask" has many grey levels and hardly a zero: picture and mask are swapped."""
     from PIL import Image
 
     try:
@@ -165,12 +165,12 @@ def _looks_like_a_photo(mask: Path) -> str | None:
 
 
 def _name(sample: Sample, data: DataSet) -> str:
-    """A mask's name wherever the data set lies."""
+    """Return a mask's name relative to its data set."""
     return "" if sample.mask is None else relative(sample.mask, data)
 
 
 def relative(path: Path, data: DataSet) -> str:
-    """A file's path from its data set's folder, with forward slashes."""
+    """Return a file's path from its data set's folder, with forward slashes."""
     base = data.root if data.root.is_dir() else data.root.parent
     try:
         return Path(os.path.relpath(path, base)).as_posix()

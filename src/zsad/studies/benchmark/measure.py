@@ -1,4 +1,4 @@
-"""One cell: a method's scores of a target's images, the metrics of each class, and the files beside them."""
+"""Measurement of a cell: scores of a target's images, metrics of each class, and the files beside them."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _notes(table: ResultTable) -> tuple[str, ...]:
 
 
 def class_title(dataset: str, name: str, data: DataSet) -> str:
-    """A class's name, with its data set's before it where a folder holds several sets."""
+    """Return a class's name, with its data set's before it where a folder holds several sets."""
     several = len({sample.dataset for sample in data.samples}) > 1
     return f"{dataset}/{name}" if several else name
 
@@ -134,7 +134,7 @@ def measure_cell(
     card: Card,
     report: Report,
 ) -> TargetMeasurement:
-    """Scores a target's images with a trained method, and writes scores, curves and grids of the cell `key`.
+    """Score a target's images with a trained method, and write scores, curves and grids of the cell `key`.
 
     Args:
         context: the method's backbone.
@@ -195,13 +195,13 @@ def measure_cell(
 
 
 def _one_sided(data: DataSet) -> Iterator[str]:
-    """A line for each class without normal images."""
+    """Yield a line for each class without normal images."""
     for name, folder in without_normals(data).items():
         yield f"{folder}: class {name} has no normal image: image metrics are undefined"
 
 
 def _row(row: ResultRow, faults: Sequence[Fault], data: DataSet) -> ClassRow:
-    """The row of a class; what a broken file takes away from it is undefined, as it would be of another test set."""
+    """Return the row of a class; metrics that a broken file would change are undefined."""
     name = class_title(row.dataset, row.name, data)
     own = [
         fault for fault in faults if class_title(fault.sample.dataset, fault.sample.class_name, data) == name
@@ -234,12 +234,12 @@ def _row(row: ResultRow, faults: Sequence[Fault], data: DataSet) -> ClassRow:
 
 
 def _emptied(name: str) -> ClassRow:
-    """The row of a class that has no image: a hole that tables show and means are marked for."""
+    """Return the row of a class without images: a hole that tables show and means are marked for."""
     return ClassRow(name=name, normal=0, anomalous=0, masks=0, metrics=dict.fromkeys(COLUMNS))
 
 
 def _holes(name: str, faults: Sequence[Fault], data: DataSet) -> Iterator[str]:
-    """A line for what a class is not measured by because of broken files."""
+    """Yield a line for the metrics that a class lacks because of broken files."""
     own = [
         fault for fault in faults if class_title(fault.sample.dataset, fault.sample.class_name, data) == name
     ]

@@ -1,4 +1,4 @@
-"""Who is compared: methods with a backbone and a choice of auxiliary sets, under names that tell them apart."""
+"""Rows of the tables: methods with a backbone and a choice of auxiliary sets, under names that tell them apart."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ class MethodRow:
 
 
 def identity(cell: CellResult) -> tuple[object, ...]:
-    """What a row's cells have in common: within a protocol the auxiliary sets go with the target."""
+    """Return what a row's cells have in common: within a protocol the auxiliary sets go with the target."""
     trained_on = () if cell.protocol else cell.trained_on
     return cell.label, cell.method, cell.backbone, cell.backbone_sha256, cell.protocol, trained_on
 
 
 def letters_of(cells: Sequence[CellResult]) -> dict[str, str]:
-    """Choices of auxiliary sets that are too long for a name or a column, each with a letter that stands for it."""
+    """Return choices of auxiliary sets that are too long for a name, each with a letter that stands for it."""
     texts = dict.fromkeys(" + ".join(cell.trained_on) for cell in cells)
     long = [text for text in texts if len(text) > _LONG]
     return {text: ascii_uppercase[i] if i < 26 else f"A{i}" for i, text in enumerate(long)}
 
 
 def named(cells: Sequence[CellResult], letters: Mapping[str, str]) -> dict[tuple[object, ...], MethodRow]:
-    """The rows with names that tell them apart, those without training first."""
+    """Return the rows by identity, with names that tell them apart, those without training first."""
     firsts: dict[tuple[object, ...], CellResult] = {}
     trained: set[tuple[object, ...]] = set()
     for cell in cells:
@@ -63,7 +63,7 @@ def _suffix(cell: CellResult, field: str, letters: Mapping[str, str]) -> str:
 
 
 def _lengthen(names: dict[tuple[object, ...], str], suffixes: Mapping[tuple[object, ...], str]) -> None:
-    """Adds suffixes to those equal names that they tell apart."""
+    """Add suffixes to those equal names that they tell apart."""
     for name in set(names.values()):
         keys = [key for key, own in names.items() if own == name]
         if len({suffixes[key] for key in keys}) > 1:

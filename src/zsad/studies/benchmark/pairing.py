@@ -1,38 +1,31 @@
-"""What is trained on and what is measured on: the papers' pairings as data, pairs of one's own, and their folders."""
+"""Pairs of sets to train and to measure on: the papers' pairings as data, pairs of one's own, and their folders."""
 
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Iterable
 from functools import cache
-from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from zsad.datasets.catalog import bundled, letters
 from zsad.errors import ConfigError
+from zsad.files import parse_toml
 
-_toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-_STRICT = ConfigDict(frozen=True, extra="forbid")
 _DEPTH = 2  # folders below a root in which a set is looked for
 
 
-class Pair(BaseModel):
+class Pair(BaseModel, frozen=True, extra="forbid"):
     """Sets to train on, and sets to measure on what was trained."""
-
-    model_config = _STRICT
 
     train: tuple[str, ...] = Field(default=(), description="Empty: only what needs no training is measured.")
     test: tuple[str, ...] = Field(min_length=1)
 
 
-class Protocol(BaseModel):
+class Protocol(BaseModel, frozen=True, extra="forbid"):
     """A pairing that papers share."""
-
-    model_config = _STRICT
 
     title: str
     source: str = Field(description="Papers that pair so.")
@@ -42,13 +35,13 @@ class Protocol(BaseModel):
 
 @cache
 def protocols() -> dict[str, Protocol]:
-    """All named protocols."""
+    """Return all named protocols."""
     text = files(__package__).joinpath("protocols.toml").read_text(encoding="utf-8")
-    return {name: Protocol.model_validate(table) for name, table in _toml.loads(text).items()}
+    return {name: Protocol.model_validate(table) for name, table in parse_toml(text).items()}
 
 
 def find_protocol(name: str) -> Protocol:
-    """A protocol by its name.
+    """Return a protocol by its name.
 
     Raises:
         ConfigError: there is none of that name.
@@ -62,7 +55,7 @@ def find_protocol(name: str) -> Protocol:
 
 
 def parse_pair(text: str) -> Pair:
-    """The pair that "A,B>C,D" means: trained on A and B, measured on C and D.
+    """Parse "A,B>C,D": trained on A and B, measured on C and D.
 
     Raises:
         ConfigError: another form.
@@ -116,7 +109,7 @@ def _below(name: str, root: Path) -> Path | None:
 
 
 def resolve(pairs: Iterable[Pair], root: Path | None, *, partial: bool) -> tuple[list[Pair], list[str]]:
-    """Pairs of paths out of pairs of names, and the names of the sets that are not there.
+    """Return pairs of paths for pairs of names, and the names of the sets that are missing.
 
     Args:
         pairs: of names or paths.

@@ -32,13 +32,13 @@ class PublishedComparison:
 
     @property
     def difference(self) -> float | None:
-        """Ours less the paper's, in points."""
+        """The difference of ours and the paper's value, in points."""
         return None if self.paper is None or self.ours is None else self.ours - self.paper
 
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """What was found of a method on a set."""
+    """The values of a method on a set, and remarks on them."""
 
     method: str
     target: str
@@ -46,7 +46,7 @@ class Reproduction:
     remarks: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return JSON values."""
         return {
             "method": self.method,
             "target": self.target,
@@ -80,13 +80,13 @@ class Reproduction:
 
 
 def find_entry(name: str, folder: str) -> CatalogEntry | None:
-    """The catalogue's entry of a set, by what the user called it or by its folder's name."""
+    """Return the catalogue's entry of a set, by the user's name for it or by its folder's name."""
     book = bundled()
     return book.get(name) or book.get(folder)
 
 
 def compare(method: str, cells: Sequence[CellResult], entry: CatalogEntry | None) -> Reproduction:
-    """Our cells of one method on one set beside what papers print.
+    """Compare our cells of one method on one set with what papers print.
 
     Args:
         method: name in the registry.
@@ -116,7 +116,7 @@ def compare(method: str, cells: Sequence[CellResult], entry: CatalogEntry | None
 
 
 def _ours(cells: Sequence[CellResult], row: str, metric: str) -> float | None:
-    """The mean over seeds in percent, of a class or over classes; None where some seed has none."""
+    """Return the mean over seeds in percent, of a class or over classes; None where some seed has none."""
     values = []
     for cell in cells:
         value = cell.mean(metric) if not row else _of_class(cell, row, metric)
@@ -138,7 +138,7 @@ def _remarks(
     found: Sequence[Printed],
     own: Sequence[Paper],
 ) -> Iterator[str]:
-    """What is to be known before comparing."""
+    """Yield what is to be known before comparing."""
     first = cells[0]
     size = first.settings.get("image_size")
     seeds = [str(cell.seed) for cell in cells if cell.seed is not None]

@@ -1,4 +1,4 @@
-"""How sure pixel metrics are: each image's pixels counted in a few groups of scores, which draws of images add up.
+"""Uncertainty of pixel metrics: each image's pixels are counted in a few groups of scores, which draws add up.
 
 The groups are made for each class out of its fine histogram, so that none holds much of its normal or of its anomalous
 pixels. Metrics of such groups are off by little, and by about the same in every draw: what they are off by with all
@@ -58,7 +58,7 @@ class ClassPixels:
 
     @classmethod
     def of(cls, images: Iterable[tuple[str, PixelMetrics]], starts: NDArray[np.intp]) -> ClassPixels:
-        """Counts images, each given by its name and its own histogram, by groups that start at bins `starts` (G,)."""
+        """Count images, each given by its name and its own histogram, by groups that start at bins `starts` (G,)."""
         clean: list[tuple[str, Float64]] = []
         marked: list[tuple[str, Float64]] = []
         for name, state in images:
@@ -80,7 +80,7 @@ class ClassPixels:
         )
 
     def taken(self, clean: Sequence[str], marked: Sequence[str]) -> ClassPixels:
-        """Some of the images, in the order given."""
+        """Return some of the images, in the order given."""
         rows = {name: row for row, name in enumerate(self.clean.tolist())}
         own = {name: row for row, name in enumerate(self.marked.tolist())}
         first, second = [rows[name] for name in clean], [own[name] for name in marked]
@@ -94,13 +94,13 @@ class ClassPixels:
         )
 
     def once(self) -> dict[str, float]:
-        """The metrics of all images, each taken once."""
+        """Return the metrics of all images, each taken once."""
         normal = self.clean_normal.sum(axis=0, dtype=float) + self.normal.sum(axis=0, dtype=float)
         sums = (part.sum(axis=0, dtype=float)[None] for part in (self.anomalous, self.weight))
         return {name: float(values[0]) for name, values in grouped_metrics(normal[None], *sums).items()}
 
     def drawn(self, clean: NDArray[np.uint16], marked: NDArray[np.uint16]) -> dict[str, Float64]:
-        """The metrics (R,) of draws that take each clean image `clean` (n, R) and each other `marked` (m, R) times."""
+        """Return metrics (R,) of draws with each clean image `clean` (n, R) and each other `marked` (m, R) times."""
         resamples = marked.shape[1]
         found = {name: np.empty(resamples) for name in PIXEL_METRICS}
         images = [
@@ -116,7 +116,7 @@ class ClassPixels:
         return found
 
     def without_each(self) -> dict[str, Float64]:
-        """The metrics (n + m,) with one image left out, clean ones first; all alike where there are very many."""
+        """Return metrics (n + m,) with one image left out, clean ones first; all alike where there are very many."""
         total = len(self.clean) + len(self.marked)
         if total > MOST_LEFT_OUT:
             return dict.fromkeys(PIXEL_METRICS, np.zeros(total))
@@ -132,12 +132,12 @@ class ClassPixels:
         return grouped_metrics(*(part.sum(axis=0) - part for part in (normal, anomalous, weight)))
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
-        """For `numpy.savez`, with the class's name before each."""
+        """Return the arrays for `numpy.savez`, with the class's name before each."""
         return {f"{name}/{part}": getattr(self, part) for part in _ARRAYS}
 
 
 def group_starts(whole: PixelMetrics, *, groups: int = GROUPS) -> NDArray[np.intp]:
-    """The first bins (G,) of at most `groups` groups; each takes its part of the normal and of the anomalous pixels."""
+    """Return the first bins (G,) of at most `groups` groups, each with its part of normal and of anomalous pixels."""
     shares = [part / max(part.sum(), 1) for part in (whole.normal, whole.anomalous, whole.weight)]
     place = np.cumsum(np.sum(shares, axis=0))
     number = np.minimum(place * (groups / place[-1]), groups - 1).astype(np.intp)
@@ -145,7 +145,7 @@ def group_starts(whole: PixelMetrics, *, groups: int = GROUPS) -> NDArray[np.int
 
 
 def grouped_metrics(normal: Float64, anomalous: Float64, weight: Float64) -> dict[str, Float64]:
-    """Pixel metrics (R,) of R sets of pixels, all of a group tied; NaN where a kind of pixels is missing.
+    """Return pixel metrics (R,) of R sets of pixels, all of a group tied; NaN where a kind of pixels is missing.
 
     Args:
         normal: (R, G) normal pixels by groups of scores, from the highest down.
@@ -170,7 +170,7 @@ def grouped_metrics(normal: Float64, anomalous: Float64, weight: Float64) -> dic
 
 
 def _area(rates: Float64, overlaps: Float64) -> Float64:
-    """Area (R,) under straight lines from (0, 0) through (rates, overlaps) (R, G), up to the limit, of 1 at most."""
+    """Return the area (R,) under lines from (0, 0) through (rates, overlaps) (R, G), up to the limit, of 1 at most."""
     before = np.pad(rates, ((0, 0), (1, 0)))[:, :-1]
     below = np.pad(overlaps, ((0, 0), (1, 0)))[:, :-1]
     width = np.minimum(rates, LIMIT) - np.minimum(before, LIMIT)
@@ -187,7 +187,7 @@ def count_pixels(
     title: Callable[[str, str], str],
     name: Callable[[Path], str],
 ) -> Iterator[tuple[str, ClassPixels]]:
-    """Yields title and pixels of each class of a benchmark's cell that has masks, out of the grids that it keeps.
+    """Yield title and pixels of each class of a benchmark's cell that has masks, out of its stored grids.
 
     The masks at the size of the maps are kept beside the grids, so that measuring again reads no picture.
 
@@ -222,7 +222,7 @@ def count_pixels(
 
 
 def read_pixels(path: Path) -> dict[str, ClassPixels]:
-    """The classes of a file of `ClassPixels.arrays`; none where it is missing or broken."""
+    """Read the classes of a file of `ClassPixels.arrays`; none where it is missing or broken."""
     arrays = read_arrays(path) or {}
     names = {name.rpartition("/")[0] for name in arrays}
     parts = {name: [arrays.get(f"{name}/{part}") for part in _ARRAYS] for name in names}
@@ -243,7 +243,7 @@ def sample_pixels(
     generator: np.random.Generator,
     resamples: int = RESAMPLES,
 ) -> dict[str, Sampled]:
-    """Pixel metrics of one class for several seeds of a method, with resamples over the images.
+    """Return pixel metrics of one class for several seeds of a method, with resamples over the images.
 
     Two methods are on the same resamples when the generators start alike.
 

@@ -1,36 +1,28 @@
-"""What a user asks a benchmark for; as JSON, it is also what worker processes are told."""
+"""The request of a benchmark; as JSON it goes to the workers, too."""
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from zsad.errors import ConfigError, DataError
+from zsad.files import parse_toml
 from zsad.methods.registry import find, names
 from zsad.studies.benchmark.pairing import Pair
 from zsad.train.train_config import RUN_FIELDS, TrainConfig
 
-_toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-_STRICT = ConfigDict(frozen=True, extra="forbid")
 
-
-class Recipe(BaseModel):
-    """How a method is set up and trained where it differs from its paper."""
-
-    model_config = _STRICT
+class Recipe(BaseModel, frozen=True, extra="forbid"):
+    """Settings of a method and its training where they differ from its paper."""
 
     settings: dict[str, Any] = Field(default_factory=dict, description="of the method")
     training: dict[str, Any] = Field(default_factory=dict, description="fields of TrainConfig")
 
 
-class BenchmarkRequest(BaseModel):
-    """All that decides a benchmark's work."""
-
-    model_config = _STRICT
+class BenchmarkRequest(BaseModel, frozen=True, extra="forbid"):
+    """The settings of a benchmark."""
 
     methods: tuple[str, ...] = Field(min_length=1, description="names, or LABEL=PATH of trained models")
     pairs: tuple[Pair, ...] = Field(min_length=1, description="of paths")
@@ -51,7 +43,7 @@ class BenchmarkRequest(BaseModel):
     cost: bool = Field(default=True, description="measure time and memory of each method")
 
     def recipe(self, method: str) -> tuple[dict[str, Any], TrainConfig]:
-        """Settings of a method and of its training: the paper's, the recipes' over them, then those for all.
+        """Return settings of a method and of its training: the paper's, the recipes' over them, then those for all.
 
         Raises:
             ConfigError: a training setting that is unknown or impossible.
@@ -80,17 +72,17 @@ class BenchmarkRequest(BaseModel):
 
 
 def read_recipes(path: Path) -> dict[str, Recipe]:
-    """Recipes by method out of a TOML file: tables METHOD.settings and METHOD.training, and those of "common".
+    """Read recipes by method from a TOML file: tables METHOD.settings and METHOD.training, and those of "common".
 
     Raises:
         DataError: the file cannot be read, is no TOML, or holds something else.
         ConfigError: recipes of an unknown method.
     """
     try:
-        content = _toml.loads(path.expanduser().read_text(encoding="utf-8-sig"))
+        content = parse_toml(path.expanduser().read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"recipes {path} cannot be read ({error}): check the path") from error
-    except _toml.TOMLDecodeError as error:
+    except ValueError as error:
         raise DataError(f"recipes {path} are not valid TOML ({error}): correct it") from error
     recipes = {}
     for name, table in content.items():

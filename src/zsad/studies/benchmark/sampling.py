@@ -31,7 +31,7 @@ class ImageTable:
 
     @classmethod
     def read(cls, work: Path, cell: CellResult) -> ImageTable | None:
-        """That of a finished cell, unknown labels and scores that are no numbers left out; None without one."""
+        """Read that of a finished cell, without unknown labels and scores that are NaN; None without one."""
         if cell.state != "done" or cell.files.scores is None:
             return None
         arrays = read_arrays(work / cell.files.scores) or {}
@@ -44,7 +44,7 @@ class ImageTable:
         return cls(image[known], class_name[known], label[known], score[known])
 
     def by_class(self) -> ScoresByClass:
-        """Label and score of each image, by class."""
+        """Return label and score of each image, by class."""
         found: ScoresByClass = {}
         for image, class_name, label, score in zip(
             self.image.tolist(),
@@ -75,7 +75,7 @@ def sample_target(
     target: str,
     resamples: int = RESAMPLES,
 ) -> tuple[dict[str, TargetSamples], int]:
-    """The resampled metrics of all methods on one target, over the images that all of them have scored.
+    """Return the resampled metrics of all methods on one target, over the images that all of them have scored.
 
     Pixel metrics are over the images that all of those have counted that have counted any.
 
@@ -121,7 +121,7 @@ def sample_target(
 def _sample_pixels(
     cells: Mapping[str, Mapping[int | None, CellResult]], *, work: Path, target: str, resamples: int
 ) -> Iterator[tuple[str, str, dict[str, Sampled]]]:
-    """Yields method, class and resampled pixel metrics, of the methods whose every seed has its pixels counted."""
+    """Yield method, class and resampled pixel metrics, of the methods whose every seed has its pixels counted."""
     tables = {
         method: {
             seed: read_pixels(work / cell.files.pixels) if cell.files.pixels else {}
@@ -156,7 +156,7 @@ def _sample_pixels(
 
 
 def _common(every: Sequence[ClassPixels], kind: str) -> list[str]:
-    """The images that all have, sorted."""
+    """Return the images that all have, sorted."""
     return sorted(set.intersection(*(set(getattr(pixels, kind).tolist()) for pixels in every)))
 
 
@@ -165,7 +165,7 @@ def _metrics_of(cell: CellResult, class_name: str) -> Mapping[str, float | None]
 
 
 def _read(work: Path, cells: Mapping[int | None, CellResult]) -> dict[int | None, ScoresByClass]:
-    """The scores of a method by seed, those without any left out."""
+    """Read the scores of a method by seed, those without any left out."""
     tables = {seed: ImageTable.read(work, cell) for seed, cell in cells.items()}
     return {
         seed: table.by_class() for seed, table in tables.items() if table is not None and table.image.size
@@ -175,7 +175,7 @@ def _read(work: Path, cells: Mapping[int | None, CellResult]) -> dict[int | None
 def _macro(
     classes: Sequence[Mapping[str, Sampled]], cells: Mapping[int | None, CellResult], *, complete: bool
 ) -> dict[str, Sampled]:
-    """Means over classes; where all images are there, only those that agree with what the cells say."""
+    """Return means over classes; where all images are there, only those that agree with the cells' metrics."""
     found = {}
     for metric in dict.fromkeys(name for each in classes for name in each):
         mean = Sampled.mean([each[metric] for each in classes if metric in each])

@@ -1,4 +1,4 @@
-"""Whether one method is better than another: tests of differences, and which numbers may stand in bold face.
+"""Significance: tests of differences between methods, and which numbers may stand in bold face.
 
 Where the scores of the images are known, two methods are compared on the same resamples of them; else over the
 classes, or over the seeds.
@@ -40,7 +40,7 @@ class MethodComparison:
 def compare_images(
     first: Sampled, second: Sampled, *, generator: np.random.Generator, level: float = LEVEL
 ) -> MethodComparison:
-    """Paired over images: both on the same resamples, each with its own seeds drawn anew where it has several.
+    """Compare two methods on the same resamples of images, each with its seeds drawn anew where it has several.
 
     Among n images no exchange of two methods is rarer than 2 in 2^n, which is the least p that is given.
 
@@ -71,7 +71,7 @@ def compare_images(
 def compare_classes(
     differences: Sequence[float], weights: Sequence[float], *, generator: np.random.Generator
 ) -> MethodComparison:
-    """Paired over classes: were the methods alike, each class's difference might as well be the other way round.
+    """Compare two methods over classes: were they alike, each class's difference might have the other sign.
 
     Args:
         differences: of the two methods in each class.
@@ -97,7 +97,7 @@ def compare_classes(
 def compare_seeds(
     first: Sequence[float], second: Sequence[float], *, generator: np.random.Generator
 ) -> MethodComparison:
-    """Over seeds alone: were the methods alike, any split of all values into two groups would be as likely.
+    """Compare two methods over seeds: were they alike, any split of all values into two groups would be as likely.
 
     Raises:
         MetricError: a method without values.
@@ -120,13 +120,13 @@ def compare_seeds(
 
 
 def _share_beyond(values: Float64, observed: float, extra: int) -> float:
-    """Share of values at least as far from 0 as the observed one, which is counted in where it was not drawn."""
+    """Return the share of values as far from 0 as the observed one, which is counted in where it was not drawn."""
     beyond = int((np.abs(values) >= abs(observed) - ROUNDING).sum())
     return (beyond + extra) / (values.size + extra)
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:
-    """Probabilities corrected for their number, in the order given.
+    """Correct probabilities for their number, in the order given.
 
     Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979.
 
@@ -157,11 +157,11 @@ class Standing:
     corrected: Mapping[str, float]
 
     def worse(self, *, alpha: float = ALPHA) -> frozenset[str]:
-        """The methods that are significantly worse than the best."""
+        """Return the methods that are significantly worse than the best."""
         return frozenset(name for name, p in self.corrected.items() if p < alpha)
 
     def bold(self, *, alpha: float = ALPHA) -> frozenset[str]:
-        """The methods to set in bold face: all that are not significantly worse than the best.
+        """Return the methods to set in bold face: all that are not significantly worse than the best.
 
         None where no method is worse: a difference inside the noise distinguishes nobody.
         """
@@ -172,7 +172,7 @@ class Standing:
 def stand(
     means: Mapping[str, float], compare: Callable[[str, str], MethodComparison | None]
 ) -> Standing | None:
-    """The standing of methods by their means; None where fewer than two are defined.
+    """Rank methods by their means; None where fewer than two are defined.
 
     Args:
         means: by method, NaN where undefined.

@@ -1,4 +1,4 @@
-"""What a benchmark has found, ready to be printed: means, deviations, intervals, standings, and the holes."""
+"""Summary of a benchmark for its report: means, deviations, intervals, standings, and the holes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Seeds = Mapping[int | None, CellResult]
 
 @dataclass(frozen=True, slots=True)
 class TableEntry:
-    """One place of a table.
+    """An entry of a table.
 
     Attributes:
         spread: over the seeds, in [0, 1]; NaN in a hole.
@@ -57,7 +57,7 @@ class TableEntry:
 
     @property
     def comparable(self) -> bool:
-        """Whether it is over everything that the others are over, none of it seen in training."""
+        """True if it is over everything that the others are over, none of it seen in training."""
         return not self.hole and not self.seen and self.parts[0] == self.parts[1]
 
     @property
@@ -68,11 +68,11 @@ class TableEntry:
         return (SEEN if self.seen else "") + (FEWER if fewer else "") + (PARTIAL if left_out else "")
 
     def percent(self, *, digits: int = 1) -> str:
-        """The mean in percent, a dash in a hole."""
+        """Return the mean in percent, a dash in a hole."""
         return "–" if self.hole else f"{100 * self.spread.mean:.{digits}f}"
 
     def deviation(self, *, digits: int = 1) -> str:
-        """The deviation over seeds in percent; empty where there is none."""
+        """Return the deviation over seeds in percent; empty where there is none."""
         return "" if math.isnan(self.spread.deviation) else f"{100 * self.spread.deviation:.{digits}f}"
 
 
@@ -116,15 +116,15 @@ class Summary:
             self._found[key][cell.seed] = cell
 
     def finished(self, name: str, target: str) -> Seeds:
-        """The finished cells of a row on a target, by seed."""
+        """Return the finished cells of a row on a target, by seed."""
         return self._found.get((name, target), {})
 
     def failed(self) -> list[tuple[str, CellResult]]:
-        """The failed cells and whose they are."""
+        """Return the failed cells with the names of their rows."""
         return [(name, cell) for (name, _), cells in self._failed.items() for cell in cells]
 
     def hole(self, name: str, target: str) -> str:
-        """Why a row has nothing on a target; empty where it has."""
+        """Return the reason why a row has nothing on a target; empty where it has."""
         if self.finished(name, target):
             return ""
         failed = self._failed.get((name, target))
@@ -133,24 +133,24 @@ class Summary:
         return "not run" if self.asked(name, target) else ELSEWHERE
 
     def seen(self, name: str, target: str) -> bool:
-        """Whether the weights were trained on data of the target."""
+        """Return True if the weights were trained on data of the target."""
         return any(cell.seen for cell in self.finished(name, target).values())
 
     def trained_on(self, name: str, target: str = OVERALL) -> tuple[str, ...]:
-        """The auxiliary sets behind a row's results on a target, or on all of them."""
+        """Return the auxiliary sets behind a row's results on a target, or on all of them."""
         targets = self.targets if target == OVERALL else [target]
         sets = [each for place in targets for each in self._trained_on.get((name, place), ())]
         return tuple(dict.fromkeys(" + ".join(names) for names in sets if names))
 
     def asked(self, name: str, target: str) -> bool:
-        """Whether a result of a row on a target is missed: not where its other auxiliary sets have it."""
+        """Return True if a result of a row on a target is missed: not where its other auxiliary sets have it."""
         label = self.rows[name].label
         twins = [other for other, who in self.rows.items() if who.label == label and other != name]
         known = target == OVERALL or (name, target) in self._trained_on
         return known or not any((twin, target) in self._trained_on for twin in twins)
 
     def sets(self, name: str, target: str = OVERALL) -> str:
-        """The auxiliary sets in few characters: those of many words as their letter."""
+        """Return the auxiliary sets in few characters: those of many words as their letter."""
         return ", ".join(self.letters.get(text, text) for text in self.trained_on(name, target))
 
     @cached_property
@@ -166,11 +166,11 @@ class Summary:
         return [column for column in COLUMNS if column in held]
 
     def classes(self, target: str) -> list[str]:
-        """All classes of a target."""
+        """Return all classes of a target."""
         return sorted({row.name for cell in self.cells if cell.target == target for row in cell.rows})
 
     def counts(self, target: str, class_name: str | None = None) -> tuple[int, int]:
-        """Normal and anomalous images of a target or of one class, the most that any method has measured."""
+        """Return normal and anomalous images of a target or a class, the most that any method has measured."""
         pairs = [
             (
                 sum(row.normal for row in cell.rows if class_name in (None, row.name)),
@@ -197,15 +197,15 @@ class Summary:
 
     @property
     def has_intervals(self) -> bool:
-        """Whether some method's scores are known image by image."""
+        """True if some method's scores are known image by image."""
         return any(found for found, _ in self._samples.values())
 
     def left_out(self, target: str) -> int:
-        """How many images of a target are in no interval and no comparison, as some method has not scored them."""
+        """Return how many images of a target are in no interval and no comparison, as some method lacks them."""
         return self._samples[target][1]
 
     def by_class(self, name: str, target: str, metric: str) -> dict[str, float]:
-        """A metric of a row's classes, mean over seeds, where it is defined."""
+        """Return a metric of a row's classes, mean over seeds, where it is defined."""
         key = (name, target, metric)
         if key not in self._by_class:
             self._by_class[key] = self._class_means(name, target, metric)
@@ -220,7 +220,7 @@ class Summary:
         return {class_name: math.fsum(each) / len(each) for class_name, each in values.items()}
 
     def class_entry(self, name: str, target: str, class_name: str, metric: str) -> TableEntry:
-        """A metric of one class."""
+        """Return a metric of one class."""
         seeds = self.finished(name, target)
         spread = Spread.of(
             row.metrics.get(metric) for cell in seeds.values() for row in cell.rows if row.name == class_name
@@ -232,7 +232,7 @@ class Summary:
         return TableEntry(spread, interval, seen=self.seen(name, target), hole=hole)
 
     def entry(self, name: str, target: str, metric: str) -> TableEntry:
-        """A metric of a row on a target, or with OVERALL its mean over the targets."""
+        """Return a metric of a row on a target, or with OVERALL its mean over the targets."""
         key = (name, target, metric)
         if key not in self._entries:
             self._entries[key] = self._entry(name, target, metric)
@@ -248,14 +248,14 @@ class Summary:
         return replace(plain, interval=interval, bold=bold)
 
     def _outdone(self, target: str, metric: str, best: float) -> bool:
-        """Whether a mean is above that is over the targets of one direction: bold face would pass it over."""
+        """Return True if a mean over the targets of one direction is higher: bold face would pass it over."""
         if target != OVERALL:
             return False
         apart = [n for n in self.names if any(not self.asked(n, each) for each in self.targets)]
         return any(self._plain(name, target, metric).spread.mean > best for name in apart)
 
     def _plain(self, name: str, target: str, metric: str) -> TableEntry:
-        """An entry without what takes the other rows' results."""
+        """Return an entry without the comparison with the other rows."""
         if target == OVERALL:
             return self._overall(name, metric)
         reference = {part for other in self.names for part in self.by_class(other, target, metric)}
@@ -270,7 +270,7 @@ class Summary:
         )
 
     def measured(self, name: str, metric: str) -> list[str]:
-        """The targets that enter a row's mean: measured, and not seen in training."""
+        """Return the targets that enter a row's mean: measured, and not seen in training."""
         return [
             target
             for target in self.targets
@@ -301,7 +301,7 @@ class Summary:
         return TableEntry(spread, None, (len(own), len(reference)))
 
     def _sampled(self, name: str, target: str, metric: str) -> Sampled | None:
-        """The resamples of a metric; None where some of the scores they need are not there."""
+        """Return the resamples of a metric; None where some of the scores they need are missing."""
         targets = self.measured(name, metric) if target == OVERALL else [target]
         parts = [
             found.macro[metric]
@@ -315,7 +315,7 @@ class Summary:
         return Sampled.mean(parts)
 
     def standing(self, target: str, metric: str) -> Standing | None:
-        """Who is best on a target, or on the mean, and who is not distinguishable from the best."""
+        """Return the best on a target, or on the mean, and its comparisons with the others."""
         key = (target, metric)
         if key not in self._standings:
             entries = {name: self._plain(name, target, metric) for name in self.names}
@@ -324,7 +324,7 @@ class Summary:
         return self._standings[key]
 
     def compare(self, first: str, second: str, target: str, metric: str) -> MethodComparison | None:
-        """The difference of two rows; None where nothing tells noise from difference.
+        """Compare two rows; None where nothing tells noise from difference.
 
         Over images where the scores of both are known, else over classes, else over seeds.
         """
@@ -343,7 +343,7 @@ class Summary:
     def _differences(
         self, first: str, second: str, target: str, metric: str
     ) -> tuple[list[float], list[float]]:
-        """Differences of the classes that both have, and each class's weight in the mean."""
+        """Return differences of the classes that both have, and each class's weight in the mean."""
         targets = self.targets if target == OVERALL else [target]
         pairs = [
             (self.by_class(first, each, metric), self.by_class(second, each, metric)) for each in targets

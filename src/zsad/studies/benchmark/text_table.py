@@ -1,4 +1,4 @@
-"""Tables of text: one form for terminals and Markdown."""
+"""Tables of text for terminals and Markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes results.json and the report of a benchmark, and makes its tables for the terminal."""
+"""Results of a benchmark: results.json, the report, and tables for the terminal."""
 
 from __future__ import annotations
 

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from importlib.resources import files
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from zsad.errors import ConfigError
+from zsad.files import parse_toml
 from zsad.metrics.table import COLUMNS
 from zsad.studies.benchmark.pairing import find_protocol
 
-_toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-_STRICT = ConfigDict(frozen=True, extra="forbid")
 _SUFFIX = ".toml"
 
 
-class Slip(BaseModel):
+class Slip(BaseModel, frozen=True, extra="forbid"):
     """A printed mean that does not follow from the printed rows."""
-
-    model_config = _STRICT
 
     column: str
     metric: str
@@ -32,10 +26,8 @@ class Slip(BaseModel):
     of_the_rows: float = Field(description="the mean of the printed rows, in percent, to two digits")
 
 
-class PaperTable(BaseModel):
+class PaperTable(BaseModel, frozen=True, extra="forbid"):
     """A table of results, or a block of one."""
-
-    model_config = _STRICT
 
     number: str = Field(description="As the paper numbers it, or what it is called here.")
     title: str
@@ -62,33 +54,15 @@ class PaperTable(BaseModel):
         return self
 
     def values(self, row: str, column: str) -> dict[str, float]:
-        """What is printed for a set or class, by metric, in percent; what is not printed is left out."""
+        """Return the values of a set or class by metric, in percent; what is not printed is left out."""
         cells = self.rows[row][self.columns.index(column)]
         return {
             metric: cell for metric, cell in zip(self.metrics, cells, strict=True) if not math.isnan(cell)
         }
 
-    def inconsistent(self, *, half: float = 0.05) -> Iterator[Slip]:
-        """Means that cannot be those of the rows, however these were rounded.
 
-        Args:
-            half: the most by which rounding moves a value.
-        """
-        for place, column in enumerate(self.columns):
-            for index, metric in enumerate(self.metrics):
-                cells = [row[place][index] for row in self.rows.values()]
-                defined = [cell for cell in cells if not math.isnan(cell)]
-                if self.mean is None or not defined:
-                    continue
-                printed, found = self.mean[place][index], math.fsum(defined) / len(defined)
-                if abs(printed - found) > 2 * half + 1e-9:
-                    yield Slip(column=column, metric=metric, printed=printed, of_the_rows=round(found, 2))
-
-
-class Paper(BaseModel):
+class Paper(BaseModel, frozen=True, extra="forbid"):
     """A paper's results."""
-
-    model_config = _STRICT
 
     paper: str = Field(description="Name and reference.")
     method: str = Field(description="The paper's own, by its name in the registry.")
@@ -108,7 +82,7 @@ class Paper(BaseModel):
     tables: tuple[PaperTable, ...] = ()
 
     def trained_on(self, target: str) -> tuple[str, ...]:
-        """The auxiliary sets behind the paper's numbers on a set, by catalogue names."""
+        """Return the auxiliary sets behind the paper's numbers on a set, by catalogue names."""
         pairs = find_protocol(self.protocol).pairs
         found = next((pair.train for pair in pairs if target in pair.test), None)
         return pairs[0].train if found is None else found
@@ -116,7 +90,7 @@ class Paper(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Printed:
-    """What a paper prints for a method on a set or one of its classes, in percent, and where."""
+    """The values that a paper prints for a method on a set or one of its classes, in percent, and the place."""
 
     paper: Paper
     table: PaperTable
@@ -126,30 +100,30 @@ class Printed:
 
     @property
     def source(self) -> str:
-        """Where it is printed."""
+        """The place where it is printed."""
         number = self.table.number
         return f"{self.paper.paper}, {f'Table {number}' if number.isdecimal() else number}"
 
 
 @cache
 def papers() -> dict[str, Paper]:
-    """All papers by the method they are about."""
+    """Return all papers by the method they are about."""
     found = {}
     for entry in sorted(files(__name__).iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith(_SUFFIX):
             found[entry.name[: -len(_SUFFIX)]] = Paper.model_validate(
-                _toml.loads(entry.read_text(encoding="utf-8"))
+                parse_toml(entry.read_text(encoding="utf-8"))
             )
     return found
 
 
 def covered() -> tuple[str, ...]:
-    """The methods of which some paper prints results, or says why there are none."""
+    """Return the methods of which some paper prints results, or says why there are none."""
     return tuple(sorted({name for paper in papers().values() for name in paper.columns.values()}))
 
 
 def papers_on(method: str) -> list[Paper]:
-    """The papers with results of a method, its own first.
+    """Return the papers with results of a method, its own first.
 
     Raises:
         ConfigError: there are none.
@@ -163,7 +137,7 @@ def papers_on(method: str) -> list[Paper]:
 
 
 def printed(method: str, target: str) -> list[Printed]:
-    """What papers print for a method on a set (a catalogue name), its classes after the set itself."""
+    """Return what papers print for a method on a set (a catalogue name), its classes after the set itself."""
     sets, classes = [], []
     for paper in papers_on(method):
         for table in paper.tables:
