@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zsad.clip.weights import Backbone, load_backbone
 from zsad.methods.base import ImageFeatures, Method
 from zsad.methods.registry import METHODS, build
-from zsad.nn.filters import render_map_numpy
+from zsad.nn.maps import render_map_numpy
 
 SIZE = 518
 

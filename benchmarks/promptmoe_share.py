@@ -21,7 +21,7 @@ from zsad.clip.weights import load_backbone
 from zsad.methods.promptmoe import PromptMoE
 from zsad.methods.registry import build
 from zsad.methods.similarity import image_probability, layer_maps, patch_logits
-from zsad.nn.filters import render_map_numpy
+from zsad.nn.maps import render_map_numpy
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:

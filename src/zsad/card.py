@@ -1,4 +1,4 @@
-"""What a model is, as data: the card that lies in every checkpoint and beside every exported graph.
+"""Card of a model: the data that lies in every checkpoint and beside every exported graph.
 
 Needs neither PyTorch nor the methods: exported models are read without them.
 """
@@ -29,7 +29,7 @@ class BackboneReference(_Frozen):
 
 
 class Training(_Frozen):
-    """What a model was trained on and how."""
+    """Training of a model: on what, and how."""
 
     datasets: tuple[str, ...] = Field(default=(), description="Names of the data sets.")
     classes: tuple[str, ...] = Field(default=(), description="Object classes among the samples.")

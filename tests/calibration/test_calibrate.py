@@ -22,7 +22,7 @@ from zsad.calibration.calibration import (
 )
 from zsad.calibration.thresholds import CalibrationTarget, NormalScores, labelled_threshold
 from zsad.errors import CalibrationError, ConfigError, ImageError
-from zsad.nn.filters import MapSpec
+from zsad.nn.maps import MapSpec
 from zsad.predict.overlay import blend
 from zsad.predict.prediction import Prediction
 from zsad.predict.roi import Area, RegionOfInterest, read_region

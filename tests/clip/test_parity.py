@@ -6,9 +6,10 @@ import warnings
 
 import pytest
 import torch
+from tests.clip.layouts import to_huggingface
 
 from zsad.clip.config import CLIPConfig, TextConfig, VisionConfig
-from zsad.clip.convert import to_huggingface, to_zsad
+from zsad.clip.convert import to_zsad
 from zsad.clip.model import CLIP
 
 modeling = pytest.importorskip("transformers.models.clip.modeling_clip")

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.clip.layouts import to_huggingface, to_open_clip, to_openai
 
 from zsad.clip import convert, hub
 from zsad.clip.config import CLIPConfig, TextConfig, VisionConfig
-from zsad.clip.convert import detect_layout, infer_config, to_huggingface, to_open_clip, to_openai, to_zsad
+from zsad.clip.convert import detect_layout, infer_config, to_zsad
 from zsad.clip.model import CLIP
 from zsad.clip.presets import PRESETS, Preset, preset, preset_names
 from zsad.clip.tokenizer import Tokenizer
@@ -307,13 +308,6 @@ def test_unknown_layouts_and_odd_grids_are_refused(clip: CLIP, folder: Path) -> 
     state["visual.positional_embedding"] = torch.zeros(13, 128)
     with pytest.raises(BackboneError, match="no square grid"):
         load_backbone(write(folder / "b.safetensors", state))
-
-
-def test_stems_cannot_be_converted(clip: CLIP) -> None:
-    state = {**clip.state_dict(), "visual.patch_embedding.first.weight": torch.zeros(1)}
-    for function in (to_huggingface, to_open_clip):
-        with pytest.raises(BackboneError, match="no place in this layout"):
-            function(state)
 
 
 def broken(kind: str, good: bytes) -> bytes:

@@ -8,7 +8,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
-from zsad.nn.filters import MapSpec, gaussian, map_operator, render_map, render_map_numpy, upsample
+from zsad.nn.filters import gaussian, map_operator, render_map, upsample
+from zsad.nn.maps import MapSpec, render_map_numpy
 
 
 def slow_map(logits, spec, *, size=None, smooth=True):

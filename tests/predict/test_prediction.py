@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from zsad.errors import ImageError
-from zsad.nn.filters import MapSpec
+from zsad.nn.maps import MapSpec
 from zsad.predict.prediction import Prediction
 
 SPEC = MapSpec(size=(24, 32), sigma=1.0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from zsad.errors import DataError, StorageError
-from zsad.nn.filters import MapSpec
+from zsad.nn.maps import MapSpec
 from zsad.predict.prediction import Prediction
 from zsad.runs.folder import RunWriter, file_state, overlay_name
 from zsad.runs.store import read_rows, read_run

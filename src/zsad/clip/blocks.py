@@ -18,7 +18,7 @@ class QuickGELU(nn.Module):
 
     @staticmethod
     def over(x: Tensor) -> Tensor:
-        """The same, written over `x`, which nobody else needs and no gradient goes through: no new memory."""
+        """Compute the same in the memory of `x`, which nobody else needs and no gradient goes through."""
         return F.silu(x.mul_(1.702), inplace=True).div_(1.702)
 
 
@@ -117,7 +117,7 @@ class Block(nn.Module):
         return self.mlp(gather_rows(x, rows) + attended)
 
     def forward_rows_value_value(self, x: Tensor, branch: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward_value_value`, but the ordinary path only at `rows` (B, Q): ((B, Q, D), (B, S, D))."""
+        """Advance both paths, the ordinary one only at `rows` (B, Q): ((B, Q, D), (B, S, D))."""
         normed = self.ln_1(x)
         _, _, value = self.attn.qkv(normed)
         branch = branch + self.attn.attend(value, value, value)

@@ -1,12 +1,11 @@
 """Layouts of CLIP weights: Hugging Face's, open_clip's, OpenAI's and ours, told apart by their keys.
 
 A layout is a mapping of names and, in places, of shapes: Hugging Face keeps queries, keys and values apart
-and its projections transposed. Nothing is rounded on the way, in either direction.
+and its projections transposed. Nothing is rounded on the way.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 import torch
@@ -138,61 +137,6 @@ def _from_open_clip(state: State) -> State:
                 if source + theirs in rest:
                     result[target + ours] = rest.pop(source + theirs)
     return {**result, **rest}
-
-
-def to_huggingface(state: State) -> State:
-    """Our state dict in the names and shapes of Hugging Face's `CLIPModel`; a stem has no place there."""
-    result: State = {}
-    for name, tensor in state.items():
-        block = _block(name)
-        if block is None:
-            renamed = _renamed(name, _HUGGINGFACE_TOP)
-            result[renamed] = tensor.T.contiguous() if name in _TRANSPOSED else tensor
-            continue
-        tower, index, inner = block
-        prefix = f"{'vision' if tower == 'visual' else 'text'}_model.encoder.layers.{index}."
-        part, kind = inner.rsplit(".", 1)
-        if part == "attn.in_proj":
-            for letter, third in zip("qkv", tensor.chunk(3), strict=True):
-                result[f"{prefix}self_attn.{letter}_proj.{kind}"] = third.contiguous()
-        else:
-            result[f"{prefix}{dict(_HUGGINGFACE_BLOCK)[part]}.{kind}"] = tensor
-    return result
-
-
-def to_open_clip(state: State) -> State:
-    """Our state dict in open_clip's names; a stem has no place there."""
-    result: State = {}
-    for name, tensor in state.items():
-        block = _block(name)
-        if block is None:
-            result[_renamed(name, _OPEN_CLIP_TOP)] = tensor
-        else:
-            tower, index, inner = block
-            prefix = "visual.transformer" if tower == "visual" else "transformer"
-            result[f"{prefix}.resblocks.{index}.{dict(_OPEN_CLIP_BLOCK)[inner]}"] = tensor
-    return result
-
-
-def to_openai(state: State, config: CLIPConfig) -> State:
-    """Our state dict as OpenAI's original archives hold it: open_clip's names and three scalars."""
-    sizes = (config.vision.image_size, config.text.context_length, config.text.vocab_size)
-    scalars = {name: torch.tensor(size) for name, size in zip(_OPENAI_SCALARS, sizes, strict=True)}
-    return {**to_open_clip(state), **scalars}
-
-
-def _block(name: str) -> tuple[str, int, str] | None:
-    """Tower, index and inner name of a block's tensor; None for any other tensor."""
-    match = re.fullmatch(r"(visual|text)\.blocks\.(\d+)\.(.+)", name)
-    return None if match is None else (match[1], int(match[2]), match[3])
-
-
-def _renamed(name: str, table: dict[str, str]) -> str:
-    if name not in table:
-        raise BackboneError(
-            f"tensor {name!r} has no place in this layout: only plain CLIP ViTs can be converted"
-        )
-    return table[name]
 
 
 def count_blocks(state: State, prefix: str) -> int:

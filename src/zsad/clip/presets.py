@@ -46,7 +46,7 @@ class Preset(BaseModel):
         return self.config.vision.image_size
 
 
-def _openai(*, image_size: int, patch_size: int, large: bool, hub_ids: tuple[str, ...]) -> Preset:
+def _openai(image_size: int, patch_size: int, *, large: bool, hub: tuple[str, str]) -> Preset:
     """One of OpenAI's four ViTs.
 
     For ViT-L the taps {6, 12, 18, 24} and the branch from block 6 on (the last 19 of 24 blocks) are
@@ -79,7 +79,8 @@ def _openai(*, image_size: int, patch_size: int, large: bool, hub_ids: tuple[str
         taps=default_taps(depth),
         value_value=True,
         value_value_from=default_taps(depth)[0],
-        hub_ids=hub_ids,
+        # The first holds both towers as `open_clip_model.safetensors`; not all of OpenAI's own have safetensors.
+        hub_ids=(f"timm/vit_{hub[0]}.openai", f"openai/clip-vit-{hub[1]}"),
         description=f"OpenAI's CLIP {name} of 2021, trained at {image_size} x {image_size} pixels.",
     )
 
@@ -94,38 +95,13 @@ def default_detection_size(patch_size: int) -> int:
     return max(1, round(518 / patch_size)) * patch_size
 
 
-def _hub(timm: str, openai: str) -> tuple[str, ...]:
-    # The first holds both towers as `open_clip_model.safetensors`; not all of OpenAI's own have safetensors.
-    return (f"timm/vit_{timm}.openai", f"openai/clip-vit-{openai}")
-
-
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        _openai(
-            image_size=224,
-            patch_size=32,
-            large=False,
-            hub_ids=_hub("base_patch32_clip_224", "base-patch32"),
-        ),
-        _openai(
-            image_size=224,
-            patch_size=16,
-            large=False,
-            hub_ids=_hub("base_patch16_clip_224", "base-patch16"),
-        ),
-        _openai(
-            image_size=224,
-            patch_size=14,
-            large=True,
-            hub_ids=_hub("large_patch14_clip_224", "large-patch14"),
-        ),
-        _openai(
-            image_size=336,
-            patch_size=14,
-            large=True,
-            hub_ids=_hub("large_patch14_clip_336", "large-patch14-336"),
-        ),
+        _openai(224, 32, large=False, hub=("base_patch32_clip_224", "base-patch32")),
+        _openai(224, 16, large=False, hub=("base_patch16_clip_224", "base-patch16")),
+        _openai(224, 14, large=True, hub=("large_patch14_clip_224", "large-patch14")),
+        _openai(336, 14, large=True, hub=("large_patch14_clip_336", "large-patch14-336")),
     )
 }
 

@@ -106,7 +106,7 @@ class MobileStem(nn.Module):
         return self.tokens(self.maps(pixels))
 
     def texture(self, maps: Tensor) -> Tensor:
-        """What the joined maps (B, h, w, C_joined) say at the grid's own stride: (B, N, C), a view.
+        """View of the joined maps (B, h, w, C_joined) at the grid's own stride: (B, N, C).
 
         Channels folded from finer strides are left out: their values depend on where in a patch an edge lies.
         """
@@ -114,7 +114,7 @@ class MobileStem(nn.Module):
         return maps[..., maps.shape[-1] - coarse :].flatten(1, 2)
 
     def tokens(self, maps: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        """As `forward`, from the joined maps (B, h, w, C_joined)."""
+        """Return what `forward` does, given the joined maps (B, h, w, C_joined)."""
         height, width = int(maps.shape[1]), int(maps.shape[2])
         flat = self.norm(maps).flatten(1, 2)
         mean = flat.mean(dim=1, keepdim=True)

@@ -24,7 +24,7 @@ Hook = Callable[[Tensor], Tensor]
 
 @dataclass(slots=True)
 class VisionOutput:
-    """What one pass of the image tower gives.
+    """Output of one pass of the image tower.
 
     Attributes:
         taps: for each tapped block the residual stream behind it, (B, 1 + N, D_x), class token first. With the
@@ -136,13 +136,13 @@ class VisionTower(nn.Module):
         self, pixels: Pixels, *, interpolation: Interpolation = "bicubic", antialias: bool = False
     ) -> tuple[Tensor, tuple[int, int]]:
         """Tokens (B, 1 + N, D_x) that enter the first block, and the grid, of pixels (B, 3, H, W)."""
-        cut = pixels if isinstance(pixels, PatchTokens) else self.patch_tokens(pixels)
-        cls = self.class_embedding.expand(cut.tokens.shape[0], 1, -1)
-        if cut.context is not None:
-            cls = cls + cut.context.unsqueeze(1)
-        x = torch.cat([cls.to(cut.tokens.dtype), cut.tokens], dim=1)
-        x = x + self.positions(cut.grid, interpolation=interpolation, antialias=antialias).to(x.dtype)
-        return self.ln_pre(x), cut.grid
+        patches = pixels if isinstance(pixels, PatchTokens) else self.patch_tokens(pixels)
+        cls = self.class_embedding.expand(patches.tokens.shape[0], 1, -1)
+        if patches.context is not None:
+            cls = cls + patches.context.unsqueeze(1)
+        x = torch.cat([cls.to(patches.tokens.dtype), patches.tokens], dim=1)
+        x = x + self.positions(patches.grid, interpolation=interpolation, antialias=antialias).to(x.dtype)
+        return self.ln_pre(x), patches.grid
 
     def forward(
         self,
@@ -159,7 +159,7 @@ class VisionTower(nn.Module):
         Args:
             pixels: (B, 3, H, W), or their patches; sides that are no multiple of the patch lose the remainder at the
                 right and below.
-            taps: blocks, counted from 1, behind which tokens are wanted, in the order wanted.
+            taps: blocks, counted from 1, behind which tokens are returned, in this order.
             value_value_from: first block (from 1) of AnomalyCLIP's value-value branch; taps then come from it.
                 At that block the branch starts as the block's input, so a tap before it is an error.
             hooks: per block a function applied to the residual stream (B, 1 + N, D_x) behind it: adapters live here.
@@ -219,7 +219,7 @@ class VisionTower(nn.Module):
         self._check_after(after)
         self._check(taps, value_value_from, hooks, after=after)
         branch: Tensor | None = None
-        found: dict[int, Tensor] = {}
+        tapped: dict[int, Tensor] = {}
         last = len(self.blocks)
         # The last block's patch tokens are only worth computing if somebody asked for them.
         cls_only = last not in hooks and (value_value_from is not None or last not in taps)
@@ -230,8 +230,8 @@ class VisionTower(nn.Module):
             if number in hooks:
                 x = hooks[number](x)
             if number in taps:
-                found[number] = x if branch is None else branch
-        return VisionOutput(taps=tuple(found[tap] for tap in taps), cls=x[:, 0], grid=grid)
+                tapped[number] = x if branch is None else branch
+        return VisionOutput(taps=tuple(tapped[tap] for tap in taps), cls=x[:, 0], grid=grid)
 
     def project(self, tokens: Tensor, *, norm: bool = True) -> Tensor:
         """Tokens (..., D_x) into the joint space (..., D): `ln_post` (unless `norm` is off), then the projection."""

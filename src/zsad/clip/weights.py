@@ -52,14 +52,14 @@ class Backbone:
     name: str
 
     def with_activation(self, activation: Activation) -> Backbone:
-        """The same backbone, weights shared, with another activation in both towers."""
-        found = _activated(self.preset, activation)
-        if found.config == self.clip.config:
+        """Return the same backbone, weights shared, with another activation in both towers."""
+        preset = _activated(self.preset, activation)
+        if preset.config == self.clip.config:
             return self
         with torch.no_grad():
-            clip = empty_clip(found.config)
+            clip = empty_clip(preset.config)
             clip.load_state_dict(self.clip.state_dict(), assign=True)
-        return replace(self, clip=clip.freeze(), preset=found)
+        return replace(self, clip=clip.freeze(), preset=preset)
 
 
 def load_backbone(
@@ -196,7 +196,7 @@ def _activated(known: Preset, activation: Activation | None) -> Preset:
 
 
 def _side_facts(folder: Path, huggingface: dict[str, Any]) -> dict[str, Any]:
-    """What config files beside the weights say that shapes do not: activation, heads, mean, std."""
+    """Read what shapes do not show from config files beside the weights: activation, heads, mean, std."""
     facts: dict[str, Any] = {}
     vision, text = huggingface.get("vision_config") or {}, huggingface.get("text_config") or {}
     if "vision_model" in huggingface.get("model_type", "") or vision or text:

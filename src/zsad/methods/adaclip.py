@@ -50,9 +50,10 @@ from zsad.methods.similarity import (
 )
 from zsad.methods.text_cache import TextCache
 from zsad.nn.clusters import kmeans, mean_of_means, most_anomalous_mean
-from zsad.nn.filters import MapOrder, render_map
+from zsad.nn.filters import render_map
 from zsad.nn.hybrid import HybridPrompts, start_linear
 from zsad.nn.losses import focal_loss, score_loss
+from zsad.nn.maps import MapOrder
 from zsad.prompts import published_prompts
 
 

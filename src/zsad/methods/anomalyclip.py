@@ -30,8 +30,8 @@ from zsad.clip.weights import Backbone
 from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
 from zsad.methods.learned_prompts import PromptLearner, deep_sets
 from zsad.methods.similarity import full_precision, layer_maps, patch_logits, segmentation_losses
-from zsad.nn.filters import MapOrder, MapSpec
 from zsad.nn.losses import score_loss
+from zsad.nn.maps import MapOrder, MapSpec
 
 Score = Literal["global", "map_and_global", "map"]
 

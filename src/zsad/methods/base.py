@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zsad.errors import CheckpointError, ConfigError
 from zsad.methods.fusion import OddnessFusion
 from zsad.methods.settings import MethodConfig
-from zsad.nn.filters import MapSpec
+from zsad.nn.maps import MapSpec
 from zsad.nn.oddness import oddness
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
 from zsad.methods.sentences import SentenceBank
 from zsad.methods.similarity import image_probability, layer_maps, patch_logits
-from zsad.nn.filters import MapOrder
+from zsad.nn.maps import MapOrder
 from zsad.prompts import state_prompts
 
 

@@ -45,9 +45,9 @@ from zsad.methods.similarity import (
     patch_logits,
     segmentation_losses,
 )
-from zsad.nn.filters import MapOrder
 from zsad.nn.hybrid import start_linear
 from zsad.nn.losses import focal_loss, score_loss
+from zsad.nn.maps import MapOrder
 
 
 class FAPromptConfig(MethodConfig):

@@ -36,7 +36,7 @@ from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.text_cache import TextCache
-from zsad.nn.prompts import tree_layout
+from zsad.nn.packing import tree_layout
 
 _SLOT = re.compile(r"\{(\w+)(?:\.(\d+))?\}")
 _WORTH_PACKING = 0.75

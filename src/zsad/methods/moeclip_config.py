@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from zsad.clip.presets import PRESETS, Preset
 from zsad.errors import ConfigError
 from zsad.methods.base import MethodConfig
-from zsad.nn.filters import MapOrder
+from zsad.nn.maps import MapOrder
 
 RECIPES: Mapping[str, Mapping[str, float]] = {
     "paper": {},

@@ -47,7 +47,7 @@ from zsad.methods.text_cache import TextCache
 from zsad.nn.attention import QueryAttention
 from zsad.nn.losses import score_loss
 from zsad.nn.moe import Router, balance_loss, decouple_loss, mixture, topk_gates
-from zsad.nn.prompts import pack
+from zsad.nn.packing import pack
 
 STATES = ("normal", "abnormal")
 

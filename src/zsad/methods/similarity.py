@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zsad.nn.filters import MapSpec, upsample
+from zsad.nn.filters import upsample
 from zsad.nn.losses import dice_loss, focal_loss
+from zsad.nn.maps import MapSpec
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:

@@ -38,7 +38,7 @@ from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
 from zsad.methods.sentences import ClassText
 from zsad.methods.similarity import layer_maps, patch_logits
-from zsad.nn.filters import MapOrder
+from zsad.nn.maps import MapOrder
 from zsad.nn.windows import check_window, harmonic_cover, harmonic_mean, window_table
 
 

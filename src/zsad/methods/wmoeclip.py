@@ -44,8 +44,9 @@ from zsad.methods.learned_prompts import PromptLearner, deep_sets
 from zsad.methods.similarity import full_precision, layer_maps, patch_logits, segmentation_losses
 from zsad.methods.text_cache import TextCache
 from zsad.nn.experts import SemanticExperts, load_balance_loss
-from zsad.nn.filters import MapOrder, render_map
+from zsad.nn.filters import render_map
 from zsad.nn.losses import score_loss
+from zsad.nn.maps import MapOrder
 from zsad.nn.vae import Gaussian, GaussianVAE, fixed_noise
 from zsad.nn.wavelet import FrequencyFusion, WaveletRefinement
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
-
-Scale = Literal["per_head", "width"]
 
 
 def query_pool(
@@ -81,9 +77,6 @@ class QueryAttention(nn.Module):
         token_width: width C of the tokens read.
         width: width D of queries and result, a multiple of `heads`.
         heads: attention heads.
-        scale: `per_head` divides scores by sqrt(D / heads), `width` by sqrt(D).
-        query_projection: whether queries pass through a matrix W_Q of their own.
-        output_projection: whether the result passes through a matrix W_O.
 
     Example:
         >>> attention = QueryAttention(2, 4, queries=3, token_width=6, width=8, heads=2)
@@ -100,38 +93,27 @@ class QueryAttention(nn.Module):
         token_width: int,
         width: int,
         heads: int,
-        scale: Scale = "per_head",
-        query_projection: bool = False,
-        output_projection: bool = False,
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.scale = (width // heads if scale == "per_head" else width) ** -0.5
+        self.scale = (width // heads) ** -0.5
         self.queries = nn.Parameter(torch.empty(states, layers, queries, width))
         self.key = nn.Parameter(torch.empty(states, layers, token_width, width))
         self.value = nn.Parameter(torch.empty(states, layers, token_width, width))
-        square = (states, layers, width, width)
-        self.query_projection = nn.Parameter(torch.empty(square)) if query_projection else None
-        self.output_projection = nn.Parameter(torch.empty(square)) if output_projection else None
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Queries normal with deviation 0.02, matrices uniform after Glorot."""
         nn.init.normal_(self.queries, std=0.02, generator=generator)
-        for matrix in (self.key, self.value, self.query_projection, self.output_projection):
-            if matrix is not None:
-                bound = (6 / (matrix.shape[-2] + matrix.shape[-1])) ** 0.5
-                nn.init.uniform_(matrix, -bound, bound, generator=generator)
+        for matrix in (self.key, self.value):
+            bound = (6 / (matrix.shape[-2] + matrix.shape[-1])) ** 0.5
+            nn.init.uniform_(matrix, -bound, bound, generator=generator)
 
     def forward(self, tokens: Tensor, *, extra: Tensor | None = None) -> Tensor:
         """Pooled tokens (B, T, L, D) of tokens (B, L, N, C) and an `extra` one (B, C) for every layer."""
-        queries = self.queries if self.query_projection is None else self.queries @ self.query_projection
-        pooled = query_pool(
-            queries, self.key, self.value, tokens, extra=extra, heads=self.heads, scale=self.scale
+        return query_pool(
+            self.queries, self.key, self.value, tokens, extra=extra, heads=self.heads, scale=self.scale
         )
-        if self.output_projection is None:
-            return pooled
-        return torch.einsum("btld,tlde->btle", pooled, self.output_projection)
 
 
 class CrossAttention(nn.Module):

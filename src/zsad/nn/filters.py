@@ -1,4 +1,4 @@
-"""From small score grids to smooth maps, as tensors: constant operators instead of image filters.
+"""Smooth maps from small score grids, as tensors: constant operators instead of image filters.
 
 The operators, and the same for arrays without PyTorch, are those of `zsad.nn.maps`.
 """
@@ -10,27 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from zsad.nn.maps import (
-    MapOrder,
-    MapPath,
-    MapSpec,
-    gaussian_matrix,
-    interpolation_matrix,
-    path_matrix,
-    render_map_numpy,
-)
-
-__all__ = [
-    "MapOrder",
-    "MapSpec",
-    "gaussian",
-    "gaussian_matrix",
-    "interpolation_matrix",
-    "map_operator",
-    "render_map",
-    "render_map_numpy",
-    "upsample",
-]
+from zsad.nn.maps import MapPath, MapSpec, path_matrix
 
 
 def map_operator(grid: int, size: int, *, sigma: float, align_corners: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""From the tokens of an image to one feature."""
+"""Heads that turn the tokens of an image into one feature."""
 
 from __future__ import annotations
 

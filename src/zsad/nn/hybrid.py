@@ -46,10 +46,10 @@ class HybridPrompts(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """Prompts (B, depth, M, width) for global features (B, D)."""
         depth, tokens, width = self.shape
-        own = feature.new_zeros(1) if self.static is None else self.static
+        prompts = feature.new_zeros(1) if self.static is None else self.static
         if self.dynamic is not None:
-            own = own + self.dynamic(feature).view(-1, 1, tokens, width)
-        return own.expand(feature.shape[0], depth, tokens, width)
+            prompts = prompts + self.dynamic(feature).view(-1, 1, tokens, width)
+        return prompts.expand(feature.shape[0], depth, tokens, width)
 
 
 def start_linear(linear: nn.Linear, generator: torch.Generator | None) -> None:

@@ -1,4 +1,4 @@
-"""What score grids become: the specification of maps, its constant operators, and maps of arrays. Needs NumPy alone.
+"""Specification of maps, the constant operators that make them, and maps of arrays. Needs NumPy alone.
 
 Bilinear interpolation and Gaussian smoothing are linear and separable, so each is one constant matrix a side:
 a map is `K_h A K_w^T`. The matrices equal `torch.nn.functional.interpolate` and
@@ -27,7 +27,7 @@ _GAUSSIAN_TRUNCATE = 4.0
 
 
 class MapSpec(BaseModel):
-    """How stored score grids become maps: kept beside every grid, so that a map can be rebuilt anywhere.
+    """Rules by which score grids become maps: stored beside every grid, so that a map can be rebuilt anywhere.
 
     `before_softmax` upsamples the logits, then takes the probability, then the mean over layers (PromptMoE
     Eq. 6); `after_softmax` takes probability and mean on the grid and upsamples once (AnomalyCLIP);
@@ -56,7 +56,7 @@ class MapSpec(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class MapPath:
-    """What happens on the way from a grid to pixels: smoothing of the grid, interpolation, smoothing."""
+    """Steps from a grid to pixels: smoothing of the grid, interpolation, smoothing of the map."""
 
     map_sigma: float = 0.0
     align_corners: bool = False
@@ -64,7 +64,7 @@ class MapPath:
 
     @classmethod
     def of(cls, spec: MapSpec, *, smooth: bool) -> MapPath:
-        """That of a map, with or without its smoothing."""
+        """Return the path of a map, with or without its smoothing."""
         sigma = spec.sigma if smooth else 0.0
         on_map, on_grid = (sigma, 0.0) if spec.smooth == "map" else (0.0, sigma)
         return cls(on_map, spec.align_corners, on_grid)
@@ -125,7 +125,7 @@ def gaussian_matrix(size: int, sigma: float) -> Float64:
 def render_map_numpy(
     logits: Float32, spec: MapSpec, *, size: tuple[int, int] | None = None, smooth: bool = True
 ) -> Float32:
-    """As `render_map` for arrays (..., L, h, w), without PyTorch: some milliseconds for 518 x 518.
+    """Do what `render_map` does for arrays (..., L, h, w), without PyTorch: some milliseconds for 518 x 518.
 
     Example:
         >>> render_map_numpy(np.zeros((4, 5, 6), np.float32), MapSpec(size=(70, 84))).shape

@@ -1,4 +1,4 @@
-"""How odd a patch is within its own picture: rare, unlike its surroundings, unlike its mirror image.
+"""Oddness of a patch within its own picture: rare, unlike its surroundings, unlike its mirror image.
 
 Three cues that need no training, no text and no other image, all from one matrix of cosines between the patches of a
 picture. A defect is rare where the same texture repeats; it stands out from what lies around it; on a thing that is
@@ -72,9 +72,9 @@ def rarity(cosines: Tensor, grid: tuple[int, int], *, neighbours: int = 10, near
         0.0
     """
     allowed = _far(grid, near, cosines.device)
-    found = cosines.masked_fill(~allowed, -2.0).topk(min(neighbours, cosines.shape[-1]), dim=-1).values
-    counted = (found > -1.5).to(cosines.dtype)
-    mean = (found * counted).sum(dim=-1) / counted.sum(dim=-1).clamp_min(1)
+    nearest = cosines.masked_fill(~allowed, -2.0).topk(min(neighbours, cosines.shape[-1]), dim=-1).values
+    counted = (nearest > -1.5).to(cosines.dtype)
+    mean = (nearest * counted).sum(dim=-1) / counted.sum(dim=-1).clamp_min(1)
     return torch.where(counted.any(dim=-1), 1 - mean, torch.zeros_like(mean))
 
 
@@ -130,7 +130,7 @@ def top_mean(values: Tensor, share: float) -> Tensor:
     return values.topk(max(1, round(share * int(values.shape[-1]))), dim=-1).values.mean(dim=-1)
 
 
-def _places(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _positions(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Row and column (N,) of each patch."""
     rows, columns = grid
     return torch.arange(rows).repeat_interleave(columns), torch.arange(columns).repeat(rows)
@@ -140,7 +140,7 @@ def _places(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
 def _far(grid: tuple[int, int], distance: int, device: torch.device) -> Tensor:
     """(N, N): whether two patches are more than `distance` apart in rows or in columns."""
     with torch.inference_mode(mode=False):
-        row, column = _places(grid)
+        row, column = _positions(grid)
         apart = torch.maximum((row[:, None] - row).abs(), (column[:, None] - column).abs())
         return (apart > distance).to(device)
 
@@ -149,7 +149,7 @@ def _far(grid: tuple[int, int], distance: int, device: torch.device) -> Tensor:
 def _mirrored(grid: tuple[int, int], slack: int, middle: int, device: torch.device) -> Tensor:
     """(N, N): whether the second patch may be the counterpart of the first one."""
     with torch.inference_mode(mode=False):
-        row, column = _places(grid)
+        row, column = _positions(grid)
         mirror = grid[1] - 1 - column
         close = ((row[:, None] - row).abs() <= slack) & ((mirror[:, None] - column).abs() <= slack)
         return (close & ((column[:, None] - column).abs() > middle)).to(device)

@@ -75,7 +75,7 @@ def _compose(
 
 
 def class_name(dataset: str, name: str) -> str:
-    """What prompts call an object class of a data set: as published, or by its own name in words.
+    """Return the words that prompts use for an object class: as published, or its own name.
 
     Args:
         dataset: such as "MVTec"; case and punctuation do not matter.

@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import ValidationError
@@ -35,7 +35,7 @@ _CARD_KEY = "card"
 
 
 def save_checkpoint(path: Path, method: Method, card: Card, *, half: bool = False) -> Path:
-    """Writes the adapter of `method` with its card, and `card.json` beside it; both atomically.
+    """Write the adapter of `method` with its card, and `card.json` beside it; both atomically.
 
     Args:
         path: the file, or a folder in which `model.safetensors` is written.
@@ -57,11 +57,8 @@ def save_checkpoint(path: Path, method: Method, card: Card, *, half: bool = Fals
     path = path if path.suffix == ".safetensors" else path / MODEL_FILE
     tensors = {name: _stored(tensor, half=half) for name, tensor in method.adapter_state().items()}
     # What is no text, as names of folders may be, is told as question marks.
-    text = (
-        json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        .encode("utf-8", "replace")
-        .decode()
-    )
+    content = json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    text = content.encode("utf-8", "replace").decode()
     write_text(path.parent / CARD_FILE, text + "\n")
     write_bytes(path, save(tensors, metadata={_CARD_KEY: text}))
     return path
@@ -69,18 +66,15 @@ def save_checkpoint(path: Path, method: Method, card: Card, *, half: bool = Fals
 
 def _stored(tensor: Tensor, *, half: bool) -> Tensor:
     tensor = tensor.detach().to("cpu").contiguous()
-    if half and tensor.is_floating_point() and tensor.numel() and _fits_half(tensor):
-        return tensor.half()
+    if half and tensor.is_floating_point() and tensor.numel():
+        half = bool(tensor.abs().max() < torch.finfo(torch.float16).max)
+        return tensor.half() if half else tensor.clone()
     # A tensor may be a view of, or tied to, another one: the file format refuses shared storage.
     return tensor.clone()
 
 
-def _fits_half(tensor: Tensor) -> bool:
-    return bool(tensor.abs().max() < torch.finfo(torch.float16).max)
-
-
 def read_card(path: str | Path) -> Card:
-    """The card in a checkpoint's metadata, without reading its tensors.
+    """Read the card in a checkpoint's metadata, without its tensors.
 
     Raises:
         CheckpointError: missing, truncated, not safetensors, without a card, or with one of a newer format.
@@ -102,10 +96,6 @@ def _card_in(metadata: Mapping[str, str], path: str | Path) -> Card:
         raise CheckpointError(
             f"the card of {path} is not JSON ({error}); fetch or train the model again"
         ) from error
-    return _validated(values, path)
-
-
-def _validated(values: Any, path: str | Path) -> Card:
     written = values.get("format") if isinstance(values, dict) else None
     if isinstance(written, int) and written > FORMAT:
         raise CheckpointError(
@@ -123,7 +113,7 @@ def _validated(values: Any, path: str | Path) -> Card:
 
 
 def read_safetensors(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and, unless `tensors` is off, tensors (copied into memory) of a safetensors file.
+    """Read metadata and, unless `tensors` is off, tensors (copied into memory) of a safetensors file.
 
     Raises:
         CheckpointError: missing, a folder, truncated, text, a pickle or otherwise not safetensors.
@@ -133,8 +123,8 @@ def read_safetensors(path: Path, *, tensors: bool = True) -> tuple[dict[str, str
         raise CheckpointError(f"{path} {what}; give the path of a {MODEL_FILE}")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            found = {name: file.get_tensor(name).clone() for name in file.keys()} if tensors else {}  # noqa: SIM118
-            return dict(file.metadata() or {}), found
+            names = file.keys() if tensors else ()
+            return dict(file.metadata() or {}), {name: file.get_tensor(name).clone() for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(_why_unreadable(path, error)) from error
 
@@ -157,7 +147,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 
 def load_checkpoint(path: str | Path, method: Method, *, backbone_sha256: str | None = None) -> Card:
-    """Puts a checkpoint's tensors and colour scale into `method` and returns the card.
+    """Load a checkpoint's tensors and colour scale into `method` and return the card.
 
     Args:
         path: the file.
@@ -197,7 +187,7 @@ def _check_backbone(card: Card, path: str | Path, sha256: str) -> None:
 
 
 def bundled_models() -> list[str]:
-    """Names of the models shipped with the package."""
+    """Return the names of the models shipped with the package."""
     return sorted(file.parent.name for file in _ASSETS.glob(f"*/{CARD_FILE}") if is_bundled(file.parent.name))
 
 
@@ -210,18 +200,15 @@ def is_bundled(name: str) -> bool:
 
 
 def resolve_model(spec: str | Path) -> Path:
-    """The checkpoint file that `spec` means: a file, a run or model folder, a `card.json`, or a bundled name.
+    """Return the checkpoint file that `spec` means: a file, a run or model folder, a `card.json`, or a bundled name.
 
     Raises:
         CheckpointError: there is none; the message lists what there is and the nearest names.
     """
     path = Path(spec).expanduser()
     if path.is_file():
-        return (
-            path.parent / MODEL_FILE
-            if path.name == CARD_FILE and (path.parent / MODEL_FILE).is_file()
-            else path
-        )
+        model = path.parent / MODEL_FILE
+        return model if path.name == CARD_FILE and model.is_file() else path
     if holds_run(path):
         return _in_folder(path)
     # Results are often kept in a folder of the model's name: that is not what is meant.
@@ -240,7 +227,7 @@ def resolve_model(spec: str | Path) -> Path:
 
 
 def holds_run(path: Path) -> bool:
-    """Whether a path is a file, or the folder of a training run, finished or not."""
+    """Return True for a file, and for the folder of a training run, finished or not."""
     return path.is_file() or (path / MODEL_FILE).is_file() or (path / STATE_FILE).is_file()
 
 
@@ -252,10 +239,10 @@ def _in_folder(folder: Path) -> Path:
             f"the training in {folder} has not finished; run the same training again to resume it"
         )
     runs = sorted(child.name for child in folder.iterdir() if (child / MODEL_FILE).is_file())
-    others = sorted(child.name for child in folder.glob("*.safetensors"))
-    found = ", ".join((runs + others)[:8]) or "neither runs nor safetensors files"
+    runs += sorted(child.name for child in folder.glob("*.safetensors"))
+    listed = ", ".join(runs[:8]) or "neither runs nor safetensors files"
     raise CheckpointError(
-        f"folder {folder} holds no {MODEL_FILE}; it holds {found}; give one of those or another folder"
+        f"folder {folder} holds no {MODEL_FILE}; it holds {listed}; give one of those or another folder"
     )
 
 
@@ -266,7 +253,7 @@ def build_method(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Method, Card]:
-    """A trained method, ready to use: backbone loaded, method built, adapter in place, evaluation mode.
+    """Build a trained method, ready to use: backbone loaded, adapter in place, evaluation mode.
 
     Args:
         spec: what `resolve_model` takes.
@@ -283,19 +270,16 @@ def build_method(
 
     path = resolve_model(spec)
     card = read_card(path)
-    if isinstance(backbone, Backbone):
-        loaded = backbone
-    else:
-        name = card.backbone.name if backbone is None else backbone
-        try:
-            loaded = load_backbone(name, device=device, dtype=dtype)
-        except ConfigError as error:
-            if backbone is not None:
-                raise
-            raise CheckpointError(
-                f"{path} was trained on backbone {name!r}, which is known by no name; say where its weights lie "
-                f"with --backbone (in Python: backbone=)"
-            ) from error
+    name = card.backbone.name if backbone is None else backbone
+    try:
+        loaded = name if isinstance(name, Backbone) else load_backbone(name, device=device, dtype=dtype)
+    except ConfigError as error:
+        if backbone is not None:
+            raise
+        raise CheckpointError(
+            f"{path} was trained on backbone {name!r}, which is known by no name; say where its weights lie "
+            f"with --backbone (in Python: backbone=)"
+        ) from error
     _check_backbone(card, path, loaded.sha256)
     try:
         method = build(card.method, card.config, loaded)

@@ -38,7 +38,7 @@ _LAYOUT_FILE = "layout.json"
 
 
 def content_hash(path: Path) -> str | None:
-    """sha256 of a file's bytes, or None where it cannot be read."""
+    """Return the SHA-256 of a file's bytes, or None where it cannot be read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as stream:
@@ -50,7 +50,7 @@ def content_hash(path: Path) -> str | None:
 
 
 class RecordLayout(NamedTuple):
-    """What a record consists of: patches (layers, tokens, width), the class token, cues over the grid."""
+    """Layout of a record: patches (layers, tokens, width), the class token, cues over the grid."""
 
     layers: int
     tokens: int
@@ -61,21 +61,21 @@ class RecordLayout(NamedTuple):
 
     @classmethod
     def of(cls, features: ImageFeatures) -> RecordLayout:
-        """That of a batch's records."""
+        """Return the layout of a batch's records."""
         layers, tokens, width = features.patches.shape[1:]
         cues = 0 if features.cues is None else features.cues.shape[1]
         return cls(layers, tokens, width, *features.grid, cues)
 
     @classmethod
     def read(cls, content: object) -> RecordLayout | None:
-        """What a file says; None where that is no layout."""
+        """Return the layout that a file describes; None where it describes none."""
         if not isinstance(content, list) or len(content) not in (5, 6):
             return None
         return cls(*content) if all(isinstance(side, int) for side in content) else None
 
     @property
     def parts(self) -> tuple[int, int, int]:
-        """Values of the patches, the class token and the cues."""
+        """Number of values of the patches, the class token and the cues."""
         return self.layers * self.tokens * self.width, self.width, self.cues * self.rows * self.columns
 
     @property
@@ -97,9 +97,9 @@ class FeatureCache:
     def __init__(self, folder: Path, *, key_parts: Mapping[str, Any], max_bytes: int | None = None) -> None:
         key = json.dumps({"format": FORMAT, **key_parts}, sort_keys=True, default=str)
         self.root = folder
-        place = folder / hashlib.sha256(key.encode()).hexdigest()[:24]
-        self._created = [path for path in (place, *place.parents) if not path.exists()]
-        self.folder = make_folder(place)
+        subfolder = folder / hashlib.sha256(key.encode()).hexdigest()[:24]
+        self._created = [path for path in (subfolder, *subfolder.parents) if not path.exists()]
+        self.folder = make_folder(subfolder)
         self.max_bytes = max_bytes
         self._layout: RecordLayout | None = None
         self._where: dict[str, tuple[str, int]] = {}
@@ -109,11 +109,10 @@ class FeatureCache:
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes notice of what all writers have committed."""
+        """Read again what all writers have committed."""
         self._maps.clear()
         self._where.clear()
-        layout = _read_json(self.folder / _LAYOUT_FILE)
-        self._layout = RecordLayout.read(layout)
+        self._layout = RecordLayout.read(_read_json(self.folder / _LAYOUT_FILE))
         if self._layout is None:
             return
         for index in sorted(self.folder.glob("*.json")):
@@ -137,7 +136,7 @@ class FeatureCache:
         return 0 if self._layout is None else self._layout.record_bytes
 
     def check_space(self, records: int, *, record_bytes: int | None = None) -> None:
-        """Refuses up front what would not fit.
+        """Refuse up front what would not fit.
 
         Args:
             records: images to be added.
@@ -162,13 +161,13 @@ class FeatureCache:
         elif needed + _RESERVE_BYTES > free:
             problem = f", the disk has {_gb(free)} free: free some space, {advice}"
         if problem:
-            for made in self._created:
+            for folder in self._created:
                 with suppress(OSError):  # not empty: another run's
-                    made.rmdir()
+                    folder.rmdir()
             raise StorageError(f"feature cache {self.root} needs {_gb(needed)} more{problem}")
 
     def add(self, hashes: Sequence[str], features: ImageFeatures) -> None:
-        """Appends the features of a batch and commits them; images already there are left out.
+        """Append the features of a batch and commit them; images already there are left out.
 
         Args:
             hashes: B content hashes.
@@ -201,10 +200,10 @@ class FeatureCache:
         except BaseException:
             self.close()  # half a record may lie at the shard's end: never append behind it
             raise
-        self._where.update(self._writer.places(len(new)))
+        self._where.update(self._writer.positions(len(new)))
 
     def read(self, hashes: Sequence[str], *, device: torch.device | str = "cpu") -> ImageFeatures:
-        """Features of images as float32 tensors on `device`.
+        """Read features of images as float32 tensors on `device`.
 
         Raises:
             KeyError: an image that is not in the cache.
@@ -223,7 +222,7 @@ class FeatureCache:
         )
 
     def close(self) -> None:
-        """Closes the shard being written, if any; it is not continued."""
+        """Close the shard being written, if any; it is not continued."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -251,18 +250,16 @@ class FeatureCache:
             )
 
     def _remove_orphans(self) -> None:
-        """Removes shards without a list, long dead: their writer was killed before its first commit."""
+        """Remove shards without a list, long dead: their writer was killed before its first commit."""
         for data in self.folder.glob("*.bin"):
             with suppress(OSError):
-                if (
-                    not data.with_suffix(".json").exists()
-                    and time.time() - data.stat().st_mtime > _ORPHAN_SECONDS
-                ):
+                old = time.time() - data.stat().st_mtime > _ORPHAN_SECONDS
+                if old and not data.with_suffix(".json").exists():
                     data.unlink()
 
 
 class _ShardWriter:
-    """One shard that one process appends to."""
+    """Shard that one process appends to."""
 
     def __init__(self, folder: Path) -> None:
         self.data = folder / f"{os.getpid()}-{secrets.token_hex(6)}.bin"
@@ -275,7 +272,7 @@ class _ShardWriter:
         return len(self.hashes) >= _RECORDS_PER_SHARD
 
     def append(self, hashes: Sequence[str], records: npt.NDArray[np.float16]) -> None:
-        """Data first, flushed to the disk; the list that makes it valid only then."""
+        """Append the data, flushed to the disk; then the list that makes it valid."""
         with storage_errors(self.data):
             self.stream.write(np.ascontiguousarray(records).tobytes())
             self.stream.flush()
@@ -283,8 +280,8 @@ class _ShardWriter:
         self.hashes.extend(hashes)
         write_json(self.data.with_suffix(".json"), self.hashes)
 
-    def places(self, last: int) -> dict[str, tuple[str, int]]:
-        """Where the last records lie."""
+    def positions(self, last: int) -> dict[str, tuple[str, int]]:
+        """Return where the last records lie."""
         first = len(self.hashes) - last
         return {digest: (self.data.name, first + row) for row, digest in enumerate(self.hashes[first:])}
 

@@ -1,4 +1,4 @@
-"""What is trained on: which samples can be used, their masks, and the order in which they are shown."""
+"""Samples of a training: which can be used, their masks, and the order in which steps see them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _EPOCH, _LIMIT, _SCALE, _STEP, _START, AUGMENT = range(6)  # streams of random n
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A sample that is not trained on; `broken` when one of its files is the reason, not what is known of it."""
+    """Sample that is not trained on; `broken` when one of its files is the reason, not what is known of it."""
 
     sample: Sample
     reason: str
@@ -36,7 +36,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A sample that is trained on: `digest` of the image file's content, the mask's pixels as packed bits."""
+    """Sample that is trained on: `digest` of the image file's content, the mask's pixels as packed bits."""
 
     sample: Sample
     digest: str
@@ -50,7 +50,7 @@ class Item:
 
 @dataclass(slots=True)
 class TrainingSet:
-    """The usable samples in a fixed order, masks in memory (1 bit a pixel).
+    """Usable samples in a fixed order, masks in memory (1 bit a pixel).
 
     Attributes:
         items: the samples.
@@ -63,7 +63,7 @@ class TrainingSet:
     skipped: list[Skipped] = field(default_factory=list)
 
     def masks(self, rows: Sequence[int]) -> Tensor:
-        """Masks (B, H, W), float32 in {0, 1}; a normal sample's is empty."""
+        """Return masks (B, H, W), float32 in {0, 1}; a normal sample's is empty."""
         height, width = self.size
         masks = np.zeros((len(rows), height * width), dtype=np.uint8)
         for position, row in enumerate(rows):
@@ -73,11 +73,11 @@ class TrainingSet:
         return torch.from_numpy(masks.reshape(-1, height, width)).float()
 
     def labels(self, rows: Sequence[int]) -> Tensor:
-        """Labels (B,), float32 in {0, 1}."""
+        """Return labels (B,), float32 in {0, 1}."""
         return torch.tensor([float(self.items[row].sample.label or 0) for row in rows])
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over the content of images and masks, labels and classes, in order."""
+        """Return 16 hexadecimal digits over the content of images and masks, labels and classes, in order."""
         digest = hashlib.sha256(json.dumps(self.size).encode())
         for item in self.items:
             digest.update(json.dumps([item.digest, *item.group]).encode())
@@ -85,21 +85,21 @@ class TrainingSet:
         return digest.hexdigest()[:16]
 
     def count(self, label: int) -> int:
-        """Samples of a label."""
+        """Return the number of samples of a label."""
         return sum(item.sample.label == label for item in self.items)
 
     def without(self, bad: Sequence[Skipped]) -> TrainingSet:
-        """The set less some samples.
+        """Return the set without some samples.
 
         Raises:
             DataError: nothing to learn from is left.
         """
-        gone = {entry.sample for entry in bad}
-        items = [item for item in self.items if item.sample not in gone]
+        removed = {entry.sample for entry in bad}
+        items = [item for item in self.items if item.sample not in removed]
         return _checked(TrainingSet(items, self.size, [*self.skipped, *bad]))
 
     def order(self, config: TrainConfig, epoch: int) -> list[int]:
-        """Rows in the order of an epoch: a function of seed and epoch alone, as a resumed run needs it."""
+        """Return rows in the order of an epoch: a function of seed and epoch alone, as a resumed run needs it."""
         generator = stream(config.seed, _EPOCH, epoch)
         if config.balance == "none":
             return [int(row) for row in torch.randperm(len(self.items), generator=generator)]
@@ -109,7 +109,7 @@ class TrainingSet:
         return [int(row) for row in drawn]
 
     def scale_rows(self, config: TrainConfig, *, most: int) -> list[int]:
-        """At most `most` rows of each label, chosen by the seed: those on which the colour scale is taken."""
+        """Return at most `most` rows of each label, chosen by the seed: those on which the colour scale is taken."""
         shuffled = torch.randperm(len(self.items), generator=stream(config.seed, _SCALE, 0)).tolist()
         chosen: list[int] = []
         for label in (0, 1):
@@ -132,40 +132,40 @@ def chunked(rows: Sequence[Any], size: int) -> list[list[Any]]:
 
 
 def stream(seed: int, purpose: int, index: int) -> torch.Generator:
-    """A generator of its own for every (seed, purpose, index)."""
+    """Return a generator of its own for every (seed, purpose, index)."""
     return torch.Generator().manual_seed(stream_seed(seed, purpose, index))
 
 
 def stream_seed(seed: int, purpose: int, index: int) -> int:
-    """The seed of `stream`."""
+    """Return the seed of `stream`."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
 
 
 def start_generator(seed: int, device: torch.device) -> torch.Generator:
-    """What the adapter is drawn from before the first step."""
+    """Return the generator that the adapter is drawn from before the first step."""
     return torch.Generator(device).manual_seed(stream_seed(seed, _START, 0))
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of the random numbers that one step of one process may draw (dropout, noise)."""
+    """Return the seed of the random numbers that one step of one process may draw (dropout, noise)."""
     return stream_seed(seed, _STEP, step * 65_536 + rank)
 
 
 def prepare(samples: Sequence[Sample], *, config: TrainConfig, size: tuple[int, int]) -> TrainingSet:
-    """Chooses the usable samples and reads their masks; bad ones are reported, not raised.
+    """Choose the usable samples and read their masks; bad ones are reported, not raised.
 
     Args:
         samples: labelled samples; anomalous ones need masks, as the segmentation losses do.
         config: for `limit_per_class`, `seed` and `workers`.
-        size: rows and columns (H, W) of the masks wanted.
+        size: rows and columns (H, W) of the masks.
 
     Raises:
         DataError: no sample is left that teaches what an anomaly is.
     """
     reasons = [(sample, _unusable(sample)) for sample in samples]
     skipped = [Skipped(sample, reason) for sample, reason in reasons if reason is not None]
-    usable = chosen(samples, config)
+    usable = select_samples(samples, config)
     with ThreadPoolExecutor(config.workers, thread_name_prefix="zsad-mask") as pool:
         read = list(pool.map(lambda sample: _item(sample, size), usable))
     items = [entry for entry in read if isinstance(entry, Item)]
@@ -181,23 +181,19 @@ def _unusable(sample: Sample) -> str | None:
     return None
 
 
-def chosen(samples: Sequence[Sample], config: TrainConfig) -> list[Sample]:
-    """The samples a training asks for, in their order, before any file is read: at most `limit_per_class`."""
-    return _limited([sample for sample in samples if _unusable(sample) is None], config)
-
-
-def _limited(samples: list[Sample], config: TrainConfig) -> list[Sample]:
-    """At most `limit_per_class` samples of a class and label, in their old order."""
+def select_samples(samples: Sequence[Sample], config: TrainConfig) -> list[Sample]:
+    """Return what a training asks for, in the old order, before any file is read: at most `limit_per_class`."""
+    samples = [sample for sample in samples if _unusable(sample) is None]
     if config.limit_per_class is None:
         return samples
-    taken: Counter[tuple[str, str, int | None]] = Counter()
-    kept = set()
+    counts: Counter[tuple[str, str, int | None]] = Counter()
+    rows = set()
     for row in torch.randperm(len(samples), generator=stream(config.seed, _LIMIT, 0)).tolist():
         group = (samples[row].dataset, samples[row].class_name, samples[row].label)
-        taken[group] += 1
-        if taken[group] <= config.limit_per_class:
-            kept.add(row)
-    return [sample for row, sample in enumerate(samples) if row in kept]
+        counts[group] += 1
+        if counts[group] <= config.limit_per_class:
+            rows.add(row)
+    return [sample for row, sample in enumerate(samples) if row in rows]
 
 
 def _item(sample: Sample, size: tuple[int, int]) -> Item | Skipped:

@@ -1,4 +1,4 @@
-"""The folder of a run: what run it is, the log, and the state from which it goes on."""
+"""Folder of a run: its identity, the log, and the state from which it resumes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NAMED_AT_MOST = 4
 
 
 class RunFolder:
-    """A run's folder: `run.json` says which run it is, so that only that one is resumed in it."""
+    """Folder of a run: `run.json` says which run it is, so that only that one is resumed in it."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -52,7 +52,7 @@ class RunFolder:
         return self.model.is_file()
 
     def lock(self, stack: ExitStack) -> None:
-        """Keeps other processes out until `stack` ends; a folder that is not there yet cannot be locked.
+        """Keep other processes out until `stack` ends; a folder that is not there yet cannot be locked.
 
         Raises:
             StorageError: another process trains into the folder.
@@ -62,7 +62,7 @@ class RunFolder:
             self._locked = True
 
     def check(self, identity: Mapping[str, Any]) -> None:
-        """Refuses a folder that holds another run.
+        """Refuse a folder that holds another run.
 
         Args:
             identity: what makes the run, or a part of it.
@@ -77,11 +77,11 @@ class RunFolder:
                     f"this run: choose another folder, or start over with {START_OVER}"
                 )
             return
-        there = self._read()
+        stored = self._read()
         differing = [
-            f"{name} ({_short(there.get(name))} there, {_short(value)} now)"
+            f"{name} ({_short(stored.get(name))} there, {_short(value)} now)"
             for name, value in _flat(identity).items()
-            if there.get(name) != value
+            if stored.get(name) != value
         ]
         if len(differing) > _NAMED_AT_MOST:
             differing[_NAMED_AT_MOST:] = [f"{len(differing) - _NAMED_AT_MOST} more settings"]
@@ -92,7 +92,7 @@ class RunFolder:
             )
 
     def begin(self, identity: Mapping[str, Any]) -> None:
-        """Writes `run.json` and removes what a killed writer left.
+        """Write `run.json` and remove what a killed writer left.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -121,7 +121,7 @@ class RunFolder:
             self.state.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Removes the run's own files, so that it starts over; the feature cache stays."""
+        """Remove the run's own files, so that it starts over; the feature cache stays."""
         # The model goes first and run.json last: killed in between, the folder is an unfinished run.
         for file in (self.model, self.out / CARD_FILE, self.state, self.log, self._run):
             with storage_errors(file):
@@ -138,7 +138,7 @@ class RunFolder:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted names; values as JSON would give them back."""
+    """Return nested mappings as one with dotted names; values as JSON would give them back."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -154,18 +154,19 @@ def _short(value: Any) -> str:
 
 
 class StepLog:
-    """One JSON line a step, cut back to the restored step when a run goes on."""
+    """Log with one JSON line a step, cut back to the restored step when a run goes on."""
 
     def __init__(self, path: Path, *, step: int) -> None:
         self.path = path
-        lines = self._kept(step)
+        lines = self._lines(step)
         with storage_errors(path):
             if path.is_file():
                 write_bytes(path, b"".join(lines))
             self._stream: BinaryIO = path.open("ab")
 
-    def _kept(self, step: int) -> list[bytes]:
-        kept: list[bytes] = []
+    def _lines(self, step: int) -> list[bytes]:
+        """Return the lines up to a step."""
+        lines: list[bytes] = []
         with suppress(FileNotFoundError):
             for line in self.path.read_bytes().splitlines(keepends=True):
                 try:
@@ -173,11 +174,11 @@ class StepLog:
                 except ValueError:
                     continue  # half a line of a killed process
                 if line.endswith(b"\n") and isinstance(record, dict) and record.get("step", 0) <= step:
-                    kept.append(line)
-        return kept
+                    lines.append(line)
+        return lines
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends a line.
+        """Append a line.
 
         Raises:
             StorageError: the disk is full.
@@ -187,25 +188,25 @@ class StepLog:
             self._stream.flush()
 
     def sync(self) -> None:
-        """Flushes to the disk: a saved state never has more steps than the log."""
+        """Flush to the disk: a saved state never has more steps than the log."""
         with storage_errors(self.path):
             os.fsync(self._stream.fileno())
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._stream.close()
 
 
 def trainable(method: Method) -> dict[str, nn.Parameter]:
-    """The adapter's parameters by name, whether or not they learn in the stage at hand.
+    """Return the adapter's parameters by name, whether or not they learn in the stage at hand.
 
     Raises:
         ConfigError: there are none.
     """
-    found = {name: parameter for name, parameter in method.named_parameters() if not name.startswith("clip.")}
-    if not found:
+    adapter = {name: tensor for name, tensor in method.named_parameters() if not name.startswith("clip.")}
+    if not adapter:
         raise ConfigError(f"method {method.name!r} has no parameters to train: use it as it is")
-    return found
+    return adapter
 
 
 def save_state(
@@ -216,7 +217,7 @@ def save_state(
     step: int,
     extra: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes all that the next step depends on: adapter, moments of the optimiser, number of steps taken.
+    """Write all that the next step depends on: adapter, moments of the optimiser, number of steps taken.
 
     The order of images and any random numbers of a step are functions of the seed and the step: they need no
     storing.
@@ -241,7 +242,7 @@ def save_state(
 
 
 def load_state(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Tensor]]:
-    """Puts a saved state in place.
+    """Load a saved state.
 
     Returns:
         The number of steps taken, and the extra tensors.

@@ -1,4 +1,4 @@
-"""What a model's card says: of its method and backbone always, of its training where there was one."""
+"""Cards of models: made from a method and its backbone, and from its training where there was one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zsad.card import BackboneReference, Card, Training
+from zsad.datasets.overlap import names_of, pack_tags
 from zsad.images.preprocess import Preprocess
 from zsad.methods.registry import find, names
 from zsad.train.train_config import RUN_FIELDS, TrainConfig
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CardParts:
-    """What a method does not know of the model that it becomes.
+    """Parts of a card that a method does not know.
 
     Attributes:
         backbone: name and hash of the backbone that the method stands on.
@@ -32,7 +33,7 @@ class CardParts:
 
     @classmethod
     def of(cls, method: Method, backbone: Backbone) -> CardParts:
-        """The parts of a method on a loaded backbone."""
+        """Return the parts for a method on a loaded backbone."""
         preset, side = backbone.preset, method.config.image_size
         return cls(
             BackboneReference(name=backbone.name, sha256=backbone.sha256),
@@ -43,7 +44,7 @@ class CardParts:
 def card_of(
     method: Method, parts: CardParts, *, training: Training | None = None, created: str | None = None
 ) -> Card:
-    """The card of a method as it is now, with the colour scale it has.
+    """Make the card of a method as it is now, with the colour scale it has.
 
     Args:
         method: built.
@@ -66,7 +67,7 @@ def card_of(
 def training_of(
     training: TrainingSet, sets: Sequence[DataSet], *, config: TrainConfig, steps: int
 ) -> Training:
-    """What a card says of a training.
+    """Describe a training for a card.
 
     Args:
         training: the samples that were trained on.
@@ -74,8 +75,6 @@ def training_of(
         config: the settings.
         steps: of the optimiser.
     """
-    from zsad.datasets.overlap import names_of, pack_tags
-
     return Training(
         datasets=tuple(dict.fromkeys(name for dataset in sets for name in names_of(dataset))),
         classes=tuple(sorted({item.sample.class_name for item in training.items})),

@@ -15,7 +15,7 @@ from zsad.datasets.manifest import DataSet, discover
 from zsad.errors import ZsadError
 from zsad.methods.base import Method, MethodConfig
 from zsad.studies.benchmark.context import BackboneContext
-from zsad.train.samples import chosen
+from zsad.train.samples import select_samples
 from zsad.train.train_config import RUN_FIELDS, TrainConfig
 from zsad.types import Sample
 
@@ -228,7 +228,9 @@ class CellPlan:
         for run in self.runs.values():
             if any(part.path == target.path for part in run.auxiliary):
                 learnt.update(
-                    chosen([sample for part in run.auxiliary for sample in part.samples], run.training)
+                    select_samples(
+                        [sample for part in run.auxiliary for sample in part.samples], run.training
+                    )
                 )
         return [sample for sample in target.samples if sample in learnt]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class TreeLayout:
-    """Where the tokens of a packed sequence stand.
+    """Layout of a packed sequence.
 
     Attributes:
         positions: (S,) the position each token has in its own prompt.
@@ -25,7 +25,7 @@ class TreeLayout:
     ends: Tensor
 
     def to(self, device: torch.device) -> TreeLayout:
-        """The same layout on a device."""
+        """Move the layout to a device."""
         return TreeLayout(self.positions.to(device), self.mask.to(device), self.ends.to(device))
 
 
