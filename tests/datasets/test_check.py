@@ -11,7 +11,14 @@ from PIL import Image, ImageFilter
 
 from zsad.datasets.catalog import CatalogEntry, ClassEntry
 from zsad.datasets.check import Report, check
-from zsad.datasets.content import Content, look_hash, pixel_hash, read_content, same_pixels, similar_looks
+from zsad.datasets.content import (
+    Content,
+    difference_hash,
+    pixel_hash,
+    read_content,
+    same_pixels,
+    similar_looks,
+)
 from zsad.datasets.manifest import discover
 from zsad.images.decode import load_image
 from zsad.types import Sample
@@ -237,7 +244,10 @@ def test_hashes_follow_pixels_and_size(tmp_path: Path) -> None:
     plain = Image.new("RGB", (20, 10))
     assert pixel_hash(plain) != pixel_hash(plain.resize((10, 20)))  # the same bytes in another shape
     ramp = Image.fromarray(np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1)))
-    assert look_hash(ramp) == 2**64 - 1 and look_hash(ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)) == 0
+    assert (
+        difference_hash(ramp) == 2**64 - 1
+        and difference_hash(ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)) == 0
+    )
 
 
 def test_nearest_looks_are_those_of_the_slow_form(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,22 +255,25 @@ def test_nearest_looks_are_those_of_the_slow_form(monkeypatch: pytest.MonkeyPatc
     rng = np.random.default_rng(3)
 
     def contents(count: int, first: int) -> list[Content]:
-        looks = rng.integers(0, 2**64, count, dtype=np.uint64)
+        hashes = rng.integers(0, 2**64, count, dtype=np.uint64)
         return [
-            Content(Sample(Path(f"{first + n}")), pixels=first + n, look=int(look))
-            for n, look in enumerate(looks)
+            Content(Sample(Path(f"{first + n}")), pixels=first + n, difference_hash=int(bits))
+            for n, bits in enumerate(hashes)
         ]
 
     left, right = contents(40, 0), contents(33, 1000)
-    right[5].look, right[20].look = left[11].look ^ 0b101, left[30].look
-    found = {(a.sample.image, b.sample.image, bits) for a, b, bits in similar_looks(left, right, most=24)}
+    right[5].difference_hash, right[20].difference_hash = (
+        left[11].difference_hash ^ 0b101,
+        left[30].difference_hash,
+    )
+    pairs = {(a.image, b.image, bits) for a, b, bits in similar_looks(left, right, max_bits=24)}
     slow = set()
     for a in left:
-        bits, b = min((bin(a.look ^ b.look).count("1"), n) for n, b in enumerate(right))
+        bits, b = min((bin(a.difference_hash ^ b.difference_hash).count("1"), n) for n, b in enumerate(right))
         if bits <= 24:
             slow.add((a.sample.image, right[b].sample.image, bits))
-    assert found == slow and {(Path("11"), Path("1005"), 2), (Path("30"), Path("1020"), 0)} <= found
-    assert similar_looks(left, [], most=3) == same_pixels(left) == []
+    assert pairs == slow and {(Path("11"), Path("1005"), 2), (Path("30"), Path("1020"), 0)} <= pairs
+    assert similar_looks(left, [], max_bits=3) == same_pixels(left) == []
 
 
 def test_sixteen_bit_and_one_bit_masks(tmp_path: Path) -> None:

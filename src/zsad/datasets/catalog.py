@@ -1,4 +1,4 @@
-"""The catalogue of the field's public data sets: what each should hold, and where it comes from.
+"""The catalogue of the field's public data sets: their contents and sources.
 
 Facts live in `catalog.toml`, not in code. A user's own file of the same form adds entries or replaces them.
 """
@@ -24,11 +24,13 @@ Layout = Literal["mvtec", "visa", "folders", "dagm", "headct", "twins", "bmad", 
 Metric = Literal["image", "pixel"]
 
 
-class _Frozen(BaseModel):
+class FrozenModel(BaseModel):
+    """Base of models that cannot be changed and take no unknown field."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ClassEntry(_Frozen):
+class ClassEntry(FrozenModel):
     """A class of a data set and how many test images it should hold."""
 
     name: str = Field(description="Folder name of the class, as published.")
@@ -36,7 +38,7 @@ class ClassEntry(_Frozen):
     anomalous: int | None = Field(default=None, ge=0, description="Anomalous test images; None: not known.")
 
 
-class CatalogEntry(_Frozen):
+class CatalogEntry(FrozenModel):
     """A data set: layout, expected counts of its test part, defined metrics, licence, source."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$", description="What zsad calls the set.")
@@ -88,11 +90,11 @@ class CatalogEntry(_Frozen):
         return self
 
     def expected(self, name: str) -> ClassEntry | None:
-        """The entry of a class; its name's case and punctuation are ignored."""
+        """Return the entry of a class; its name's case and punctuation are ignored."""
         return next((entry for entry in self.classes if letters(entry.name) == letters(name)), None)
 
     def restricted(self, names: Sequence[str]) -> CatalogEntry:
-        """The entry of some of the classes alone.
+        """Return the entry of some of the classes alone.
 
         Raises:
             DataError: a class that the set does not have.
@@ -101,11 +103,11 @@ class CatalogEntry(_Frozen):
             return self
         chosen = []
         for name in names:
-            found = self.expected(name)
-            if found is None:
+            entry = self.expected(name)
+            if entry is None:
                 listed = ", ".join(entry.name for entry in self.classes)
                 raise DataError(f"{self.name} has no class {name!r}: choose some of {listed}")
-            chosen.append(found)
+            chosen.append(entry)
         totals: dict[str, int | None] = {}
         for label in ("normal", "anomalous"):
             counts = [getattr(entry, label) for entry in chosen]
@@ -113,7 +115,7 @@ class CatalogEntry(_Frozen):
         return self.model_copy(update={"classes": tuple(chosen), **totals})
 
     def prompt_name(self, name: str) -> str:
-        """What prompts call a class of this set."""
+        """Return the name of a class of this set in prompts."""
         from zsad.prompts import class_name
 
         return class_name(self.name, name)
@@ -147,18 +149,20 @@ class Catalogue:
         return iter(self._entries.values())
 
     def get(self, name: str) -> CatalogEntry | None:
-        """The entry of that name or alias, or None."""
+        """Return the entry of that name or alias, or None."""
         return self._by_letters.get(letters(name))
 
     def find(self, name: str) -> CatalogEntry:
-        """The entry of that name or alias.
+        """Return the entry of that name or alias.
 
         Raises:
             DataError: there is none; the nearest names are suggested.
         """
         if entry := self.get(name):
             return entry
-        spellings = {letters(spelling): entry.name for spelling, entry in self._spellings()}
+        spellings = {
+            letters(spelling): entry.name for entry in self for spelling in (entry.name, *entry.aliases)
+        }
         near = difflib.get_close_matches(letters(name), list(spellings), n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(dict.fromkeys(spellings[key] for key in near))}? " if near else ""
         raise DataError(
@@ -169,10 +173,6 @@ class Catalogue:
         """Names of the other sets that hold some of an entry's images."""
         mentioned = [other.name for other in self if entry.name in other.shares_images_with]
         return tuple(dict.fromkeys([*entry.shares_images_with, *mentioned]))
-
-    def _spellings(self) -> Iterator[tuple[str, CatalogEntry]]:
-        for entry in self:
-            yield from ((spelling, entry) for spelling in (entry.name, *entry.aliases))
 
 
 def letters(text: str) -> str:
@@ -199,9 +199,9 @@ def catalogue(path: Path | None = None) -> Catalogue:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"catalogue {path} cannot be read ({reason}): check the path") from error
-    own = _entries(text, str(path))
-    replaced = {entry.name for entry in own}
-    return Catalogue([entry for entry in bundled() if entry.name not in replaced] + own)
+    added = _entries(text, str(path))
+    replaced = {entry.name for entry in added}
+    return Catalogue([entry for entry in bundled() if entry.name not in replaced] + added)
 
 
 def _entries(text: str, where: str) -> list[CatalogEntry]:
@@ -221,8 +221,8 @@ def _entries(text: str, where: str) -> list[CatalogEntry]:
             entries.append(CatalogEntry.model_validate(table))
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the whole"
+            field = ".".join(str(part) for part in first["loc"]) or "the whole"
             raise DataError(
-                f"catalogue {where}, {name}: {place}: {first['msg']}; see zsad data show"
+                f"catalogue {where}, {name}: {field}: {first['msg']}; see zsad data show"
             ) from error
     return entries

@@ -1,4 +1,4 @@
-"""Whether a data set on disk is what it should be: every file decoded, every pair and count compared."""
+"""Checks of a data set on disk: every file is decoded, every pair and every count compared."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from zsad.datasets.catalog import CatalogEntry, ClassEntry, letters
-from zsad.datasets.content import Content, read_contents, same_pixels, similar_looks
+from zsad.datasets.catalog import CatalogEntry, ClassEntry, FrozenModel, letters
+from zsad.datasets.content import Content, Pair, read_contents, same_pixels, similar_looks
 from zsad.datasets.layouts import MASK_ENDINGS
 from zsad.datasets.manifest import DataSet
 from zsad.types import Sample
@@ -20,18 +20,17 @@ SIZE = (518, 518)
 _FEW_VALUES = 8  # masks of defect numbers have some values; lossy compression leaves dozens
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+_PathReason = tuple[Path | str, str]
 
 
-class DataProblem(_Frozen):
-    """Something that must be put right; `path` is empty where it is about the whole set."""
+class DataProblem(FrozenModel):
+    """Something that must be put right; `path` is the folder where it is about the whole set."""
 
     path: str
     reason: str
 
 
-class ClassCount(_Frozen):
+class ClassCount(FrozenModel):
     """What a class holds, and what it should hold where that is known."""
 
     name: str
@@ -43,7 +42,7 @@ class ClassCount(_Frozen):
     expected_anomalous: int | None = None
 
 
-class Twin(_Frozen):
+class Twin(FrozenModel):
     """Two images that are the same (`bits` 0) or look alike (that many of 64 bits differ)."""
 
     path: str
@@ -51,14 +50,14 @@ class Twin(_Frozen):
     bits: int = 0
 
 
-class Report(_Frozen):
+class Report(FrozenModel):
     """The result of a check; a set without `problems` can be measured on."""
 
     name: str = Field(description="of the catalogue's entry, else of the folder")
     root: str
     layout: str
     known: bool = Field(description="whether there was an entry to compare with")
-    image_size: tuple[int, int] = Field(description="(H, W) at which masks were looked at")
+    image_size: tuple[int, int] = Field(description="(H, W) at which masks were examined")
     classes: tuple[ClassCount, ...]
     problems: tuple[DataProblem, ...]
     remarks: tuple[str, ...]
@@ -105,171 +104,146 @@ def check(
     ]
     duplicates = same_pixels(contents)
     overlaps = same_pixels(contents, others) if others else []
-    alike = [] if near is None else similar_looks(contents, others, most=near)
-    problems = [
-        *_file_problems(contents),
-        *(DataProblem(path=str(finding.path), reason=finding.reason) for finding in dataset.findings),
+    alike = [] if near is None else similar_looks(contents, others, max_bits=near)
+    counts = list(_class_counts(dataset, entry))
+    problems: list[_PathReason] = [
+        *(
+            (path, reason.removeprefix(f"{path} "))
+            for content in contents
+            for path, reason in content.problems
+        ),
+        *((finding.path, finding.reason) for finding in dataset.findings),
         *_mask_problems(contents, dataset, entry),
         *_pair_problems(dataset.samples),
-        *_class_problems(dataset, entry),
-        *_count_problems(dataset, entry),
+        *((dataset.root, reason) for reason in _class_problems(dataset, entry)),
+        *((dataset.root, reason) for reason in _count_problems(counts, entry)),
         *(
-            DataProblem(path=str(a.sample.image), reason=_contradiction(b))
-            for a, b in duplicates
-            if _differ(a, b)
+            (first.image, f"the same image as {second.image}, which has another label")
+            for first, second, _ in duplicates
+            if first.label != second.label
         ),
-        *(
-            DataProblem(path=str(a.sample.image), reason=f"the same image as {b.sample.image}")
-            for a, b in overlaps
-        ),
+        *((first.image, f"the same image as {second.image}") for first, second, _ in overlaps),
     ]
     emptied = tuple(str(content.sample.image) for content in contents if content.emptied)
-    values = _histogram(contents)
+    values: Counter[float] = Counter()
+    for content in contents:
+        values.update(content.values)
+    mask_values = {f"{value:g}": values[value] for value in sorted(values)}
     return Report(
         name=entry.name if entry else dataset.name,
         root=str(dataset.root),
         layout=dataset.layout,
         known=entry is not None,
         image_size=size,
-        classes=tuple(_class_counts(dataset, entry)),
-        problems=tuple(dict.fromkeys(problems)),
-        remarks=tuple(_remarks(values, emptied=len(emptied), duplicates=len(duplicates), size=size)),
-        mask_values=values,
+        classes=tuple(counts),
+        problems=tuple(
+            DataProblem(path=path, reason=reason)
+            for path, reason in dict.fromkeys((str(path), reason) for path, reason in problems)
+        ),
+        remarks=tuple(_remarks(mask_values, emptied=len(emptied), duplicates=len(duplicates), size=size)),
+        mask_values=mask_values,
         emptied=emptied,
-        duplicates=tuple(_twin(a, b) for a, b in duplicates),
-        overlaps=tuple(_twin(a, b) for a, b in overlaps),
-        look_alikes=tuple(_twin(a, b, bits=bits) for a, b, bits in alike),
+        duplicates=_twins(duplicates),
+        overlaps=_twins(overlaps),
+        look_alikes=_twins(alike),
     )
 
 
-def _twin(first: Content, second: Content, *, bits: int = 0) -> Twin:
-    return Twin(path=str(first.sample.image), other=str(second.sample.image), bits=bits)
-
-
-def _differ(first: Content, second: Content) -> bool:
-    return first.sample.label != second.sample.label
-
-
-def _contradiction(other: Content) -> str:
-    return f"the same image as {other.sample.image}, which has another label"
-
-
-def _file_problems(contents: Sequence[Content]) -> Iterator[DataProblem]:
-    for content in contents:
-        for path, reason in content.problems:
-            yield DataProblem(path=str(path), reason=reason.removeprefix(f"{path} "))
+def _twins(pairs: Sequence[Pair]) -> tuple[Twin, ...]:
+    return tuple(
+        Twin(path=str(first.image), other=str(second.image), bits=bits) for first, second, bits in pairs
+    )
 
 
 def _mask_problems(
     contents: Sequence[Content], dataset: DataSet, entry: CatalogEntry | None
-) -> Iterator[DataProblem]:
+) -> Iterator[_PathReason]:
     needed = entry is not None and "pixel" in entry.metrics
     missing = {finding.path for finding in dataset.findings}
     for content in contents:
         sample = content.sample
         if sample.label == 1 and sample.mask is None and needed and sample.image not in missing:
-            yield DataProblem(path=str(sample.image), reason="anomalous image without a mask")
+            yield sample.image, "anomalous image without a mask"
         if sample.mask is None or content.mask_size is None:
             continue
         if content.size is not None and content.mask_size != content.size:
-            own, full = (f"{width}x{height} px" for height, width in (content.mask_size, content.size))
-            yield DataProblem(
-                path=str(sample.mask), reason=f"mask is {own}, its image {sample.image} is {full}"
-            )
+            mask, image = (f"{width}x{height} px" for height, width in (content.mask_size, content.size))
+            yield sample.mask, f"mask is {mask}, its image {sample.image} is {image}"
         if sample.label == 1 and content.foreground == 0:
-            reason = f"mask is empty, though {sample.image} counts as anomalous"
-            yield DataProblem(path=str(sample.mask), reason=reason)
+            yield sample.mask, f"mask is empty, though {sample.image} counts as anomalous"
 
 
-def _pair_problems(samples: Sequence[Sample]) -> Iterator[DataProblem]:
-    """Masks that by their name belong to another image of the class, and masks of several images."""
+def _pair_problems(samples: Sequence[Sample]) -> Iterator[_PathReason]:
+    """Yield masks that by their name belong to another image of the class, and masks of several images."""
     for sample in misnamed(samples):
-        yield DataProblem(
-            path=str(sample.mask), reason=f"by its name it is not the mask of {sample.image}: swapped?"
-        )
+        yield sample.mask or "", f"by its name it is not the mask of {sample.image}: swapped?"
     owners: Counter[Path] = Counter(sample.mask for sample in samples if sample.mask is not None)
     for sample in samples:
         if sample.mask is None:
             continue
         if owners[sample.mask] > 1:
-            yield DataProblem(path=str(sample.mask), reason=f"mask of {owners[sample.mask]} images")
+            yield sample.mask, f"mask of {owners[sample.mask]} images"
         if sample.mask == sample.image:
-            yield DataProblem(path=str(sample.mask), reason="image and mask are one file")
+            yield sample.mask, "image and mask are one file"
 
 
 def misnamed(samples: Sequence[Sample]) -> Iterator[Sample]:
-    """Samples whose mask by its name belongs to another image of the class."""
-    places = {(sample.class_name, sample.image.stem.lower()) for sample in samples}
+    """Yield samples whose mask by its name belongs to another image of the class."""
+    stems = {(sample.class_name, sample.image.stem.lower()) for sample in samples}
     kinds = {(sample.class_name, sample.kind) for sample in samples if sample.label == 1}
     for sample in samples:
         if sample.mask is None:
             continue
-        stem, own = _bare(sample.mask), sample.image.stem.lower()
-        folder = sample.mask.parent.name
-        swapped = stem != own and (sample.class_name, stem) in places
+        stem, folder = _without_ending(sample.mask.stem.lower()), sample.mask.parent.name
+        swapped = stem != sample.image.stem.lower() and (sample.class_name, stem) in stems
         if swapped or (folder != sample.kind and (sample.class_name, folder) in kinds):
             yield sample
 
 
-def _bare(mask: Path) -> str:
-    stem = mask.stem.lower()
+def _without_ending(stem: str) -> str:
     return next((stem.removesuffix(ending) for ending in MASK_ENDINGS if stem.endswith(ending)), stem)
 
 
-def _class_problems(dataset: DataSet, entry: CatalogEntry | None) -> Iterator[DataProblem]:
-    """Classes in which a metric that should be defined is not."""
-    groups = dataset.groups()
-    labels = {key: {sample.label for sample in group} for key, group in groups.items()}
-    image_level = "image" in entry.metrics if entry else any(0 in found for found in labels.values())
-    for key, found in labels.items():
-        path = str(dataset.root)
-        if None in found:
-            count = sum(sample.label is None for sample in groups[key])
-            yield DataProblem(path=path, reason=f"class {key} has {count} images without a label")
-        elif 0 not in found and image_level:
-            yield DataProblem(
-                path=path, reason=f"class {key} has no normal image: image metrics are undefined"
-            )
-        elif 1 not in found:
-            yield DataProblem(path=path, reason=f"class {key} has no anomalous image: no metric is defined")
+def _class_problems(dataset: DataSet, entry: CatalogEntry | None) -> Iterator[str]:
+    """Yield what keeps a metric that should be defined for a class from being so."""
+    labels = {key: Counter(sample.label for sample in group) for key, group in dataset.groups().items()}
+    image_level = "image" in entry.metrics if entry else any(0 in counts for counts in labels.values())
+    for key, counts in labels.items():
+        if None in counts:
+            yield f"class {key} has {counts[None]} images without a label"
+        elif 0 not in counts and image_level:
+            yield f"class {key} has no normal image: image metrics are undefined"
+        elif 1 not in counts:
+            yield f"class {key} has no anomalous image: no metric is defined"
 
 
-def _count_problems(dataset: DataSet, entry: CatalogEntry | None) -> Iterator[DataProblem]:
+def _count_problems(counts: Sequence[ClassCount], entry: CatalogEntry | None) -> Iterator[str]:
     if entry is None:
         return
-    path = str(dataset.root)
-    counts = list(_class_counts(dataset, entry))
     if entry.classes and not entry.any_class_names:
-        there = {letters(_own_name(count)) for count in counts}
+        names = {count.name: count.name.rpartition("/")[2] for count in counts}  # without the data set's
+        present = {letters(name) for name in names.values()}
         for expected in entry.classes:
-            if letters(expected.name) not in there:
-                yield DataProblem(path=path, reason=f"class {expected.name} is missing")
+            if letters(expected.name) not in present:
+                yield f"class {expected.name} is missing"
         for count in counts:
-            if entry.expected(_own_name(count)) is None:
-                yield DataProblem(path=path, reason=f"class {count.name} is not one of {entry.title}")
-            yield from _differences(path, f"class {count.name}", count)
-    total = ClassCount(
-        name="all",
-        normal=sum(count.normal for count in counts),
-        anomalous=sum(count.anomalous for count in counts),
-        unlabelled=0,
-        masks=0,
-        expected_normal=entry.normal,
-        expected_anomalous=entry.anomalous,
-    )
-    yield from _differences(path, entry.name, total)
+            if entry.expected(names[count.name]) is None:
+                yield f"class {count.name} is not one of {entry.title}"
+            yield from _differences(
+                f"class {count.name}",
+                (count.normal, count.anomalous),
+                (count.expected_normal, count.expected_anomalous),
+            )
+    total = sum(count.normal for count in counts), sum(count.anomalous for count in counts)
+    yield from _differences(entry.name, total, (entry.normal, entry.anomalous))
 
 
-def _own_name(count: ClassCount) -> str:
-    """The name of a class without that of its data set."""
-    return count.name.rpartition("/")[2]
-
-
-def _differences(path: str, what: str, count: ClassCount) -> Iterator[DataProblem]:
-    for label in ("normal", "anomalous"):
-        found, expected = getattr(count, label), getattr(count, f"expected_{label}")
-        if expected is not None and found != expected:
-            yield DataProblem(path=path, reason=f"{what} has {found} {label} images, expected {expected}")
+def _differences(
+    name: str, counts: tuple[int, int], expected: tuple[int | None, int | None]
+) -> Iterator[str]:
+    for label, count, number in zip(("normal", "anomalous"), counts, expected, strict=True):
+        if number is not None and count != number:
+            yield f"{name} has {count} {label} images, expected {number}"
 
 
 def _class_counts(dataset: DataSet, entry: CatalogEntry | None) -> Iterator[ClassCount]:
@@ -289,13 +263,6 @@ def _class_counts(dataset: DataSet, entry: CatalogEntry | None) -> Iterator[Clas
             expected_normal=expected.normal if expected else None,
             expected_anomalous=expected.anomalous if expected else None,
         )
-
-
-def _histogram(contents: Sequence[Content]) -> dict[str, int]:
-    total: Counter[float] = Counter()
-    for content in contents:
-        total.update(content.values)
-    return {f"{value:g}": total[value] for value in sorted(total)}
 
 
 def _remarks(

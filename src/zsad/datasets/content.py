@@ -1,11 +1,12 @@
-"""What images and masks hold: fingerprints of decoded pixels, values of masks, duplicates among many images."""
+"""Contents of images and masks: fingerprints of decoded pixels, values of masks, duplicates among many images."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +15,24 @@ from PIL import Image
 
 from zsad.errors import ZsadError
 from zsad.images.decode import mask_values, read_image, resize_mask
+from zsad.images.loader import read_ahead
 from zsad.types import Sample
 
-_LOOK_ROWS, _LOOK_COLUMNS = 8, 9
 _BLOCK = 1024  # images compared at once: 1024 x 1024 distances of one byte are 1 MB
+
+
+Pair = tuple[Sample, Sample, int]
+"""Two samples with similar images, and how many of 64 bits of their difference hashes differ."""
 
 
 @dataclass(slots=True)
 class Content:
-    """What was found in the files of one sample.
+    """The content of the files of one sample.
 
     Attributes:
         sample: whose files these are.
         pixels: 64 bits of the SHA-256 of the decoded RGB image and its size; None when it cannot be read.
-        look: 64 bits, each whether a patch is brighter than its left neighbour (difference hash): similar images
-            differ in few bits. Sees neither colours nor anything small.
+        difference_hash: 64 bits, see the function of this name; similar images differ in few of them.
         size: (H,W) of the image in pixels.
         mask_size: (H,W) of the mask, None without one.
         values: how often each value stands in the mask.
@@ -38,7 +42,7 @@ class Content:
 
     sample: Sample
     pixels: int | None = None
-    look: int = 0
+    difference_hash: int = 0
     size: tuple[int, int] | None = None
     mask_size: tuple[int, int] | None = None
     values: dict[float, int] = field(default_factory=dict)
@@ -69,18 +73,13 @@ def read_contents(
         progress: called with 1 for every sample.
     """
 
-    def read(sample: Sample) -> Content:
-        return read_content(sample, size=size, masks=masks)
-
     contents = []
-    with ThreadPoolExecutor(workers, thread_name_prefix="zsad-check") as pool:
-        try:
-            for content in pool.map(read, samples):
-                contents.append(content)
-                if progress is not None:
-                    progress(1)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    read = partial(read_content, size=size, masks=masks)
+    with closing(read_ahead(samples, read, ahead=2 * workers, workers=workers)) as results:
+        for _, content in results:
+            contents.append(content)
+            if progress is not None:
+                progress(1)
     return contents
 
 
@@ -89,7 +88,7 @@ def read_content(sample: Sample, *, size: tuple[int, int], masks: bool = True) -
     content = Content(sample)
     try:
         image, content.size = read_image(sample.image)
-        content.pixels, content.look = pixel_hash(image), look_hash(image)
+        content.pixels, content.difference_hash = pixel_hash(image), difference_hash(image)
     except ZsadError as error:
         content.problems.append((sample.image, str(error)))
     if sample.mask is None or not masks:
@@ -106,58 +105,54 @@ def read_content(sample: Sample, *, size: tuple[int, int], masks: bool = True) -
 
 
 def pixel_hash(image: Image.Image) -> int:
-    """64 bits of the SHA-256 over size and RGB values: equal for files that decode to the same image."""
+    """Return 64 bits of the SHA-256 over size and RGB values: equal for files that decode to the same image."""
     digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
     digest.update(image.convert("RGB").tobytes())
     return int.from_bytes(digest.digest()[:8], "big")
 
 
-def look_hash(image: Image.Image) -> int:
-    """64 bits of a difference hash: the signs of the horizontal steps of a grey image of 8 x 9 pixels."""
-    grey = image.convert("L").resize((_LOOK_COLUMNS, _LOOK_ROWS), Image.Resampling.BOX)
+def difference_hash(image: Image.Image) -> int:
+    """Return 64 bits: the signs of the horizontal steps of a grey image of 8 x 9 pixels, blind to anything small."""
+    grey = image.convert("L").resize((9, 8), Image.Resampling.BOX)
     values = np.asarray(grey).astype(np.int16)
     bits = np.packbits((values[:, 1:] > values[:, :-1]).ravel())
     return int.from_bytes(bits.tobytes(), "big")
 
 
-def same_pixels(
-    first: Sequence[Content], second: Sequence[Content] | None = None
-) -> list[tuple[Content, Content]]:
-    """Pairs of images with the same pixels: across two lists or, with one, each with the first of its kind."""
-    known: dict[int, Content] = {}
-    pairs = []
+def same_pixels(first: Sequence[Content], second: Sequence[Content] | None = None) -> list[Pair]:
+    """Return images with the same pixels: across two lists or, with one, each with the first of its kind."""
+    known: dict[int, Sample] = {}
+    pairs: list[Pair] = []
     for content in second or ():
         if content.pixels is not None:
-            known.setdefault(content.pixels, content)
+            known.setdefault(content.pixels, content.sample)
     for content in first:
         if content.pixels is None:
             continue
         if content.pixels in known:
-            pairs.append((content, known[content.pixels]))
+            pairs.append((content.sample, known[content.pixels], 0))
         elif second is None:
-            known[content.pixels] = content
+            known[content.pixels] = content.sample
     return pairs
 
 
-def similar_looks(
-    first: Sequence[Content], second: Sequence[Content], *, most: int
-) -> list[tuple[Content, Content, int]]:
-    """Pairs across two lists whose looks differ in at most `most` of 64 bits, with the number of bits.
+def similar_looks(first: Sequence[Content], second: Sequence[Content], *, max_bits: int) -> list[Pair]:
+    """Return images across two lists whose difference hashes differ in at most `max_bits` of 64 bits.
 
     Each image of `first` is paired with its nearest one of `second`; pairs with the same pixels are left out.
     """
-    left, right = _readable(first), _readable(second)
+    left, right = ([each for each in contents if each.pixels is not None] for contents in (first, second))
     if not left or not right:
         return []
-    columns = np.array([content.look for content in right], dtype=np.uint64)
-    pairs = []
+    rows, columns = (
+        np.array([each.difference_hash for each in contents], dtype=np.uint64) for contents in (left, right)
+    )
+    pairs: list[Pair] = []
     for start in range(0, len(left), _BLOCK):
-        rows = left[start : start + _BLOCK]
-        nearest, distance = _nearest(np.array([content.look for content in rows], dtype=np.uint64), columns)
-        for content, position, bits in zip(rows, nearest.tolist(), distance.tolist(), strict=True):
-            other = right[position]
-            if bits <= most and other.pixels != content.pixels:
-                pairs.append((content, other, bits))
+        nearest, distance = _nearest(rows[start : start + _BLOCK], columns)
+        for content, position, bits in zip(left[start:], nearest.tolist(), distance.tolist(), strict=False):
+            if bits <= max_bits and right[position].pixels != content.pixels:
+                pairs.append((content.sample, right[position].sample, bits))
     return pairs
 
 
@@ -168,9 +163,9 @@ def _nearest(
     best = np.zeros(len(rows), dtype=np.intp)
     distance = np.full(len(rows), 255, dtype=np.uint8)
     for start in range(0, len(columns), _BLOCK):
-        found = _bits(rows[:, None] ^ columns[None, start : start + _BLOCK])
-        position = found.argmin(axis=1)
-        least = found[np.arange(len(rows)), position]
+        distances = _bits(rows[:, None] ^ columns[None, start : start + _BLOCK])
+        position = distances.argmin(axis=1)
+        least = distances[np.arange(len(rows)), position]
         better = least < distance
         best[better], distance[better] = position[better] + start, least[better]
     return best, distance
@@ -183,13 +178,9 @@ def _bits(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
     return np.asarray(table[octets].sum(axis=-1, dtype=np.uint8))
 
 
-def _readable(contents: Sequence[Content]) -> list[Content]:
-    return [content for content in contents if content.pixels is not None]
-
-
 def _count(values: npt.NDArray[np.generic]) -> dict[float, int]:
     if values.dtype.kind in "bu":
         counts = np.bincount(values.ravel().astype(np.int64))
         return {float(value): int(counts[value]) for value in np.flatnonzero(counts)}
-    found, numbers = np.unique(values, return_counts=True)
-    return {float(value): int(number) for value, number in zip(found.tolist(), numbers.tolist(), strict=True)}
+    distinct, counts = np.unique(values, return_counts=True)
+    return {float(value): int(count) for value, count in zip(distinct.tolist(), counts.tolist(), strict=True)}

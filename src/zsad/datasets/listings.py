@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from zsad.datasets.layouts import Finding, Found, listed, lost_class, noted
+from zsad.datasets.layouts import Finding, ParsedLayout, class_layout, listed, lost_class
 from zsad.errors import DataError
 from zsad.files import parse_document
 from zsad.types import Sample
@@ -22,12 +22,12 @@ _LABELS |= {"1": 1, "anomaly": 1, "anomalous": 1, "defect": 1, "bad": 1, "true":
 _UNKNOWN = ("", "none", "null", "unknown")
 
 Missing = Literal["refuse", "keep"]
-"""What becomes of listed files that are not there: an error, or samples that whoever reads them reports."""
+"""Treatment of listed files that are not there: an error, or samples that their reader reports."""
 
 Row = tuple[str, Mapping[str, Any]]  # where it stands ("file, line 3"), and what it says
 
 
-def read_manifest(path: Path, *, missing: Missing = "refuse") -> Found:
+def read_manifest(path: Path, *, missing: Missing = "refuse") -> ParsedLayout:
     """Read a JSONL or CSV manifest; paths in it are relative to its folder. The order of the file is kept.
 
     Raises:
@@ -42,10 +42,10 @@ def read_manifest(path: Path, *, missing: Missing = "refuse") -> Found:
                 raise DataError(
                     f"{where}: unknown column {name!r}, expected some of {', '.join(COLUMNS)}{hint}"
                 )
-    return _found("manifest", rows, lambda text: path.parent / text, missing=missing)
+    return _parse_rows("manifest", rows, lambda text: path.parent / text, missing=missing)
 
 
-def read_visa(folder: Path, table: Path, split: str, *, missing: Missing = "refuse") -> Found:
+def read_visa(folder: Path, table: Path, split: str, *, missing: Missing = "refuse") -> ParsedLayout:
     """Read VisA's table (object, split, label, image, mask); paths are relative to `folder`.
 
     Raises:
@@ -67,12 +67,12 @@ def read_visa(folder: Path, table: Path, split: str, *, missing: Missing = "refu
         raise DataError(
             f"{table} has no rows of split {split!r}, only of {sorted(splits)}: choose one of these"
         )
-    found = _found("visa", rows, lambda text: folder / text, missing=missing)
-    found.samples.sort(key=lambda sample: (sample.class_name, sample.image.as_posix()))
-    return found
+    parsed = _parse_rows("visa", rows, lambda text: folder / text, missing=missing)
+    parsed.samples.sort(key=lambda sample: (sample.class_name, sample.image.as_posix()))
+    return parsed
 
 
-def read_meta(path: Path, split: str, *, missing: Missing = "refuse") -> Found:
+def read_meta(path: Path, split: str, *, missing: Missing = "refuse") -> ParsedLayout:
     """Read an AnomalyCLIP-style meta.json; keys may be `test` or `Test`.
 
     Paths are relative to the file's folder or, where that does not lead to a file, to the folder above it.
@@ -99,13 +99,12 @@ def read_meta(path: Path, split: str, *, missing: Missing = "refuse") -> Found:
         beside = path.parent / text
         above = folder.parent / text
         # Not by Path.exists, which raises on names that no file system takes.
-        found = not os.path.exists(beside) and os.path.exists(above)  # noqa: PTH110
-        return above if found else beside
+        return above if not os.path.exists(beside) and os.path.exists(above) else beside  # noqa: PTH110
 
-    found = _found("meta.json", rows, resolve, missing=missing)
-    found.samples.sort(key=lambda sample: (sample.class_name, sample.image.as_posix()))
-    found.findings += [lost_class(path, str(name)) for name, items in classes.items() if not items]
-    return found
+    parsed = _parse_rows("meta.json", rows, resolve, missing=missing)
+    parsed.samples.sort(key=lambda sample: (sample.class_name, sample.image.as_posix()))
+    parsed.findings += [lost_class(path, str(name)) for name, items in classes.items() if not items]
+    return parsed
 
 
 def _meta_rows(path: Path, class_name: str, items: Any) -> Iterator[Row]:
@@ -131,7 +130,9 @@ def _meta_rows(path: Path, class_name: str, items: Any) -> Iterator[Row]:
         )
 
 
-def _found(layout: str, rows: list[Row], resolve: Callable[[str], Path], *, missing: Missing) -> Found:
+def _parse_rows(
+    layout: str, rows: list[Row], resolve: Callable[[str], Path], *, missing: Missing
+) -> ParsedLayout:
     """Turn rows into samples; exact repetitions are dropped with a note, contradictions are errors."""
     samples: dict[Path, Sample] = {}
     repeated: list[Path] = []
@@ -151,13 +152,12 @@ def _found(layout: str, rows: list[Row], resolve: Callable[[str], Path], *, miss
     notes = listed("listed more than once, counted once", repeated)
     if ignored:
         notes.append(f"masks of {ignored} normal images are ignored: a normal image has no anomalous pixel")
-    found = list(samples.values())
-    anomalous = [sample for sample in found if sample.label == 1]
+    anomalous = [sample for sample in samples.values() if sample.label == 1]
     findings: list[Finding] = []
     if any(sample.mask for sample in anomalous):
         reason = "anomalous image without a mask"
         findings = [Finding(sample.image, reason) for sample in anomalous if sample.mask is None]
-    return Found(layout, found, notes + noted(findings), findings=findings)
+    return class_layout(layout, list(samples.values()), findings, notes, is_class=False)
 
 
 def _sample(

@@ -1,4 +1,4 @@
-"""`discover`: what images, labels and masks a folder or a listing file holds, found out by looking."""
+"""`discover`: the images, labels and masks that a folder or a listing file holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from zsad.datasets.layouts import Finding, Found, listed, lost_class, read_class, read_flat
+from zsad.datasets.layouts import Finding, ParsedLayout, listed, lost_class, read_class, read_flat
 from zsad.datasets.listings import Missing, read_manifest, read_meta, read_visa
 from zsad.datasets.published import read_published
 from zsad.errors import DataError
@@ -21,7 +21,7 @@ _DEPTH = 2  # a root of data sets, each with classes
 
 @dataclass(slots=True)
 class DataSet:
-    """The samples of a data set (or of several), and what was noticed while finding them.
+    """The samples of a data set (or of several), and notes on them.
 
     `findings` are the files with which something is wrong, as far as names tell; `zsad.datasets.check` looks inside.
     """
@@ -37,7 +37,7 @@ class DataSet:
     def lost(self) -> list[str]:
         """Classes that are there by name and have no image, named as in `groups`, sorted."""
         several = len({sample.dataset for sample in self.samples}) > 1
-        names = {found.lost for found in self.findings if found.lost}
+        names = {finding.lost for finding in self.findings if finding.lost}
         return sorted(names if several else {name.rpartition("/")[2] for name in names})
 
     @property
@@ -100,16 +100,6 @@ class DataSet:
             digest.update(json.dumps(row).encode() + b"\n")
         return digest.hexdigest()[:16]
 
-    def check_masks(self) -> None:
-        """Compare every mask's size with its image's, from the headers alone.
-
-        Raises:
-            DataError: the first mask of another size, naming both files and sizes.
-            ImageError: a file whose header cannot be read.
-        """
-        for sample in self.samples:
-            check_mask(sample)
-
     def _relative(self, path: Path) -> str:
         base = self.root if self.root.is_dir() else self.root.parent
         try:
@@ -141,33 +131,38 @@ def discover(path: str | Path, *, split: str = "test", missing: Missing = "refus
         raise DataError(f"{str(root)[:60]!r}... is no possible path: check it")
     name = root.resolve().name or "data"
     if root.is_dir():
-        found = _find(root, name, split, _DEPTH, missing) or _flat(root)
+        parsed = _find(root, name, split, _DEPTH, missing) or _flat(root)
     elif root.is_file():
         name = root.resolve().parent.name if root.suffix.lower() == ".json" else root.stem
-        found = _read_file(root, split, missing)
+        parsed = _read_file(root, split, missing)
     else:
         raise DataError(f"{root} does not exist: check the path")
-    if not found.samples:
-        raise DataError("; ".join([f"{root} holds no usable image", *found.notes[:3]]))
-    samples = [sample if sample.dataset else replace(sample, dataset=name) for sample in found.samples]
-    data = DataSet(samples, found.layout, root, name, found.notes, found.findings)
+    if not parsed.samples:
+        raise DataError("; ".join([f"{root} holds no usable image", *parsed.notes[:3]]))
+    samples = [sample if sample.dataset else replace(sample, dataset=name) for sample in parsed.samples]
+    data = DataSet(samples, parsed.layout, root, name, parsed.notes, parsed.findings)
     data.notes = data.notes + _metric_notes(data)
     return data
 
 
 def check_mask(sample: Sample) -> None:
-    """Raise DataError when a sample's mask has another size than its image."""
+    """Compare the size of a sample's mask with its image's, from the headers alone.
+
+    Raises:
+        DataError: the sizes differ; both files are named.
+        ImageError: a file whose header cannot be read.
+    """
     if sample.mask is None:
         return
-    own, full = image_size(sample.mask), image_size(sample.image)
-    if own != full:
+    mask, image = image_size(sample.mask), image_size(sample.image)
+    if mask != image:
         raise DataError(
-            f"mask {sample.mask} is {own[1]}x{own[0]} px, its image {sample.image} is {full[1]}x{full[0]}: "
+            f"mask {sample.mask} is {mask[1]}x{mask[0]} px, its image {sample.image} is {image[1]}x{image[0]}: "
             "a mask must have the size of its image, export the mask again"
         )
 
 
-def _read_file(path: Path, split: str, missing: Missing) -> Found:
+def _read_file(path: Path, split: str, missing: Missing) -> ParsedLayout:
     suffix = path.suffix.lower()
     if suffix == ".json":
         return read_meta(path, split, missing=missing)
@@ -179,18 +174,18 @@ def _read_file(path: Path, split: str, missing: Missing) -> Found:
     raise DataError(f"{path} is {kind}, expected a folder, meta.json, or a manifest (.jsonl, .csv)")
 
 
-def _find(folder: Path, name: str, split: str, depth: int, missing: Missing) -> Found | None:
+def _find(folder: Path, name: str, split: str, depth: int, missing: Missing) -> ParsedLayout | None:
     """Read a data set or a root of such; None when no labelled layout is recognised."""
     table = folder / "split_csv" / "1cls.csv"
     if (folder / "meta.json").is_file():
         return read_meta(folder / "meta.json", split, missing=missing)
     if table.is_file():
         return read_visa(folder, table, split, missing=missing)
-    if found := read_published(folder, split) or read_class(folder, split):
-        return found
+    if parsed := read_published(folder, split) or read_class(folder, split):
+        return parsed
     if depth == 0:
         return None
-    parts: list[Found] = []
+    parts: list[ParsedLayout] = []
     ignored: list[Path] = []
     emptied: list[Path] = []
     for child in subfolders(folder):
@@ -215,25 +210,25 @@ def _find(folder: Path, name: str, split: str, depth: int, missing: Missing) -> 
     findings = [finding for part in parts for finding in part.findings]
     if any(part.is_class for part in parts):
         findings += [lost_class(path, f"{name}/{path.name}") for path in emptied]
-    return Found(" + ".join(layouts), samples, notes, findings=findings)
+    return ParsedLayout(" + ".join(layouts), samples, notes, findings=findings)
 
 
 def _is_bare(folder: Path) -> bool:
-    """Whether folders, but no file, are left in it: among classes a class that was emptied."""
+    """Return True for a folder with folders, but no file, in it: among classes a class that was emptied."""
     return not is_mask_folder(folder) and not any(
         path.is_file() and not is_hidden(path.name) for path in folder.rglob("*")
     )
 
 
-def _flat(root: Path) -> Found:
-    found = read_flat(root)
-    if not found.samples:
+def _flat(root: Path) -> ParsedLayout:
+    parsed = read_flat(root)
+    if not parsed.samples:
         raise DataError(f"{root} holds no images: expected images in it, or folders such as class/test/good")
-    return found
+    return parsed
 
 
 def _metric_notes(data: DataSet) -> list[str]:
-    """Say of which classes which metrics are undefined."""
+    """Return notes on undefined metrics."""
     notes = []
     for key, group in data.groups().items():
         labels = [sample.label for sample in group]
@@ -259,13 +254,9 @@ def _fully_masked(group: list[Sample]) -> bool:
 
 
 def _share(able: list[str], groups: dict[str, list[Sample]]) -> str:
-    return (
-        "all classes"
-        if len(able) == len(groups)
-        else f"{len(able)} of {len(groups)} classes"
-        if able
-        else "none"
-    )
+    if len(able) == len(groups):
+        return "all classes"
+    return f"{len(able)} of {len(groups)} classes" if able else "none"
 
 
 def _file_size(path: Path) -> int:

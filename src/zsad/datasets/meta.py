@@ -14,43 +14,32 @@ from zsad.types import Sample
 Meta = dict[str, dict[str, list[dict[str, Any]]]]
 
 
-def meta_of(parts: dict[str, DataSet], base: Path) -> Meta:
-    """The content of a meta.json: for each part ("train", "test") classes, therein entries sorted by path.
-
-    Args:
-        parts: data sets by the name of the part; every sample needs a label.
-        base: folder that paths are relative to.
-
-    Raises:
-        DataError: a sample without label, or one on another drive than `base`.
-    """
-    return {
-        part: {
-            name: [_entry(sample, name, base) for sample in sorted(group, key=lambda s: s.image.as_posix())]
-            for name, group in data.groups().items()
-        }
-        for part, data in parts.items()
-    }
-
-
 def write_meta(root: Path, out: Path, *, split: str = "test") -> Meta:
-    """Find the samples of `root` and write them as `out`; a part "train" is written where there is one.
+    """Write the samples of `root` to `out`: by part ("train" where there is one, `split`) and class, sorted by path.
 
     Raises:
-        DataError: nothing usable in `root`, or samples without label.
+        DataError: nothing usable in `root`, or samples without label or on another drive than `out`.
         StorageError: `out` cannot be written.
     """
     test = discover(root, split=split)
     parts = {split: test}
     if split != "train" and (train := _training_part(root, test)) is not None:
         parts = {"train": train, split: test}
-    meta = meta_of(parts, out.parent)
+    meta = {
+        part: {
+            name: [
+                _entry(sample, name, out.parent) for sample in sorted(group, key=lambda s: s.image.as_posix())
+            ]
+            for name, group in data.groups().items()
+        }
+        for part, data in parts.items()
+    }
     write_json(out, {"train": {}, **meta})
     return meta
 
 
 def _training_part(root: Path, test: DataSet) -> DataSet | None:
-    """The part "train", None where the layout has none: then the same images come again."""
+    """Return the part "train", None where the layout has none: then the same images come again."""
     try:
         train = discover(root, split="train")
     except DataError:

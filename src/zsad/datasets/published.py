@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from zsad.datasets.layouts import MASK_ENDINGS, Finding, Found, noted
+from zsad.datasets.layouts import MASK_ENDINGS, Finding, ParsedLayout, class_layout
 from zsad.errors import DataError, ZsadError
 from zsad.images.decode import load_mask
 from zsad.images.inputs import entries, is_image, is_mask_folder, subfolders, walk_images
@@ -22,14 +22,14 @@ _BOX = re.compile(r"kos\d+")  # KolektorSDD sorts the one class by the boxes tha
 _CELL = re.compile(r"(?P<image>\S+)\s+(?P<chance>[01](?:\.\d+)?)\s+(?P<silicon>mono|poly)")
 
 
-def read_published(folder: Path, split: str) -> Found | None:
+def read_published(folder: Path, split: str) -> ParsedLayout | None:
     """Read a folder of one of these layouts, else None.
 
     Raises:
         DataError: a list of labels that is broken or names files that are not there.
     """
-    if (folder / "labels.csv").is_file() and (found := _read_labels(folder)):
-        return found
+    if (folder / "labels.csv").is_file() and (parsed := _read_labels(folder)):
+        return parsed
     inside = subfolders(folder)
     if inside and all(_BOX.fullmatch(path.name.lower()) for path in inside):
         return _read_twins(inside, folder.name)
@@ -42,14 +42,14 @@ def read_published(folder: Path, split: str) -> Found | None:
     return _read_twins([part], named.name)
 
 
-def _read_twins(folders: list[Path], class_name: str) -> Found | None:
+def _read_twins(folders: list[Path], class_name: str) -> ParsedLayout | None:
     """Read images with X_GT, X_label or X_mask of the same folder; None where no image has one."""
     samples: list[Sample] = []
     findings: list[Finding] = []
-    found = 0
+    paired = 0
     for folder in folders:
         masks, images = _split_twins([path for path in entries(folder) if is_image(path)])
-        found += sum(image.stem.lower() in masks for image in images)
+        paired += sum(image.stem.lower() in masks for image in images)
         kind = folder.name if len(folders) > 1 else ""
         for image in images:
             sample, finding = _twin(image, masks.pop(image.stem.lower(), []), class_name, kind)
@@ -58,10 +58,10 @@ def _read_twins(folders: list[Path], class_name: str) -> Found | None:
         findings += [
             Finding(path, "mask without an image of its name") for rest in masks.values() for path in rest
         ]
-    if not found or not samples:
+    if not paired or not samples:
         return None
     note = "an image whose mask is empty is taken as normal, as the publishers mean it"
-    return Found("twins", samples, [note, *noted(findings)], is_class=True, findings=findings)
+    return class_layout("twins", samples, findings, [note])
 
 
 def _split_twins(paths: list[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
@@ -96,7 +96,7 @@ def _twin(image: Path, masks: list[Path], class_name: str, kind: str) -> tuple[S
     return Sample(image, class_name, int(anomalous), masks[0] if anomalous else None, kind), None
 
 
-def _read_labels(folder: Path) -> Found | None:
+def _read_labels(folder: Path) -> ParsedLayout | None:
     """Read a labels.csv of HeadCT (id, hemorrhage) or ELPV (path, probability, silicon); None for any other."""
     table = folder / "labels.csv"
     try:
@@ -111,7 +111,7 @@ def _read_labels(folder: Path) -> Found | None:
     return None
 
 
-def _read_numbered(folder: Path, lines: list[str]) -> Found:
+def _read_numbered(folder: Path, lines: list[str]) -> ParsedLayout:
     """Read HeadCT: row `7, 1` is of the image 007.png, wherever below the folder it lies."""
     images: dict[int, list[Path]] = {}
     others = []
@@ -123,18 +123,18 @@ def _read_numbered(folder: Path, lines: list[str]) -> Found:
     findings = [Finding(path, "image that labels.csv does not list") for path in others]
     samples = []
     for where, number, label in _numbered_rows(folder / "labels.csv", lines):
-        found = images.pop(number, [])
-        if len(found) != 1:
-            what = f"{len(found)} images are called {number}" if found else f"no image is called {number}"
+        paths = images.pop(number, [])
+        if len(paths) != 1:
+            what = f"{len(paths)} images are called {number}" if paths else f"no image is called {number}"
             raise DataError(
                 f"{where}: {what}, expected exactly one such as {number:03d}.png: unpack the set again"
             )
         kind = "defect" if label else "good"
-        samples.append(Sample(found[0], folder.resolve().name, label, None, kind))
+        samples.append(Sample(paths[0], folder.resolve().name, label, None, kind))
     left = [path for paths in images.values() for path in paths]
     findings += [Finding(path, "image that labels.csv does not list") for path in sorted(left)]
     samples.sort(key=lambda sample: sample.image.as_posix())
-    return Found("headct", samples, noted(findings), is_class=True, findings=findings)
+    return class_layout("headct", samples, findings)
 
 
 def _numbered_rows(table: Path, lines: list[str]) -> Iterator[tuple[str, int, int]]:
@@ -146,7 +146,7 @@ def _numbered_rows(table: Path, lines: list[str]) -> Iterator[tuple[str, int, in
         yield where, int(texts[0]), int(texts[1])
 
 
-def _read_cells(folder: Path, lines: list[str]) -> Found:
+def _read_cells(folder: Path, lines: list[str]) -> ParsedLayout:
     """Read ELPV: cells on which the experts agreed, a class for each kind of silicon."""
     samples = []
     unsure = 0
@@ -169,4 +169,4 @@ def _read_cells(folder: Path, lines: list[str]) -> Found:
         samples.append(Sample(path, f"solar cell {match['silicon']}", int(chance), None, kind, "ELPV"))
     samples.sort(key=lambda sample: (sample.class_name, sample.image.as_posix()))
     note = f"{unsure} cells on which the experts did not agree are left out: they have no label"
-    return Found("elpv", samples, [note] if unsure else [])
+    return ParsedLayout("elpv", samples, [note] if unsure else [])
