@@ -14,6 +14,7 @@ from PIL import Image, ImageFile
 
 from zsad.errors import ConfigError, DataError, ImageError, TooManyPixelsError, ZsadError
 from zsad.images.decode import decode_image, image_size, load_image, load_mask, read_image
+from zsad.images.pixels import Reading
 from zsad.images.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
 
@@ -90,7 +91,7 @@ def test_too_small_and_too_large_are_refused_before_decoding(
     path = save(photo(), tmp_path / "p.png")
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("was decoded"))
     with pytest.raises(ImageError, match=r"60x40 = 2,400 pixels, at most 2,399"):
-        load_image(path, max_pixels=2399)
+        load_image(path, reading=Reading(max_pixels=2399))
 
 
 def test_decompression_bomb_is_an_image_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,7 +428,7 @@ def test_too_many_pixels_are_told_apart_before_decoding() -> None:
     stream = io.BytesIO()
     Image.new("1", (4000, 3000)).save(stream, format="PNG")
     with pytest.raises(TooManyPixelsError, match="4000x3000"):
-        read_image(stream.getvalue(), max_pixels=1_000_000)
+        read_image(stream.getvalue(), reading=Reading(max_pixels=1_000_000))
 
 
 @pytest.mark.parametrize("size", [(0, 8), (8.0, 8), (float("inf"), 8), (10**30, 10**30), (True, 8), (8,)])

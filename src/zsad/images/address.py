@@ -38,7 +38,7 @@ _NUMBERED = re.compile(r"(?P<file>.+)#(?P<number>[1-9][0-9]{0,8})", re.DOTALL)
 
 
 def split_address(path: str | Path) -> tuple[Path, int | None]:
-    """The file and the number, from 1, of the picture in it; None where the path names the file alone.
+    """Return the file and the number, from 1, of the picture in it; None where the path names the file alone.
 
     A file that exists under the whole name is that file.
 
@@ -47,15 +47,14 @@ def split_address(path: str | Path) -> tuple[Path, int | None]:
         (PosixPath('no such scan.tif#2'), None)
     """
     text = str(path)
-    found = _NUMBERED.fullmatch(text)
-    if found is None or os.path.lexists(text):
+    match = _NUMBERED.fullmatch(text)
+    if match is None or os.path.lexists(text) or not os.path.lexists(match["file"]):
         return Path(path), None
-    file = found["file"]
-    return (Path(file), int(found["number"])) if os.path.lexists(file) else (Path(path), None)
+    return Path(match["file"]), int(match["number"])
 
 
 def numbered(file: str | Path, number: int) -> str:
-    """The address of a picture in a file.
+    """Return the address of a picture in a file.
 
     Example:
         >>> numbered("scan.tif", 2)
@@ -65,7 +64,7 @@ def numbered(file: str | Path, number: int) -> str:
 
 
 def is_stream(source: str | Path) -> bool:
-    """Whether a name means a camera: an address such as rtsp://..., or a device such as /dev/video0.
+    """Return True for a camera: an address such as rtsp://..., or a device such as /dev/video0.
 
     Example:
         >>> is_stream("rtsp://camera/1"), is_stream("/dev/video0"), is_stream("parts/1.png")
@@ -76,7 +75,7 @@ def is_stream(source: str | Path) -> bool:
 
 
 def is_video(source: str | Path) -> bool:
-    """Whether a name means a video file or a camera.
+    """Return True for a video file or a camera.
 
     Example:
         >>> is_video("clip.MP4"), is_video("clip.png")
@@ -86,7 +85,7 @@ def is_video(source: str | Path) -> bool:
 
 
 def check_file(path: Path) -> None:
-    """Raises an ImageError where there is no file with content."""
+    """Raise an ImageError where there is no file with content."""
     if path.is_dir():
         raise ImageError(f"{path} is a folder, expected an image file")
     if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises on links in a circle)

@@ -8,7 +8,6 @@ and never changed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,6 @@ from PIL import Image
 from zsad.errors import ConfigError, DataError, ImageError
 from zsad.images.open import opened, opened_content
 from zsad.images.pixels import (
-    MAX_PIXELS,
     PLAIN,
     Reading,
     check_pixels,
@@ -64,7 +62,7 @@ def decode_image(
     Args:
         source: as `load_image` takes it.
         thumbnail_sides: for each of them `thumbnails` gets a copy without a longer side.
-        name: what messages call an image given as bytes.
+        name: of an image given as bytes, for messages.
         reading: depth, transparency, DICOM window, largest number of pixels.
 
     Raises:
@@ -99,57 +97,48 @@ def thumbnail(image: Image.Image, max_side: int, *, draft: bool = False) -> Imag
 
 
 def load_image(
-    source: Source,
-    *,
-    max_pixels: int | None = None,
-    target: tuple[int, int] | None = None,
-    reading: Reading = PLAIN,
+    source: Source, *, target: tuple[int, int] | None = None, reading: Reading = PLAIN
 ) -> Image.Image:
     """Return `source` as an upright RGB image.
 
     EXIF orientation is applied, an animation gives its first frame, a page or a frame has an address such as
-    `scan.tif#2` (`zsad.images.address`). What files leave open, such as which grey values of more than 8 bits become
-    black and white, says `reading`.
+    `scan.tif#2` (`zsad.images.address`).
 
     Args:
         source: a path, the content of an image file as bytes, a Pillow image, or an array (H,W), (H,W,1), (H,W,3) or
             (H,W,4) of uint8, uint16, bool, or float in [0,1].
-        max_pixels: refuse larger images, before they are decoded; None: what `reading` says.
         target: (H,W) the image will be resized to; JPEGs are then decoded at the smallest of the scales 1,
             1/2, 1/4, 1/8 that keeps both sides at least twice as large. None decodes in full.
-        reading: depth, transparency, DICOM window.
+        reading: depth, transparency, DICOM window, largest number of pixels.
 
     Raises:
         ImageError: missing, empty, truncated, not an image, a side below 8 px, or (TooManyPixelsError) too large.
         ConfigError: a DICOM file or a video, and the package that reads it is not installed.
     """
-    return read_image(source, max_pixels=max_pixels, target=target, reading=reading)[0]
+    return read_image(source, target=target, reading=reading)[0]
 
 
 def read_image(
     source: Source,
     *,
-    max_pixels: int | None = None,
     target: tuple[int, int] | None = None,
     name: str = "image given as bytes",
     reading: Reading = PLAIN,
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Like `load_image`, and also return the (H,W) of the upright image before any reduced decoding.
+    """Return what `load_image` does, and the (H,W) of the upright image before any reduced decoding.
 
-    `name` is what messages call an image given as bytes.
+    `name` is the name in messages of an image given as bytes.
     """
-    if max_pixels is not None:
-        reading = replace(reading, max_pixels=max_pixels)
     return _read(source, name, reading, target)[:2]
 
 
-def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(path: str | Path) -> tuple[int, int]:
     """Return (H,W) of the upright image from its header alone, without decoding pixels.
 
     Raises:
         ImageError: as `load_image`, except that a truncated body goes unnoticed.
     """
-    with opened(Path(path), Reading(max_pixels=max_pixels)) as image:
+    with opened(Path(path), PLAIN) as image:
         return upright_size(image)
 
 
@@ -177,9 +166,9 @@ def load_mask(
     """
     foreground = mask_values(path) > 0
     if image_size is not None and foreground.shape != tuple(image_size):
-        own, full = (f"{width}x{height} px" for height, width in (foreground.shape, image_size))
+        mask, full = (f"{width}x{height} px" for height, width in (foreground.shape, image_size))
         raise DataError(
-            f"mask {path} is {own} but its image {image or ''} is {full}: "
+            f"mask {path} is {mask} but its image {image or ''} is {full}: "
             "a mask must have the size of its image, export the mask again"
         )
     return foreground if size is None else resize_mask(foreground, size)

@@ -1,4 +1,4 @@
-"""DICOM files as pictures: the window of values that a radiologist would look at. Needs the extra `dicom`.
+"""DICOM files as pictures: the window of values that a radiologist would view. Needs the extra `dicom`.
 
 Stored values become values of the modality (Hounsfield units for CT) by the file's slope and intercept, then a window
 of them becomes grey, as PS3.3 of the standard says (C.11.2.1.2): the reader's own window, or the file's first, or the

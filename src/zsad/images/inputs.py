@@ -31,16 +31,15 @@ def expand_inputs(inputs: Sequence[str | Path]) -> list[Sample]:
         inputs = [inputs]
     if not inputs:
         raise DataError("no input given: name images, folders or patterns such as 'parts/*.png'")
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted((p for given in inputs for p in _images_of(given)), key=lambda p: p.as_posix()):
-        found.setdefault(os.path.normcase(os.path.realpath(path)), path)
-    return [Sample(picture) for path in found.values() for picture in _pictures(path)]
-
-
-def _pictures(file: Path) -> list[Path]:
-    """The file, or the addresses of the pictures in it where it holds several."""
-    count = page_count(file)
-    return [file] if count == 1 else [Path(numbered(file, number)) for number in range(1, count + 1)]
+        files.setdefault(os.path.normcase(os.path.realpath(path)), path)
+    samples = []
+    for path in files.values():
+        count = page_count(path)
+        addresses = [path] if count == 1 else [Path(numbered(path, page + 1)) for page in range(count)]
+        samples += [Sample(address) for address in addresses]
+    return samples
 
 
 def _images_of(given: str | Path) -> list[Path]:

@@ -66,7 +66,7 @@ class LargePicture:
         self._span = _span(image, name, reading) if wide and image.mode != "F" else None
 
     def part(self, box: Box, size: tuple[int, int], *, resample: Image.Resampling) -> Image.Image:
-        """A box of the upright picture as RGB of `size` (H,W)."""
+        """Return a box of the upright picture as RGB of `size` (H,W)."""
         top, left, bottom, right = _stored_box(box, self._turn, self.size)
         y0, x0 = max(0, int(np.floor(top))), max(0, int(np.floor(left)))
         y1 = min(self._stored[0], int(np.ceil(bottom)))
@@ -79,7 +79,7 @@ class LargePicture:
         return _turned(cut, self._turn)
 
     def whole(self, target: tuple[int, int]) -> Image.Image:
-        """All of it as RGB: as it is where that costs nothing, else shrunk to at least twice `target` (H,W)."""
+        """Return all of it as RGB: as it is where that costs nothing, else shrunk to at least twice `target` (H,W)."""
         plain = self._image.mode == "RGB" and "transparency" not in self._image.info
         if plain and self._turn == 1 and self._mapped is None:
             return self._image
@@ -87,7 +87,7 @@ class LargePicture:
         return self._reduced(factor)
 
     def preview(self, longest: int) -> Image.Image:
-        """All of it as a new RGB image, shrunk by a whole number so that no side exceeds `longest`."""
+        """Return all of it as a new RGB image, shrunk by a whole number so that no side exceeds `longest`."""
         return self._reduced(max(1, -(-max(self.size) // longest)))
 
     def _reduced(self, factor: int) -> Image.Image:
@@ -110,7 +110,7 @@ class LargePicture:
 
 @contextmanager
 def open_large(source: Source, *, reading: Reading = PLAIN) -> Iterator[LargePicture]:
-    """A picture of any kind that `read_image` takes, decoded once.
+    """Open a picture of any kind that `read_image` takes, decoded once.
 
     Raises:
         ImageError: as `load_image`.
@@ -130,7 +130,7 @@ def open_large(source: Source, *, reading: Reading = PLAIN) -> Iterator[LargePic
 
 
 def _mapped(image: Image.Image) -> npt.NDArray[np.uint8] | None:
-    """The pixels of a TIFF file without compression as they lie in it, where they lie in one piece."""
+    """Return the pixels of a TIFF file without compression as they lie in it, where they lie in one piece."""
     tiles, path = getattr(image, "tile", []), getattr(image, "filename", "")
     if image.format != "TIFF" or image.mode not in ("L", "RGB") or not path or not tiles:
         return None
@@ -150,7 +150,7 @@ def _mapped(image: Image.Image) -> npt.NDArray[np.uint8] | None:
 
 
 def _span(image: Image.Image, name: str, reading: Reading) -> tuple[float, float]:
-    """`value_span` of all of a picture of 16 bits, from a histogram made strip by strip."""
+    """Return `value_span` of all of a picture of 16 bits, from a histogram made strip by strip."""
     counts = np.zeros(65536, dtype=np.int64)
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
@@ -164,7 +164,7 @@ def _span(image: Image.Image, name: str, reading: Reading) -> tuple[float, float
 
 
 def _stored_box(box: Box, turn: int, size: tuple[int, int]) -> Box:
-    """Where a box of the upright picture of `size` lies in the stored one, by EXIF's orientation."""
+    """Return a box of the upright picture of `size` in the stored one, by EXIF's orientation."""
     top, left, bottom, right = box
     height, width = size
     if turn in (2, 3, 6, 7):  # mirrored left to right on the way

@@ -137,15 +137,15 @@ _Read = tuple[Sample, _Readable | ZsadError]
 
 
 def _alike(group: list[_Read]) -> Iterator[list[_Read]]:
-    """Yields runs of pixels of one shape; an error goes with the run before it."""
+    """Yield runs of pixels of one shape; an error goes with the run before it."""
     run: list[_Read] = []
     shape: tuple[int, ...] | None = None
     for item in group:
-        own = None if isinstance(item[1], ZsadError) else item[1][0].shape
-        if own is not None and shape not in (None, own):
-            yield run
-            run = []
-        shape = own or shape
+        if not isinstance(item[1], ZsadError):
+            if shape not in (None, item[1][0].shape):
+                yield run
+                run = []
+            shape = item[1][0].shape
         run.append(item)
     yield run
 

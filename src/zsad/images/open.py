@@ -63,7 +63,7 @@ def opened_content(content: bytes, name: str, reading: Reading) -> Iterator[Imag
 
 
 def page_count(path: Path) -> int:
-    """Pictures in a TIFF or DICOM file; 1 for others, and for those that cannot be read."""
+    """Return the number of pictures in a TIFF or DICOM file; 1 for others, and for those that cannot be read."""
     suffix = path.suffix.lower()
     if suffix not in _PAGED:
         return 1
@@ -76,7 +76,7 @@ def page_count(path: Path) -> int:
             with _open(path, MAX_PIXELS) as image:
                 return max(1, int(getattr(image, "n_frames", 1)))
     except (ImageError, ConfigError):
-        return 1  # whoever reads it says what is wrong
+        return 1  # its reader says what is wrong
 
 
 def _open(file: Path, max_pixels: int) -> Image.Image:
@@ -84,11 +84,11 @@ def _open(file: Path, max_pixels: int) -> Image.Image:
         return Image.open(file, formats=_formats())
     # Pillow's limit is one for the process: it is lifted while a header is read, then ours is applied.
     with _limit:
-        own, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(file, formats=_formats())
         finally:
-            Image.MAX_IMAGE_PIXELS = own
+            Image.MAX_IMAGE_PIXELS = pillow_limit
 
 
 def _turn_to(image: Image.Image, number: int, file: Path) -> None:

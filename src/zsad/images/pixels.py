@@ -1,4 +1,4 @@
-"""From whatever values a file holds to upright RGB of eight bits: depth, transparency, palettes, inks."""
+"""Conversion of any pixel values to upright RGB of eight bits: depth, transparency, palettes, inks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Levels = Literal["depth", "full"] | tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How files are read that leave it open.
+    """Options for files that can be read in several ways.
 
     Attributes:
         levels: what becomes black and white of grey values of more than 8 bits. "depth": 0 and the smallest of
@@ -64,13 +64,13 @@ class Reading:
             raise ConfigError(f"max_pixels is {self.max_pixels}, expected at least 1")
 
     def to_dict(self) -> dict[str, Any]:
-        """What differs from the defaults and changes pixels, as plain JSON values."""
-        default, found = Reading(), {}
-        for name in ("levels", "matte", "window"):
-            if getattr(self, name) != getattr(default, name):
-                value = getattr(self, name)
-                found[name] = list(value) if isinstance(value, tuple) else value
-        return found
+        """Return the options that differ from the defaults and change pixels, as plain JSON values."""
+        values = {name: getattr(self, name) for name in ("levels", "matte", "window")}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value != getattr(PLAIN, name)
+        }
 
 
 PLAIN = Reading()
@@ -106,7 +106,7 @@ def decoding(name: str) -> Iterator[None]:
 
 
 def check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
-    """Raises a TooManyPixelsError for a larger image of `size` (W,H)."""
+    """Raise a TooManyPixelsError for a larger image of `size` (W,H)."""
     if size[0] * size[1] > max_pixels:
         pixels = size[0] * size[1]
         raise TooManyPixelsError(
@@ -116,20 +116,20 @@ def check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
 
 
 def check_sides(size: tuple[int, int], name: str) -> None:
-    """Raises an ImageError for an image that is too small to show anything."""
+    """Raise an ImageError for an image that is too small to show anything."""
     if min(size) < _MIN_SIDE:
         raise ImageError(f"{name} is {size[0]}x{size[1]} px, expected at least {_MIN_SIDE} px on each side")
 
 
 def is_wide(image: Image.Image) -> bool:
-    """Whether a Pillow image holds grey values of more than 8 bits."""
+    """Return True for a Pillow image with grey values of more than 8 bits."""
     return image.mode == "F" or image.mode.startswith("I")
 
 
 def to_rgb(
     image: Image.Image, name: str, reading: Reading = PLAIN, *, span: tuple[float, float] | None = None
 ) -> Image.Image:
-    """A new RGB image of one of any mode; `span` as of `value_span`, where the image is part of another.
+    """Return a new RGB image of one of any mode; `span` as of `value_span`, where the image is part of another.
 
     Raises:
         ImageError: values that no rule brings to 8 bits.
@@ -146,7 +146,7 @@ def to_rgb(
 
 
 def wide_values(image: Image.Image, name: str) -> npt.NDArray[Any]:
-    """Values of a Pillow image of mode F, I or I;16 as float or uint16 (H,W)."""
+    """Return the values of a Pillow image of mode F, I or I;16 as float or uint16 (H,W)."""
     values = np.asarray(image)
     if values.dtype.kind == "f":
         return values
@@ -157,7 +157,7 @@ def wide_values(image: Image.Image, name: str) -> npt.NDArray[Any]:
 
 
 def value_span(values: npt.NDArray[Any], levels: Levels) -> tuple[float, float]:
-    """The values of uint16, or of any other kind for percentiles, that become black and white.
+    """Return the values of uint16, or of any other kind for percentiles, that become black and white.
 
     Example:
         >>> value_span(np.array([[0, 900]], np.uint16), "depth"), value_span(np.array([[0, 900]], np.uint16), "full")
@@ -173,7 +173,7 @@ def value_span(values: npt.NDArray[Any], levels: Levels) -> tuple[float, float]:
 
 
 def stretched(values: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.uint8]:
-    """Values as bytes: `low` and below is 0, `high` and above 255; all 0 where these are equal."""
+    """Return values as bytes: `low` and below is 0, `high` and above 255; all 0 where these are equal."""
     scale = 255.0 / (high - low) if high > low else 0.0
     return np.asarray(np.rint(np.clip((values - low) * scale, 0, 255)), dtype=np.uint8)
 
@@ -181,7 +181,7 @@ def stretched(values: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[
 def to_bytes(
     values: npt.NDArray[Any], name: str, reading: Reading = PLAIN, *, span: tuple[float, float] | None = None
 ) -> npt.NDArray[np.uint8]:
-    """uint8, uint16, bool or float-in-[0,1] values as uint8 0..255; `span` where they are part of an image."""
+    """Return uint8, uint16, bool or float-in-[0,1] values as uint8; `span` where they are part of an image."""
     if values.dtype == np.uint8:
         return np.asarray(values, dtype=np.uint8)
     if values.dtype == np.bool_:
@@ -203,21 +203,21 @@ def to_bytes(
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's orientation; 1 where there is none that can be read."""
+    """Return EXIF's orientation; 1 where there is none that can be read."""
     # An unreadable EXIF block says nothing about the orientation and is no reason to refuse good pixels.
     try:
-        found = int(image.getexif().get(ORIENTATION_TAG, 1))
+        turn = int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:
         return 1
-    return found if 1 <= found <= 8 else 1
+    return turn if 1 <= turn <= 8 else 1
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(H,W) of the upright image."""
+    """Return (H,W) of the upright image."""
     width, height = image.size
     return (width, height) if orientation(image) in TRANSPOSED else (height, width)
 
 
 def oriented(image: Image.Image) -> Image.Image:
-    """The image upright."""
+    """Return the image upright."""
     return ImageOps.exif_transpose(image) if orientation(image) > 1 else image

@@ -29,7 +29,7 @@ class Frame:
 
 
 def iter_frames(source: str | Path, *, every: int = 1) -> Iterator[Frame]:
-    """Yields the 1st, (1 + every)th, (1 + 2 every)th ... frame of a video or a camera.
+    """Yield the 1st, (1 + every)th, (1 + 2 every)th ... frame of a video or a camera.
 
     Args:
         source: a video file, an address such as rtsp://..., or a device such as /dev/video0.
@@ -59,7 +59,7 @@ def iter_frames(source: str | Path, *, every: int = 1) -> Iterator[Frame]:
 
 
 def read_frame(source: str | Path, number: int) -> Image.Image:
-    """The frame of that number; all before it are decoded.
+    """Return the frame of that number; all before it are decoded.
 
     Raises:
         ImageError: as `iter_frames`, or there are fewer frames.
@@ -113,7 +113,5 @@ def _time(frame: Any, count: int, stream: Any) -> float:
 
 def _picture(frame: Any) -> Image.Image:
     picture: Image.Image = frame.to_image()
-    turned = (
-        int(getattr(frame, "rotation", 0) or 0) % 360
-    )  # degrees against the clock, as a telephone writes them
-    return picture.rotate(turned, expand=True) if turned else picture
+    degrees = int(getattr(frame, "rotation", 0) or 0) % 360  # against the clock, as telephones write them
+    return picture.rotate(degrees, expand=True) if degrees else picture

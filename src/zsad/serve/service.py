@@ -27,6 +27,7 @@ from zsad.calibration.calibration import Calibration
 from zsad.detector import Detector
 from zsad.errors import ConfigError, ImageError, TooManyPixelsError
 from zsad.images.decode import read_image
+from zsad.images.pixels import Reading
 from zsad.predict.pipeline import predict_pixels
 from zsad.predict.prediction import Prediction
 from zsad.serve.limits import Budget, Limits, Places, Refusal
@@ -257,7 +258,10 @@ class Service:
             )
         try:
             image, size = read_image(
-                content, max_pixels=self.limits.max_pixels, target=detector.preprocess.image_size, name=name
+                content,
+                reading=Reading(max_pixels=self.limits.max_pixels),
+                target=detector.preprocess.image_size,
+                name=name,
             )
             pixels = detector.preprocess(image)
         except TooManyPixelsError as error:
