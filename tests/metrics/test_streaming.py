@@ -250,7 +250,7 @@ def test_exact_form_keeps_what_it_was_given(scene):
         for name in NAMES:
             assert getattr(result, name) == pytest.approx(truth[name], abs=1e-12)
             assert result.error(name) == 0
-        assert metrics.pro_anomalyclip() == pytest.approx(pro, abs=1e-12)
+        assert metrics.measure("pro_anomalyclip").value == pytest.approx(pro, abs=1e-12)
     with pytest.raises(MetricError, match="limits"):
         metrics.merge(ExactPixelMetrics(limit=0.1))
 

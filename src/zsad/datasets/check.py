@@ -31,7 +31,7 @@ class DataProblem(FrozenModel):
 
 
 class ClassCount(FrozenModel):
-    """What a class holds, and what it should hold where that is known."""
+    """Images of a class, and the numbers that it should have where these are known."""
 
     name: str
     normal: int
@@ -106,23 +106,14 @@ def check(
     overlaps = same_pixels(contents, others) if others else []
     alike = [] if near is None else similar_looks(contents, others, max_bits=near)
     counts = list(_class_counts(dataset, entry))
-    problems: list[_PathReason] = [
-        *(
-            (path, reason.removeprefix(f"{path} "))
-            for content in contents
-            for path, reason in content.problems
-        ),
+    problems = [
+        *_file_problems(contents),
         *((finding.path, finding.reason) for finding in dataset.findings),
         *_mask_problems(contents, dataset, entry),
         *_pair_problems(dataset.samples),
         *((dataset.root, reason) for reason in _class_problems(dataset, entry)),
         *((dataset.root, reason) for reason in _count_problems(counts, entry)),
-        *(
-            (first.image, f"the same image as {second.image}, which has another label")
-            for first, second, _ in duplicates
-            if first.label != second.label
-        ),
-        *((first.image, f"the same image as {second.image}") for first, second, _ in overlaps),
+        *_shared_pixels(duplicates, overlaps),
     ]
     emptied = tuple(str(content.sample.image) for content in contents if content.emptied)
     values: Counter[float] = Counter()
@@ -147,6 +138,19 @@ def check(
         overlaps=_twins(overlaps),
         look_alikes=_twins(alike),
     )
+
+
+def _file_problems(contents: Sequence[Content]) -> Iterator[_PathReason]:
+    for content in contents:
+        yield from ((path, reason.removeprefix(f"{path} ")) for path, reason in content.problems)
+
+
+def _shared_pixels(duplicates: Sequence[Pair], overlaps: Sequence[Pair]) -> Iterator[_PathReason]:
+    for first, second, _ in duplicates:
+        if first.label != second.label:
+            yield first.image, f"the same image as {second.image}, which has another label"
+    for first, second, _ in overlaps:
+        yield first.image, f"the same image as {second.image}"
 
 
 def _twins(pairs: Sequence[Pair]) -> tuple[Twin, ...]:

@@ -63,7 +63,7 @@ def read_contents(
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
 ) -> list[Content]:
-    """Decode every image, and every mask, of the samples; what cannot be read is told in the result.
+    """Decode every image, and every mask, of the samples; the result names unreadable files.
 
     Args:
         samples: in any order, kept.

@@ -1,4 +1,4 @@
-"""Whether a model has seen a data set: by the names in its card, and by the content of image files.
+"""Overlap of a model's training images with a data set: by the names in its card, and by the content of image files.
 
 A card keeps a 64-bit tag of each training image: 16 bits that depend on the file's size, which cost nothing to
 look up, and 48 bits of the SHA-256 of its bytes, read only where the size bits are known. Copies and renamed files
@@ -35,7 +35,7 @@ _PARENTS = 2  # of a data folder that are looked up in the catalogue: SET/class/
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """What a model has seen of a data set.
+    """The part of a data set that a model has seen.
 
     Attributes:
         names: sets that it was trained on and that are, or share images with, the data set.
@@ -51,7 +51,7 @@ class Overlap:
         return bool(self.names or self.images)
 
     def sentence(self) -> str:
-        """What was seen, in words: "was trained on MVTec" or "was trained on 3 of its 120 images (a.png ...)"."""
+        """Return the overlap in words: "was trained on MVTec" or "was trained on 3 of its 120 images (a.png ...)"."""
         parts = [", ".join(self.names)] if self.names else []
         if self.images:
             more = " ..." if len(self.images) > 1 else ""
@@ -60,7 +60,7 @@ class Overlap:
 
 
 def overlap_of(card: Card, dataset: DataSet, *, catalog: Catalogue | None = None) -> Overlap:
-    """What the model of a card, its backbone included, has seen of a data set.
+    """Return the part of a data set that the model of a card, its backbone included, has seen.
 
     Args:
         card: of the model; one without training has at most a backbone that has seen something.
@@ -99,12 +99,12 @@ def names_of(dataset: DataSet, *, catalog: Catalogue | None = None) -> tuple[str
     """Names that a data set goes by: those of its samples, and that of a known set that its folder is part of."""
     book = bundled() if catalog is None else catalog
     folder = dataset.root.resolve()
-    found = sorted({sample.dataset for sample in dataset.samples if sample.dataset}) or [dataset.name]
-    # Every set has a folder "test": what it belongs to is a name, it is none.
-    names = [folder.parent.name if name.lower() in _PARTS else name for name in found]
-    for place in (folder, *list(folder.parents)[:_PARENTS]):
-        if place.name and book.get(place.name) is not None:
-            names.append(place.name)
+    named = sorted({sample.dataset for sample in dataset.samples if sample.dataset}) or [dataset.name]
+    # Every set has a folder "test", whose parent has the name.
+    names = [folder.parent.name if name.lower() in _PARTS else name for name in named]
+    for parent in (folder, *list(folder.parents)[:_PARENTS]):
+        if parent.name and book.get(parent.name) is not None:
+            names.append(parent.name)
             break
     return tuple(dict.fromkeys(names))
 
@@ -125,12 +125,10 @@ def tag(size: int, digest: str) -> int:
 
 def pack_tags(images: Iterable[tuple[Path, str]]) -> str:
     """The tags of images, given path and SHA-256 of each, sorted, as base64 text; unreadable files are left out."""
-    found = set()
-    for path, digest in images:
-        size = _size(path)
-        if size is not None:
-            found.add(tag(size, digest))
-    tags = np.array(sorted(found), dtype=np.uint64)
+    sizes = ((_size(path), digest) for path, digest in images)
+    tags = np.array(
+        sorted({tag(size, digest) for size, digest in sizes if size is not None}), dtype=np.uint64
+    )
     if len(tags) > MAX_TAGS:
         tags = np.sort(tags[np.argsort(tags & _CONTENT, kind="stable")[:MAX_TAGS]])
     return base64.b64encode(tags.astype("<u8").tobytes()).decode("ascii")

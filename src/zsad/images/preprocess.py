@@ -63,7 +63,7 @@ class Preprocess:
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def fitted(self, size: tuple[int, int], patch: int) -> Preprocess:
-        """For an image of `size` (H,W): about as many pixels, in the image's own proportions, sides whole patches.
+        """Return one for an image of `size` (H,W): in its proportions, with about as many pixels and whole patches.
 
         Neither side gets fewer than a quarter of its patches, so a very thin image is squeezed somewhat.
 

@@ -23,7 +23,7 @@ RATE_BOUNDS: RateBounds = (1e-5, 1e-4)
 
 
 def aupimo(maps: Maps, masks: Maps, *, bounds: RateBounds = RATE_BOUNDS) -> NDArray[np.float64]:
-    """AUPIMO of each image, exact: every score is a threshold.
+    """Return AUPIMO of each image, exact: every score is a threshold.
 
     Args:
         maps: (B, H, W), or a sequence of (H, W), higher is more anomalous, no NaN.
@@ -48,8 +48,8 @@ def aupimo(maps: Maps, masks: Maps, *, bounds: RateBounds = RATE_BOUNDS) -> NDAr
 
 
 def image_scores(pixels: MapScores, *, bounds: RateBounds = RATE_BOUNDS) -> NDArray[np.float64]:
-    """AUPIMO (B,) of each of the images that `pixels` are of; needs sorted scores, as from `MapScores.join`."""
-    found = np.bincount(pixels.image, minlength=pixels.images)
+    """Return AUPIMO (B,) of each of the images that `pixels` are of; needs sorted scores, as from `MapScores.join`."""
+    counts = np.bincount(pixels.image, minlength=pixels.images)
     if pixels.clean.size == 0:
         return np.full(pixels.images, math.nan)
     total = pixels.clean.size
@@ -57,13 +57,13 @@ def image_scores(pixels: MapScores, *, bounds: RateBounds = RATE_BOUNDS) -> NDAr
     beside = total - np.searchsorted(pixels.clean, pixels.anomalous, side="left")
     areas = log_area(above / total, beside / total, bounds=bounds)
     summed = np.bincount(pixels.image, weights=areas, minlength=pixels.images)
-    return np.where(found > 0, np.minimum(summed / np.maximum(found, 1), 1.0), math.nan)
+    return np.where(counts > 0, np.minimum(summed / np.maximum(counts, 1), 1.0), math.nan)
 
 
 def log_area(
     start: NDArray[np.float64], stop: NDArray[np.float64], *, bounds: RateBounds
 ) -> NDArray[np.float64]:
-    """Share (n,) of the logarithmic range of rates at which a pixel is found, in [0, 1].
+    """Return the share (n,) of the logarithmic range of rates at which a pixel is found, in [0, 1].
 
     Below the rate `start` (n,) it is not, from `stop` (n,) on it is, and between them, which is where it ties with
     normal pixels, linearly more and more.

@@ -1,4 +1,4 @@
-"""What binning can move a metric by at most: bounds that are certain, out of a `Curve` whose groups are bins.
+"""Certain bounds on the error of binned metrics, from a `Curve` whose groups are bins.
 
 Scores of one bin may lie in any order. AUROC, AP and AUPRO are between their values for all normal pixels of a bin
 first and for all anomalous ones first.
@@ -19,7 +19,7 @@ ROUNDING = 1e-10
 
 
 def auroc_bound(curve: Curve) -> Bound:
-    """Within a bin: all normal pixels first (low), or all anomalous ones first (high)."""
+    """Return the bound: within a bin all normal pixels first (low), or all anomalous ones first (high)."""
     if not curve.defined:
         return UNDEFINED
     share = curve.anomalous / curve.anomalous.sum()
@@ -28,7 +28,7 @@ def auroc_bound(curve: Curve) -> Bound:
 
 
 def aupro_bound(curve: Curve, *, limit: float) -> Bound:
-    """As for AUROC: the whole weight of a bin is gained at its right end (low) or at its left one (high)."""
+    """Return the bound: the whole weight of a bin is gained at its right end (low) or at its left one (high)."""
     if not curve.defined or curve.regions == 0:
         return UNDEFINED
     scale = curve.regions * limit
@@ -38,7 +38,7 @@ def aupro_bound(curve: Curve, *, limit: float) -> Bound:
 
 
 def aupimo_bound(curve: Curve, *, bounds: RateBounds) -> Bound:
-    """Mean AUPIMO of a curve of normal images, weights by image: a bin is found at its right end or its left."""
+    """Return the bound on mean AUPIMO, weights by image: a bin is found at its right end (low) or its left (high)."""
     if curve.normal == 0 or curve.weight.size == 0:
         return UNDEFINED
     sides = []
@@ -48,7 +48,7 @@ def aupimo_bound(curve: Curve, *, bounds: RateBounds) -> Bound:
 
 
 def average_precision(curve: Curve) -> float:
-    """AP with the pixels of a bin evenly mixed, as scores without ties nearly are: precision in mid-bin."""
+    """Return AP with the pixels of a bin evenly mixed, as scores without ties nearly are: precision in mid-bin."""
     if not curve.defined:
         return math.nan
     hits = np.cumsum(curve.anomalous) - curve.anomalous / 2
@@ -56,7 +56,7 @@ def average_precision(curve: Curve) -> float:
 
 
 def average_precision_bound(curve: Curve) -> Bound:
-    """Low: normal pixels first, anomalous ones one by one. High: anomalous ones first, all tied.
+    """Return the bound. Low: normal pixels first, anomalous ones one by one. High: anomalous ones first, all tied.
 
     With t hits and c normal pixels before, the i-th anomalous pixel has precision (t + i) / (t + i + c); the
     sum over the n of the bin is at least the integral n - c log(1 + n / (t + c)), as precision grows with i.
@@ -75,7 +75,7 @@ def average_precision_bound(curve: Curve) -> Bound:
 
 
 def f1_max_bound(curve: Curve) -> Bound:
-    """Low: thresholds between bins, which exist. High: anomalous pixels of a bin before its normal ones."""
+    """Return the bound. Low: thresholds between bins, which exist. High: within a bin anomalous pixels first."""
     if not curve.defined:
         return UNDEFINED
     hits = np.cumsum(curve.anomalous)
@@ -83,7 +83,7 @@ def f1_max_bound(curve: Curve) -> Bound:
 
 
 def widened(bound: Bound, by: float = ROUNDING) -> Bound:
-    """The bound with `by` more on either side, within [0, 1]."""
+    """Return the bound with `by` more on either side, within [0, 1]."""
     low, high = float(bound[0]), float(bound[1])
     if math.isnan(low):
         return UNDEFINED

@@ -1,4 +1,4 @@
-"""What is measured on one class of one data set: its state, its row of the table, and what there is to note."""
+"""Measurements on one class of one data set: their state, the row of the table, and the notes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsad.errors import ConfigError, ImageError, MetricError
-from zsad.metrics.exact import PIXEL_MEASURES, ExactPixelMetrics, ImageScores, MetricValue, PixelResult
-from zsad.metrics.pro import Bound
+from zsad.metrics.exact import PIXEL_MEASURES, ExactPixelMetrics, ImageScores, PixelResult
+from zsad.metrics.pro import UNDEFINED, Bound
 from zsad.metrics.streaming import PixelMetrics
 from zsad.metrics.table import COLUMNS, ResultRow
 from zsad.metrics.transductive import Domain, transductive_scores
@@ -25,7 +25,7 @@ Pro = Literal["aupro", "anomalyclip", "mvtec3d"]
 Pixels = PixelMetrics | ExactPixelMetrics
 ReadMask = Callable[[Path, tuple[int, int]], NDArray[np.bool_]]
 
-# What the column "pixel_pro" holds -> measure of the pixels.
+# Name of the PRO in the column "pixel_pro" -> measure of the pixels.
 PRO_MEASURES = {"aupro": "aupro", "anomalyclip": "pro_anomalyclip", "mvtec3d": "aupro_mvtec3d"}
 
 # Column of a row -> name in a `PixelResult`.
@@ -44,7 +44,7 @@ _NAMED_AT_MOST = 20
 
 
 class ScoredImage(Protocol):
-    """What an evaluation reads of a prediction: see `zsad.predict.prediction.Prediction`."""
+    """The part of a prediction that an evaluation reads: see `zsad.predict.prediction.Prediction`."""
 
     @property
     def score(self) -> float: ...
@@ -74,7 +74,7 @@ class ClassScores:
 
     @property
     def title(self) -> str:
-        """The class as notes name it."""
+        """Name of the class in notes."""
         return f"class {self.name} of {self.dataset}" if self.dataset else f"class {self.name}"
 
     def add(
@@ -106,7 +106,7 @@ class ClassScores:
         if self.pixels is None:
             return
         if label != 0 and sample.mask is None:
-            # Nobody marked what is anomalous here: as "all normal" the image would count against a good map.
+            # Its anomalous pixels are not marked: as "all normal" the image would count against a good map.
             self.maskless += 1
             return
         score_map = np.asarray(scored.canonical_map())
@@ -119,18 +119,18 @@ class ClassScores:
                 raise MetricError(f"map of {sample.image}: {error}") from error
 
     def rescore(self, domain: Domain) -> None:
-        """Puts scores that use all images of the class in the place of its own; needs the terms kept."""
+        """Put scores that use all images of the class in the place of its own; needs the terms kept."""
         highest, lowest, cosine = (
             [terms[name] for terms in self.terms] for name in ("map", "map_low", "global")
         )
         classes = [self.name] * len(self.terms)
-        found = transductive_scores(highest, lowest, cosine, classes, domain=domain)
-        self.images.scores = array("d", found.tolist())
+        scores = transductive_scores(highest, lowest, cosine, classes, domain=domain)
+        self.images.scores = array("d", scores.tolist())
 
     def _mask(
         self, sample: Sample, *, label: int | None, size: tuple[int, int], read_mask: ReadMask | None
     ) -> NDArray[np.bool_] | None:
-        """Mask of `size` (H, W), empty for a normal image; None when its file cannot be read."""
+        """Return the mask of `size` (H, W), empty for a normal image; None when its file cannot be read."""
         if label == 0 or sample.mask is None:
             return np.zeros(size, dtype=np.bool_)
         from zsad.images.decode import load_mask
@@ -161,10 +161,10 @@ class ClassScores:
         return self
 
     def measure(self, *, pro: Pro = "aupro", also: Sequence[str] = ()) -> tuple[ResultRow, list[str]]:
-        """The row of the class and its notes.
+        """Return the row of the class and its notes.
 
         Args:
-            pro: what the column "pixel_pro" holds.
+            pro: the PRO in the column "pixel_pro".
             also: further columns, as `check_also` takes them.
         """
         images = self.images.compute()
@@ -174,21 +174,24 @@ class ClassScores:
         pixels = None
         if self.pixels is not None:
             pixels = self.pixels.compute()
-            found = {column: _result(pixels, name) for column, name in PIXEL_COLUMNS.items()}
+            values = {column: pixels.metric(name) for column, name in PIXEL_COLUMNS.items()}
             if pro != "aupro":
-                found["pixel_pro"] = self.pixels.measure(PRO_MEASURES[pro])
+                values["pixel_pro"] = self.pixels.measure(PRO_MEASURES[pro])
             for name in also:
-                measure, limit = _split(name)
-                found[f"pixel_{name}"] = self.pixels.measure(measure, limit=limit)
-            metrics.update({column: measured.value for column, measured in found.items()})
+                measure, at, limit = name.partition("@")
+                values[f"pixel_{name}"] = self.pixels.measure(measure, limit=float(limit) if at else None)
+            metrics.update({column: metric.value for column, metric in values.items()})
             if isinstance(self.pixels, PixelMetrics):
-                bounds = {column: _bound(measured) for column, measured in found.items()}
+                bounds = {
+                    column: UNDEFINED if math.isnan(metric.value) else metric[1:]
+                    for column, metric in values.items()
+                }
         row = ResultRow(self.dataset, self.name, "class", images.normal, images.anomalous, metrics, bounds)
         notes = [*self._undefined(row, pixels), *self._left_out()]
         return row, [f"{self.title}: {note}" for note in notes]
 
     def _undefined(self, row: ResultRow, pixels: PixelResult | None) -> Iterator[str]:
-        """What is undefined or imprecise, and why."""
+        """Yield notes on metrics that are undefined or imprecise."""
         if lacking := _lacking("image", normal=row.normal, anomalous=row.anomalous):
             yield f"{lacking}, image AUROC, AP and F1-max undefined"
         if pixels is None or self.pixels is None:
@@ -211,7 +214,7 @@ class ClassScores:
             yield f"pixel metrics are certain to ±{100 * widest:.2g} points; {EXACT_HINT}"
 
     def _left_out(self) -> Iterator[str]:
-        """What did not enter the metrics, and why."""
+        """Yield notes on images that did not enter the metrics."""
         if self.unlabelled:
             yield f"{self.unlabelled} images without a label, not in the image metrics"
         if self.maskless:
@@ -224,7 +227,7 @@ class ClassScores:
 
 
 def check_also(names: Sequence[str]) -> tuple[str, ...]:
-    """The names of further columns, checked, each once.
+    """Return the names of further columns, checked, each once.
 
     A name is one of `PIXEL_MEASURES`, or one with the largest false positive rate, as "aupro@0.05".
 
@@ -246,22 +249,8 @@ def check_also(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _split(name: str) -> tuple[str, float | None]:
-    measure, at, limit = name.partition("@")
-    return measure, float(limit) if at else None
-
-
-def _result(pixels: PixelResult, name: str) -> MetricValue:
-    return MetricValue(getattr(pixels, name), *pixels.bounds[name])
-
-
-def _bound(measured: MetricValue) -> Bound:
-    """The bound of a value; none of one that is undefined."""
-    return (math.nan, math.nan) if math.isnan(measured.value) else (measured.low, measured.high)
-
-
 def _merged(one: Pixels | None, other: Pixels) -> Pixels:
-    """Both states in `one`, which is a new one when None."""
+    """Merge both states into `one`, a new one when None."""
     if isinstance(other, PixelMetrics):
         if one is None:
             one = PixelMetrics(bins=other.bins, value_range=other.value_range, limit=other.limit)
@@ -284,6 +273,6 @@ def _terms_of(scored: ScoredImage) -> dict[str, float]:
 
 
 def _lacking(unit: str, *, normal: int, anomalous: int) -> str:
-    """ "no normal image", "no anomalous image", both, or nothing."""
+    """Return "no normal image", "no anomalous image", both joined, or nothing."""
     counts = {"normal": normal, "anomalous": anomalous}
     return " and ".join(f"no {kind} {unit}" for kind, count in counts.items() if count == 0)

@@ -30,7 +30,7 @@ class Regions:
 
     @classmethod
     def find(cls, mask: NDArray[np.bool_]) -> Regions:
-        """The regions of mask (H, W)."""
+        """Find the regions of mask (H, W)."""
         # A column more than the mask has, so that the end of a row touches no start of the next one.
         stride = mask.shape[1] + 1
         starts, stops = _runs(mask, stride)
@@ -74,7 +74,7 @@ def label_regions(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
 
 
 def _runs(mask: NDArray[np.bool_], stride: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Where runs start and stop in a flat mask with rows of `stride` pixels, the last of which is background.
+    """Return starts and stops of runs in a flat mask with rows of `stride` pixels, the last of which is background.
 
     Only the rows from the first to the last with any foreground are read.
     """
@@ -90,7 +90,7 @@ def _runs(mask: NDArray[np.bool_], stride: int) -> tuple[NDArray[np.intp], NDArr
 
 
 def _join(count: int, one: NDArray[np.intp], other: NDArray[np.intp]) -> NDArray[np.intp]:
-    """The smallest member of each element's component, for edges (one, other) between `count` elements."""
+    """Return the smallest member of each element's component, for edges (one, other) between `count` elements."""
     root = np.arange(count)
     while True:
         left, right = root[one], root[other]

@@ -38,16 +38,16 @@ class Curves:
     pro: Line = field(default_factory=_nothing)
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
-        """The same under "roc_x", "roc_y", "pr_x", "pr_y", "pro_x" and "pro_y", for `numpy.savez`."""
+        """Return the same under "roc_x", "roc_y", "pr_x", "pr_y", "pro_x" and "pro_y", for `numpy.savez`."""
         lines = {"roc": self.roc, "pr": self.pr, "pro": self.pro}
         return {f"{name}_{axis}": line[k] for name, line in lines.items() for k, axis in enumerate("xy")}
 
 
 def curves(state: PixelMetrics | ExactPixelMetrics | ImageScores | None, *, points: int = 256) -> Curves:
-    """The curves of pixels or of image scores so far; of None, as of a class without masks, empty ones.
+    """Return the curves of pixels or of image scores so far; of None, as of a class without masks, empty ones.
 
     Args:
-        state: what `ClassScores.pixels` or `ClassScores.images` is; it stays as it is. Images have no PRO.
+        state: as in `ClassScores.pixels` or `ClassScores.images`; it stays as it is. Images have no PRO.
         points: the most points a curve may have, at least 2.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The evaluation protocol of zero-shot anomaly detection: what is measured on which images, and the means.
+"""The evaluation protocol of zero-shot anomaly detection: metrics of classes, data sets, and their means.
 
 Image and pixel metrics are taken for each class, then averaged over the classes of a data set, each class
 counting the same, then over data sets. What is undefined is NaN, left out of every mean and named in the
@@ -38,7 +38,7 @@ MICRO = "pooled: micro, all images and all pixels of a data set as of one class;
 
 
 class SamplePredictor(Protocol):
-    """What an evaluation needs: predictions in the order of the samples, unreadable ones skipped."""
+    """A source of predictions in the order of the samples, unreadable ones skipped."""
 
     def predict_samples(self, samples: Sequence[Sample]) -> Iterable[ScoredImage]: ...
 
@@ -51,11 +51,11 @@ def evaluate_scores(
     micro: bool = False,
     notes: Iterable[str] = (),
 ) -> ResultTable:
-    """The table of all `classes`: their rows, a mean row for each data set, and one over several data sets.
+    """Return the table of all `classes`: their rows, a mean row for each data set, and one over several data sets.
 
     Args:
         classes: any order; data sets appear in the order of their first class.
-        pro: what the column "pixel_pro" holds, as in `evaluate`.
+        pro: the PRO in the column "pixel_pro", as in `evaluate`.
         also: further columns, as in `evaluate`.
         micro: add a row "pooled" for each data set, all of its classes as one, as in `evaluate`.
         notes: lines to put before those on undefined metrics.
@@ -80,13 +80,11 @@ def evaluate_scores(
     means: list[ResultRow] = []
     remarks = list(notes)
     for dataset, group in groups.items():
-        own = []
-        for scores in group.values():
-            row, found = scores.measure(pro=pro, also=also)
-            own.append(row)
-            remarks.extend(found)
-        means.append(ResultRow.mean(own, dataset=dataset, name="mean", kind="mean"))
-        rows += [*own, means[-1]]
+        measured = [scores.measure(pro=pro, also=also) for scores in group.values()]
+        class_rows = [row for row, _ in measured]
+        remarks += [note for _, class_notes in measured for note in class_notes]
+        means.append(ResultRow.mean(class_rows, dataset=dataset, name="mean", kind="mean"))
+        rows += [*class_rows, means[-1]]
         if micro:
             rows.append(_pooled(dataset, group.values(), pro=pro, also=also))
     if len(means) > 1:
@@ -114,7 +112,7 @@ def evaluate(
 
     Args:
         detector: predicts the samples of the data set.
-        data: a folder or manifest, or what `zsad.datasets.manifest.discover` made of it.
+        data: a folder or manifest, or the result of `zsad.datasets.manifest.discover`.
         classes: names of the classes to measure; all when None.
         progress: called as `progress(done, total)` after each image.
         metrics: "streaming" (constant memory, pixel metrics with a bound) or "exact" (keeps every pixel).
@@ -126,12 +124,12 @@ def evaluate(
         micro: add a row "pooled" for each data set: all images, and all pixels, of all its classes as one.
         transductive: MoECLIP's published image scores, which use statistics of each class's test images, for
             the images' kind; None takes the method's own scores, each of its image alone.
-        collect: called with all that was measured of each class, once every image is added: for its curves
+        collect: called with the scores of each class, once every image is added: for its curves
             (`zsad.metrics.curve_points`) or to be merged with the same class measured elsewhere.
 
     Raises:
         DataError: neither labels nor masks, an unknown class, or a mask of another size than its image; the last
-            is looked for before anything is computed.
+            is raised before anything is computed.
         ConfigError: an unknown `metrics`, `pro` or name in `also`; transductive scores of a method without the
             terms they are made of.
         MetricError: an impossible limit, predictions that do not belong to the samples, or maps with NaN.
@@ -169,7 +167,7 @@ def evaluate(
 
 
 def check_measurable(data: DataSet) -> None:
-    """Looks for what would keep `evaluate` from measuring on a data set, without computing anything.
+    """Check that `evaluate` can measure on a data set, without computing anything.
 
     Raises:
         DataError: neither labels nor masks, or a mask of another size than its image.
@@ -178,7 +176,7 @@ def check_measurable(data: DataSet) -> None:
 
 
 def check_settings(*, metrics: str, pro: str, limit: float, also: Sequence[str]) -> tuple[str, ...]:
-    """The names of further columns, each once; raises as `evaluate` says."""
+    """Return the names of further columns, each once; errors as in `evaluate`."""
     if metrics not in ("streaming", "exact"):
         raise ConfigError(f"metrics is {metrics!r}, expected 'streaming' or 'exact'")
     if pro not in PRO_MEASURES:
@@ -188,7 +186,7 @@ def check_settings(*, metrics: str, pro: str, limit: float, also: Sequence[str])
 
 
 def _pooled(dataset: str, classes: Iterable[ClassScores], *, pro: Pro, also: Sequence[str]) -> ResultRow:
-    """The row of all classes of a data set as one."""
+    """Return the row of all classes of a data set as one."""
     pool = ClassScores(dataset, "pooled")
     for scores in classes:
         pool.merge(scores)
@@ -196,7 +194,7 @@ def _pooled(dataset: str, classes: Iterable[ClassScores], *, pro: Pro, also: Seq
 
 
 def _check_masks(samples: Sequence[Sample]) -> None:
-    """DataError for a mask of another size than its image; files without a readable header are left for later."""
+    """Raise a DataError for a mask of another size than its image; unreadable files are left for later."""
     from zsad.datasets.manifest import check_mask
 
     for sample in samples:
@@ -206,7 +204,7 @@ def _check_masks(samples: Sequence[Sample]) -> None:
 
 
 def chosen_samples(data: DataSet, classes: Sequence[str] | None) -> list[Sample]:
-    """The samples of `classes`; DataError when a class is unknown or nothing can be measured on them."""
+    """Return the samples of `classes`; DataError when a class is unknown or nothing can be measured on them."""
     samples = list(data.samples)
     if classes is not None:
         known = sorted({sample.class_name for sample in samples})
@@ -227,7 +225,7 @@ def chosen_samples(data: DataSet, classes: Sequence[str] | None) -> list[Sample]
 def empty_groups(
     samples: Sequence[Sample], *, fallback: str, metrics: Metrics, limit: float
 ) -> Mapping[tuple[str, str], ClassScores]:
-    """Empty scores for each class, with pixels only where an image has a mask: no other map is built."""
+    """Return empty scores for each class, with pixels only where an image has a mask: no other map is built."""
     groups: dict[tuple[str, str], ClassScores] = {}
     for sample in samples:
         key = (sample.dataset or fallback, sample.class_name)
@@ -241,7 +239,7 @@ def empty_groups(
 def _matched(
     samples: Sequence[Sample], predictions: Iterable[ScoredImage]
 ) -> Iterator[tuple[int, Sample, ScoredImage]]:
-    """Each prediction with its sample and the sample's position: the next one with the same path.
+    """Yield each prediction with its sample and the sample's position: the next one with the same path.
 
     Samples between could not be read. A prediction without a source belongs to the next sample.
     """

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from zsad.errors import MetricError
-from zsad.metrics.aupimo import RATE_BOUNDS, RateBounds, check_rate_bounds, image_scores
+from zsad.metrics.aupimo import image_scores
 from zsad.metrics.functional import Curve, MapScores, check_limit, check_scores
 from zsad.metrics.pro import Bound
 
-# What can be measured of pixels beside AUROC, AP, F1-max and AUPRO up to the state's limit.
+# Measures of pixels beside AUROC, AP, F1-max and AUPRO up to the state's limit.
 PIXEL_MEASURES = ("aupro", "pro_anomalyclip", "aupro_mvtec3d", "aupimo")
 
 
@@ -28,7 +28,7 @@ class MetricValue(NamedTuple):
 
 
 def check_measure(name: str, limit: float | None, *, default: float) -> float:
-    """The limit that is meant; MetricError for an unknown measure, an impossible limit or one without use."""
+    """Return the limit, by default that of the state; MetricError for an unknown measure or an impossible limit."""
     if name not in PIXEL_MEASURES:
         raise MetricError(f"measure is {name!r}, expected one of {', '.join(PIXEL_MEASURES)}")
     if limit is None:
@@ -56,9 +56,13 @@ class PixelResult:
     regions: int
     clamped: int
 
+    def metric(self, name: str) -> MetricValue:
+        """Return a metric by its name, "auroc", "ap", "f1_max" or "aupro", with its bound."""
+        return MetricValue(getattr(self, name), *self.bounds[name])
+
     def error(self, name: str) -> float:
-        """The most by which the metric `name` ("auroc", "ap", "f1_max", "aupro") can be off."""
-        value, (low, high) = float(getattr(self, name)), self.bounds[name]
+        """Return the most by which the metric `name` can be off."""
+        value, low, high = self.metric(name)
         return max(value - low, high - value)
 
 
@@ -115,7 +119,7 @@ class ExactPixelMetrics:
         )
 
     def measure(self, name: str, *, limit: float | None = None) -> MetricValue:
-        """One metric of `PIXEL_MEASURES`, up to a false positive rate `limit` other than the state's own."""
+        """Return one metric of `PIXEL_MEASURES`, up to a false positive rate `limit` other than the state's own."""
         pixels, limit = self._joined(), check_measure(name, limit, default=self.limit)
         if name == "aupro":
             value = pixels.curve().aupro(limit)
@@ -132,17 +136,8 @@ class ExactPixelMetrics:
         """The ranking of the pixels so far."""
         return self._joined().curve()
 
-    def pro_anomalyclip(self) -> float:
-        """The PRO of AnomalyCLIP's tables, see `zsad.metrics.functional.pro_anomalyclip`."""
-        return self._joined().pro_anomalyclip(limit=self.limit)
-
-    def aupimo(self, *, bounds: RateBounds = RATE_BOUNDS) -> NDArray[np.float64]:
-        """AUPIMO of each image in the order of updates, NaN for normal ones: see `zsad.metrics.aupimo`."""
-        check_rate_bounds(bounds)
-        return image_scores(self._joined(), bounds=bounds)
-
     def _joined(self) -> MapScores:
-        """All pixels as one sorted part, which replaces the parts so that a second call is cheap."""
+        """Return all pixels as one sorted part, which replaces the parts so that a second call is cheap."""
         self._parts = [MapScores.join(self._parts)]
         return self._parts[0]
 

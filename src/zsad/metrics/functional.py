@@ -52,7 +52,7 @@ class Curve:
 
     @property
     def defined(self) -> bool:
-        """Whether there are both normal and anomalous items."""
+        """True where there are both normal and anomalous items."""
         return self.normal > 0 and self.anomalous.size > 0
 
     @classmethod
@@ -219,18 +219,18 @@ class MapScores:
 
     @classmethod
     def split(cls, score_map: ArrayLike, mask: ArrayLike) -> MapScores:
-        """The pixels of one map (H, W) and its mask (H, W)."""
+        """Return the pixels of one map (H, W) and its mask (H, W)."""
         scores, foreground = check_map(score_map, mask)
-        found, flat = Regions.find(foreground), scores.ravel()
-        if found.count == 0:
+        regions, flat = Regions.find(foreground), scores.ravel()
+        if regions.count == 0:
             return cls(flat, flat[:0], flat[:0], np.zeros(0), np.zeros(0, np.int32), 1, 0)
-        weight = found.spread(1.0 / found.areas)
+        weight = regions.spread(1.0 / regions.areas)
         image = np.zeros(weight.size, dtype=np.int32)
-        return cls(flat[:0], scores[~foreground], flat[found.positions], weight, image, 1, found.count)
+        return cls(flat[:0], scores[~foreground], flat[regions.positions], weight, image, 1, regions.count)
 
     @classmethod
     def join(cls, parts: Iterable[MapScores]) -> MapScores:
-        """All parts as one, the clean and the mixed scores sorted upwards."""
+        """Join all parts, the clean and the mixed scores sorted upwards."""
         given = list(parts)
         if not given:
             nothing = np.zeros(0)
@@ -248,11 +248,11 @@ class MapScores:
 
     @classmethod
     def collect(cls, maps: Maps, masks: Maps) -> MapScores:
-        """The pixels of all maps, joined."""
+        """Return the pixels of all maps, joined."""
         return cls.join(cls.split(score_map, mask) for score_map, mask in _pairs(maps, masks))
 
     def normal(self) -> Floats:
-        """All normal scores, sorted upwards; needs `join`."""
+        """Return all normal scores, sorted upwards; needs `join`."""
         joined = np.concatenate((self.clean, self.mixed))
         joined.sort(kind="stable")  # the kind that merges two sorted halves in linear time
         return joined
@@ -262,7 +262,7 @@ class MapScores:
         return Curve.from_scores(self.normal(), self.anomalous, self.weight, regions=self.regions)
 
     def pro_anomalyclip(self, *, limit: float = 0.3, thresholds: int = ANOMALYCLIP_THRESHOLDS) -> float:
-        """See the function of this name; needs `join`."""
+        """Return the area, as the function of this name does; needs `join`."""
         normal = self.normal()
         if self.regions == 0 or normal.size == 0:
             return math.nan
@@ -272,7 +272,7 @@ class MapScores:
         return anomalyclip_pro(Levels.exact(rates, self._overlaps(levels)), limit=limit)[0]
 
     def aupro_mvtec3d(self, *, limit: float = 0.3, thresholds: int = MVTEC3D_THRESHOLDS) -> float:
-        """See `aupro_mvtec`; needs `join`."""
+        """Return the area, as `aupro_mvtec` does; needs `join`."""
         normal = self.normal()
         if self.regions == 0 or normal.size == 0:
             return math.nan
@@ -281,7 +281,7 @@ class MapScores:
         return mvtec3d_pro(Levels.exact(rates, self._overlaps(normal[ranks])), limit=limit)[0]
 
     def _overlaps(self, levels: Floats) -> NDArray[np.float64]:
-        """Mean overlap (K,) of the regions with the pixels above each of the levels (K,)."""
+        """Return the mean overlap (K,) of the regions with the pixels above each of the levels (K,)."""
         order = np.argsort(self.anomalous)
         # Weight of the pixels from each rank on: the summed overlap of all regions at a threshold just below.
         remaining = np.concatenate((np.cumsum(self.weight[order][::-1])[::-1], [0.0]))
@@ -297,7 +297,7 @@ def check_limit(limit: float) -> None:
 
 
 def check_map(score_map: ArrayLike, mask: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
-    """One map (H, W) as floats and its mask (H, W) as bool; MetricError when they are no such pair."""
+    """Return one map (H, W) as floats and its mask (H, W) as bool; MetricError when they are no such pair."""
     scores, foreground = check_scores(score_map, mask)
     check_two_axes(scores)
     return scores, foreground
@@ -310,7 +310,7 @@ def check_two_axes(scores: Floats) -> None:
 
 
 def check_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
-    """Scores as floats and labels as bool, of equal shapes.
+    """Return scores as floats and labels as bool, of equal shapes.
 
     Raises MetricError on NaN, on labels other than 0 and 1, and on differing shapes.
     """
@@ -322,13 +322,13 @@ def check_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[
 
 
 def nan_error(values: Floats) -> MetricError:
-    """The error for scores with NaN among them."""
+    """Return the error for scores with NaN among them."""
     missing = np.isnan(values).sum()
     return MetricError(f"{missing} of {values.size} scores are NaN, expected none; check the model's output")
 
 
 def as_pair(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
-    """As `check_scores`, but without the look for NaN."""
+    """Return what `check_scores` does, without the check for NaN."""
     values, truth = np.asarray(scores), np.asarray(labels)
     if values.shape != truth.shape:
         raise MetricError(
@@ -340,16 +340,15 @@ def as_pair(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.bo
         values = values.astype(np.float32 if values.dtype == np.float16 else np.float64)
     if truth.dtype != np.bool_:
         if truth.dtype.kind not in "iuf" or not ((truth == 0) | (truth == 1)).all():
-            shown = ", ".join(str(value) for value in np.unique(truth)[:5])
-            raise MetricError(f"labels hold {shown}, expected only 0 and 1; binarise them with `> 0`")
+            values_found = ", ".join(str(value) for value in np.unique(truth)[:5])
+            raise MetricError(f"labels hold {values_found}, expected only 0 and 1; binarise them with `> 0`")
         truth = truth == 1
     return values, truth
 
 
 def _sorted(parts: Sequence[Floats]) -> Floats:
-    """All parts as one array, sorted upwards."""
     joined = np.concatenate(parts)
-    joined.sort()
+    joined.sort()  # in place: parts may be most of the memory
     return joined
 
 
@@ -361,7 +360,7 @@ def _curve(scores: ArrayLike, labels: ArrayLike) -> Curve:
 
 
 def _pairs(maps: Maps, masks: Maps) -> Iterator[tuple[ArrayLike, ArrayLike]]:
-    """Maps and masks one by one; MetricError when their numbers differ or a single map was passed."""
+    """Pair maps and masks; MetricError when their numbers differ or a single map was passed."""
     for name, stack in (("maps", maps), ("masks", masks)):
         if isinstance(stack, np.ndarray) and stack.ndim != 3:
             raise MetricError(f"{name} have shape {stack.shape}, expected (B, H, W); add an axis for one map")

@@ -17,8 +17,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zsad.errors import MetricError
-from zsad.metrics import bounds as certain
 from zsad.metrics.aupimo import RATE_BOUNDS, log_area
+from zsad.metrics.bounds import (
+    ROUNDING,
+    aupimo_bound,
+    aupro_bound,
+    auroc_bound,
+    average_precision,
+    average_precision_bound,
+    f1_max_bound,
+    widened,
+)
 from zsad.metrics.components import Regions
 from zsad.metrics.exact import (
     MetricValue,
@@ -92,16 +101,16 @@ class PixelMetrics:
         low, high = scores.min(), scores.max()
         if np.isnan(low):
             raise nan_error(scores)
-        found = Regions.find(foreground)
-        self._check_room(found.count)
+        regions = Regions.find(foreground)
+        self._check_room(regions.count)
         bins = self._bin(scores.ravel(), outside=self._count_outside(scores, low, high))
         counts = np.bincount(bins, minlength=self.bins + 1)
         counts[-2] += counts[-1]
-        if found.count == 0:
+        if regions.count == 0:
             self.clean += counts[:-1]
         else:
             self.mixed += counts[:-1]
-            self._add_anomalous(np.minimum(bins[found.positions], self.bins - 1), found)
+            self._add_anomalous(np.minimum(bins[regions.positions], self.bins - 1), regions)
         self.maps += 1
         self.extremes = min(self.extremes[0], float(low)), max(self.extremes[1], float(high))
         self.double |= scores.dtype == np.float64
@@ -139,14 +148,14 @@ class PixelMetrics:
         """AUROC, AP, F1-max and AUPRO of all maps so far and their bounds; callable at any time."""
         curve = self.curve()
         bounds = {
-            "auroc": certain.widened(certain.auroc_bound(curve)),
-            "ap": certain.widened(certain.average_precision_bound(curve)),
-            "f1_max": certain.widened(certain.f1_max_bound(curve)),
-            "aupro": self._widened(certain.aupro_bound(curve, limit=self.limit)),
+            "auroc": widened(auroc_bound(curve)),
+            "ap": widened(average_precision_bound(curve)),
+            "f1_max": widened(f1_max_bound(curve)),
+            "aupro": self._widened(aupro_bound(curve, limit=self.limit)),
         }
         return PixelResult(
             auroc=curve.auroc(),
-            ap=certain.average_precision(curve),
+            ap=average_precision(curve),
             f1_max=curve.f1_max(),
             aupro=curve.aupro(self.limit),
             bounds=bounds,
@@ -157,7 +166,7 @@ class PixelMetrics:
         )
 
     def measure(self, name: str, *, limit: float | None = None) -> MetricValue:
-        """One metric of `PIXEL_MEASURES`, up to a false positive rate `limit` other than the state's own.
+        """Return one metric of `PIXEL_MEASURES`, up to a false positive rate `limit` other than the state's own.
 
         AUPIMO is the mean over anomalous images between the usual rates; a large normal image counts by its pixels.
 
@@ -171,7 +180,7 @@ class PixelMetrics:
             return MetricValue(math.nan, math.nan, math.nan)
         if name == "aupro":
             curve = self.curve()
-            value, bound = curve.aupro(limit), certain.aupro_bound(curve, limit=limit)
+            value, bound = curve.aupro(limit), aupro_bound(curve, limit=limit)
         elif name == "pro_anomalyclip":
             value, bound = anomalyclip_pro(self._equidistant_levels(), limit=limit)
         else:
@@ -236,17 +245,17 @@ class PixelMetrics:
         if min(self.maps, self.clamped) < 0 or (self.anomalous > self.mixed).any():
             raise MetricError("counts below 0 or more anomalous pixels than pixels; the state is damaged")
 
-    def _add_anomalous(self, bins: NDArray[np.intp], found: Regions) -> None:
-        """Adds the foreground of a map, of which `bins` (m,), to the anomalous pixels."""
+    def _add_anomalous(self, bins: NDArray[np.intp], regions: Regions) -> None:
+        """Add the foreground of a map, of which `bins` (m,), to the anomalous pixels."""
         # In place: the few anomalous pixels do not deserve histograms of their own.
         np.add.at(self.anomalous, bins, 1)
-        np.add.at(self.weight, bins, found.spread(np.rint(UNIT / found.areas).astype(np.int64)))
+        np.add.at(self.weight, bins, regions.spread(np.rint(UNIT / regions.areas).astype(np.int64)))
         np.add.at(self.share, bins, round(UNIT / bins.size))
-        self.regions += found.count
+        self.regions += regions.count
         self.anomalous_maps += 1
 
     def _count_outside(self, scores: NDArray[np.floating], lowest: float, highest: float) -> bool:
-        """Counts the scores out of the range and says whether there are any."""
+        """Count the scores out of the range; True where there are any."""
         low, high = self.value_range
         with np.errstate(over="ignore"):
             if np.float32(lowest) >= low and np.float32(highest) <= high:
@@ -256,7 +265,7 @@ class PixelMetrics:
         return True
 
     def _bin(self, scores: NDArray[np.floating], *, outside: bool) -> NDArray[np.intp]:
-        """Bin of every score (n,), the upper end of the range being one of its own, in a scratch array.
+        """Return the bin of every score (n,), the upper end of the range being one of its own, in a scratch array.
 
         Each step is monotone, so that a higher score is never in a lower bin. `outside` says that some scores are
         out of the range; they count at its ends.
@@ -274,7 +283,7 @@ class PixelMetrics:
         return bins
 
     def _curve(self, normal: NDArray[np.int64], weight: NDArray[np.int64], *, regions: int) -> Curve:
-        """Ranking of the anomalous pixels of a `weight` (bins,) that sums to `regions`, among `normal` (bins,)."""
+        """Return the ranking of anomalous pixels of `weight` (bins,), summing to `regions`, among `normal` (bins,)."""
         filled = np.flatnonzero(self.anomalous)[::-1]
         below = np.cumsum(normal)
         total = int(below[-1])
@@ -288,19 +297,19 @@ class PixelMetrics:
         )
 
     def _widened(self, bound: Bound) -> Bound:
-        """The bound, wider by what float64 loses and by the rounding of the weights to whole numbers."""
+        """Return the bound, wider by what float64 loses and by the rounding of the weights to whole numbers."""
         pixels = int(self.anomalous.sum()) / max(self.regions, self.anomalous_maps, 1)
-        return certain.widened(bound, certain.ROUNDING + pixels / UNIT)
+        return widened(bound, ROUNDING + pixels / UNIT)
 
     def _aupimo(self) -> MetricValue:
         curve = self._curve(self.clean, self.share, regions=1)
-        bound = certain.aupimo_bound(curve, bounds=RATE_BOUNDS)
+        bound = aupimo_bound(curve, bounds=RATE_BOUNDS)
         if math.isnan(bound[0]):
             return MetricValue(math.nan, *bound)
         above, beside = curve.above / curve.normal, (curve.above + curve.tied) / curve.normal
         value = float(curve.weight @ log_area(above, beside, bounds=RATE_BOUNDS))
         pixels = int(self.anomalous.sum()) / self.anomalous_maps
-        return MetricValue(min(value, 1.0), *certain.widened(bound, certain.ROUNDING + pixels / UNIT))
+        return MetricValue(min(value, 1.0), *widened(bound, ROUNDING + pixels / UNIT))
 
     def _equidistant_levels(self) -> Levels:
         """AnomalyCLIP's thresholds; scores of the bin that holds one may lie on either side of it."""
@@ -308,8 +317,8 @@ class PixelMetrics:
         levels = equidistant(*(kind(end) for end in self.extremes), thresholds=ANOMALYCLIP_THRESHOLDS)
         bins = np.minimum(self._bin(levels, outside=True), self.bins - 1)
         low, high = self.value_range
-        place = (levels.astype(np.float64) - low) * (self.bins / (high - low)) - bins
-        return self._levels(bins, np.clip(place, 0.0, 1.0))
+        position = (levels.astype(np.float64) - low) * (self.bins / (high - low)) - bins
+        return self._levels(bins, np.clip(position, 0.0, 1.0))
 
     def _quantile_levels(self) -> Levels:
         """MVTec 3D-AD's thresholds: their rates are known, their bins as well, their places in the bins are not."""
@@ -321,12 +330,12 @@ class PixelMetrics:
         levels = self._levels(bins, (ranks + 0.5 - (below[bins] - tied)) / tied)
         return replace(levels, rates=(1.0 - (ranks + 1) / below[-1],) * 3)
 
-    def _levels(self, bins: NDArray[np.intp], place: NDArray[np.float64]) -> Levels:
-        """Levels of thresholds in `bins` (K,), of each of which the share `place` (K,) may lie below."""
+    def _levels(self, bins: NDArray[np.intp], position: NDArray[np.float64]) -> Levels:
+        """Return the levels of thresholds in `bins` (K,), of each of which the share `position` (K,) may lie below."""
 
         def shares_above(counts: NDArray[np.int64]) -> Estimates:
             below, tied, whole = np.cumsum(counts)[bins], counts[bins], max(int(counts.sum()), 1)
-            guess, low, high = (1.0 - (below - tied * (1.0 - at)) / whole for at in (place, 1.0, 0.0))
+            guess, low, high = (1.0 - (below - tied * (1.0 - at)) / whole for at in (position, 1.0, 0.0))
             return guess, low, high
 
         return Levels(rates=shares_above(self.normal), overlaps=shares_above(self.weight))
@@ -337,9 +346,8 @@ _COUNTS = ("regions", "clamped", "maps", "anomalous_maps")
 
 
 def _scratch_of(size: int) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Two arrays (size,) that live until the same thread asks again."""
-    held: tuple[NDArray[np.float32], NDArray[np.intp]] | None = getattr(_scratch, "arrays", None)
-    if held is None or held[0].size != size:
-        held = np.empty(size, np.float32), np.empty(size, np.intp)
-        _scratch.arrays = held
-    return held
+    """Return two arrays (size,) that live until the same thread asks again."""
+    arrays: tuple[NDArray[np.float32], NDArray[np.intp]] | None = getattr(_scratch, "arrays", None)
+    if arrays is None or arrays[0].size != size:
+        arrays = _scratch.arrays = np.empty(size, np.float32), np.empty(size, np.intp)
+    return arrays

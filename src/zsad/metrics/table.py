@@ -57,7 +57,7 @@ class ResultRow:
 
     @classmethod
     def mean(cls, rows: Sequence[ResultRow], *, dataset: str, name: str, kind: Kind) -> ResultRow:
-        """The unweighted mean of `rows`; undefined values are left out of it and of the count."""
+        """Return the unweighted mean of `rows`; undefined values are left out of it and of the count."""
         metrics, bounds, averaged = {}, {}, {}
         for column in dict.fromkeys([*COLUMNS, *(name for row in rows for name in row.metrics)]):
             defined = [row for row in rows if not math.isnan(row.metrics[column])]
@@ -78,12 +78,12 @@ class ResultRow:
         )
 
     def error(self, column: str) -> float:
-        """The most by which the value of a column can be off; 0 where it is exact or undefined."""
+        """Return the most by which the value of a column can be off; 0 where it is exact or undefined."""
         value, (low, high) = self.metrics[column], self.bounds.get(column, (math.nan, math.nan))
         return 0.0 if math.isnan(value) or math.isnan(low) else max(value - low, high - value)
 
     def to_dict(self) -> dict[str, object]:
-        """The row as JSON values; undefined is None."""
+        """Return the row as JSON values; undefined is None."""
         entry: dict[str, object] = {
             "dataset": self.dataset,
             "name": self.name,
@@ -107,7 +107,7 @@ class ResultTable:
 
     `pro` names the PRO of the rows, "aupro" (whole curve), "anomalyclip" or "mvtec3d", up to `limit`.
     `unreadable` counts the images and masks that were left out because their files cannot be read. `seen` says
-    what of the data the model was trained on; such a table is marked wherever it is shown.
+    what of the data the model was trained on; such a table is marked wherever it is printed.
     """
 
     rows: list[ResultRow]
@@ -118,14 +118,14 @@ class ResultTable:
     seen: str = ""
 
     def row(self, name: str, *, dataset: str | None = None, kind: Kind = "class") -> ResultRow:
-        """The row of a class, or with `kind` the row "mean", "pooled" or "overall". KeyError when there is none."""
+        """Return the row of a class, or with `kind` the row "mean", "pooled" or "overall"; KeyError without one."""
         for row in self.rows:
             if row.name == name and row.kind == kind and dataset in (None, row.dataset):
                 return row
         raise KeyError(f"no {kind} row {name!r}" + ("" if dataset is None else f" in data set {dataset!r}"))
 
     def headings(self) -> dict[str, str]:
-        """The columns of the rows and their headings, further columns last."""
+        """Return the columns of the rows and their headings, further columns last."""
         titles = dict(COLUMNS)
         extra = "" if self.limit == 0.3 else f" to {self.limit:g}"
         if self.pro != "aupro":
@@ -137,7 +137,7 @@ class ResultTable:
         return titles
 
     def to_json(self) -> str:
-        """The table as a JSON document, values unrounded, undefined as null."""
+        """Return the table as a JSON document, values unrounded, undefined as null."""
         document = {
             "pro": {"name": self.pro, "limit": self.limit},
             "rows": [row.to_dict() for row in self.rows],
@@ -148,7 +148,7 @@ class ResultTable:
         return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
 
     def to_csv(self) -> str:
-        """The rows as CSV with a header line, values unrounded, undefined as an empty field.
+        """Return the rows as CSV with a header line, values unrounded, undefined as an empty field.
 
         Only the table of a model that has seen the data has the column `seen`.
         """
@@ -159,15 +159,15 @@ class ResultTable:
         writer.writerow(["dataset", "name", "kind", "normal", "anomalous", *columns, *mark])
         for row in self.rows:
             values = [_number(row.metrics[column]) for column in columns]
-            said = [self.seen] if self.seen else []
-            writer.writerow([row.dataset, row.name, row.kind, row.normal, row.anomalous, *values, *said])
+            seen = [self.seen] if self.seen else []
+            writer.writerow([row.dataset, row.name, row.kind, row.normal, row.anomalous, *values, *seen])
         return text.getvalue()
 
     def render(self, *, digits: int = 1) -> Table:
-        """The rows in percent as a `rich` table; undefined is a dash, a column all undefined is left out."""
+        """Return the rows in percent as a `rich` table; undefined is a dash, a column all undefined is left out."""
         from rich.text import Text
 
-        shown = {
+        columns = {
             column: heading
             for column, heading in self.headings().items()
             if any(not math.isnan(row.metrics[column]) for row in self.rows)
@@ -182,13 +182,13 @@ class ResultTable:
         longest = max((len(row.name) for row in self.rows), default=0)
         table.add_column("class", overflow="fold", no_wrap=longest <= SHORT)
         table.add_column("images", justify="right", no_wrap=True)
-        for heading in shown.values():
+        for heading in columns.values():
             table.add_column(heading, justify="right")
         previous = None
         for row in self.rows:
             if previous is not None and (row.kind == "overall" or row.dataset != previous.dataset):
                 table.add_section()
-            cells = [_percent(row.metrics[column], digits=digits) for column in shown]
+            cells = [_percent(row.metrics[column], digits=digits) for column in columns]
             lead = [row.dataset, row.name] if several else [row.name]
             style = None if row.kind == "class" else "bold"
             table.add_row(*lead, f"{row.normal} + {row.anomalous}", *cells, style=style)
@@ -197,8 +197,9 @@ class ResultTable:
 
 
 def plain_table(**settings: Any) -> Table:
-    """An empty `rich` table as all tables of results look: no frame, a line below the headings, and narrow enough that
-    an evaluation with every metric fits 80 columns.
+    """Return an empty `rich` table in the style of all results: no frame, a line below the headings, little space.
+
+    An evaluation with every metric fits 80 columns.
 
     Args:
         settings: further arguments of `rich.table.Table`.

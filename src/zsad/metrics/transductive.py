@@ -27,7 +27,7 @@ def transductive_scores(
     *,
     domain: Domain = "industrial",
 ) -> NDArray[np.float64]:
-    """MoECLIP's image scores (n,): `(m + (cos_a + 1) / 2) / 2`, m the map's maximum normalised over its class.
+    """Return MoECLIP's image scores (n,): `(m + (cos_a + 1) / 2) / 2`, m the map's maximum normalised over its class.
 
     What the paper normalises is linear in the cosines; our maps are sigmoids of that, which are undone here.
 
@@ -52,11 +52,11 @@ def transductive_scores(
             f"{len(high)} maxima, {len(low)} minima, {len(whole)} cosines and {len(classes)} classes: give one of "
             f"each for every image"
         )
-    _, own = np.unique(np.asarray(classes), return_inverse=True)
-    top, floor = np.full(len(high), -np.inf), np.full(len(high), np.inf)
-    np.maximum.at(top, own, high)
-    np.minimum.at(floor, own, low)
-    scaled = (high - floor[own]) / np.maximum(top - floor, np.finfo(np.float64).tiny)[own]
+    _, group = np.unique(np.asarray(classes), return_inverse=True)
+    largest, smallest = np.full(len(high), -np.inf), np.full(len(high), np.inf)
+    np.maximum.at(largest, group, high)
+    np.minimum.at(smallest, group, low)
+    scaled = (high - smallest[group]) / np.maximum(largest - smallest, np.finfo(np.float64).tiny)[group]
     scores: NDArray[np.float64] = scaled if domain == "medical" else (scaled + whole) / 2
     return scores
 
