@@ -26,7 +26,6 @@ import numpy.typing as npt
 import torch
 
 import zsad
-from zsad.backends.torch import TorchBackend
 from zsad.cli.main import main as run_command
 from zsad.clip.model import CLIP
 from zsad.clip.presets import preset
@@ -120,7 +119,7 @@ def large(layers: int, work: Path) -> Iterator[tuple[str, Detector, Detector]]:
     state = method.adapter_state().items()
     method.load_adapter({key: one + 0.02 * torch.randn(one.shape, generator=noise) for key, one in state})
     card = card_of(method, CardParts.of(method, backbone), created="")
-    native = Detector(TorchBackend(method), card, name="large")
+    native = Detector.from_method(method, card, name="large")
     for target in TARGETS:
         graph, _ = export_model(
             native.backend,

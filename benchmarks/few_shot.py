@@ -19,9 +19,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from zsad.comparison.batch import Mutual
 from zsad.comparison.compare import Comparison, fuse, look_closely, picture_key
 from zsad.comparison.references import collect_references
-from zsad.detector import Detector, load
+from zsad.detector import Detector
 from zsad.images.decode import load_image, load_mask
 from zsad.images.inputs import walk_images
+from zsad.loading import load
 from zsad.nn.maps import render_map_numpy
 
 STEP = 4  # pixels of the map that are measured: every fourth a side
@@ -31,12 +32,12 @@ class Seen:
     """One image: pixels for the model, features, what the model says, its mask at the map's size."""
 
     def __init__(self, detector: Detector, path: Path) -> None:
-        self.pixels = detector.preprocess(load_image(path, target=detector.preprocess.image_size))
+        self.pixels = detector.model.preprocess(load_image(path, target=detector.model.preprocess.image_size))
         with torch.inference_mode():
             features, self.kinds = look_closely(detector.method, torch.from_numpy(self.pixels[None]))
             self.output = detector.method.predict(features)
         self.key, self.label = picture_key(self.pixels), int(path.parent.name != "good")
-        size = detector.map_spec.size
+        size = detector.backend.spec.size
         self.mask = np.zeros(size, bool)
         if self.label:
             folder = path.parents[2] / "ground_truth" / path.parent.name
@@ -48,7 +49,7 @@ class Seen:
         if comparison is not None:
             with torch.inference_mode():
                 output = fuse(detector.method, output, comparison, self.kinds, [self.key])
-        values = render_map_numpy(output.logits[0].numpy(), detector.map_spec)
+        values = render_map_numpy(output.logits[0].numpy(), detector.backend.spec)
         return float(output.score[0]), values[::STEP, ::STEP]
 
 

@@ -43,7 +43,7 @@ def draw(size: tuple[int, int], *, defect: int | None, seed: int = 0) -> tuple[I
 
 def score(path: Path, options: argparse.Namespace) -> dict[str, float]:
     """Scores one picture; memory in MB."""
-    from zsad.detector import load
+    from zsad.loading import load
 
     detector = load(options.model, device="cpu", backend=options.backend)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

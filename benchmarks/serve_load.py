@@ -221,7 +221,7 @@ def run(address: str, requests: list[Request], clients: int, memory: Memory) -> 
 
 def library(pictures: list[bytes], options: argparse.Namespace) -> dict[int, float]:
     """The score of each picture, as the library gives it for that picture alone."""
-    from zsad.detector import load
+    from zsad.loading import load
 
     detector = load(options.model, device="cpu", backend="torch", calibration=None, threads=options.threads)
     return {number: detector.predict(picture).score for number, picture in enumerate(pictures)}

@@ -32,7 +32,7 @@ def test_score_is_the_methods_own(detector: Detector, toy) -> None:
     import torch
 
     image = Image.open(toy.images / "part01.png")
-    pixels = torch.from_numpy(detector.preprocess(image))[None]
+    pixels = torch.from_numpy(detector.model.preprocess(image))[None]
     with torch.no_grad():
         output = detector.method(detector.method.features(pixels))
     found = detector.predict(image)

@@ -34,8 +34,8 @@ ROOMS = (
     "calibration",
     "comparison",
     "export",
-    "loading",
     "detector",
+    "loading",
     "runs",
     "scale",
     "serve",
@@ -55,20 +55,12 @@ SHARED_FILE_NAMES: dict[str, str] = {
 SHARED_CLASS_NAMES: dict[str, str] = {}
 
 BREACHES: dict[str, set[str]] = {
-    "upward imports": {
-        "comparison.load -> detector",
-    },
-    "circles": {
-        "comparison.load detector",
-        "predict.options predict.pipeline predict.tiles",
-    },
     "long files": {
         "detector.py",
         "serve/app.py",
     },
     "long functions": {
         "cli.calibrate:calibrate_command",
-        "cli.evaluate:evaluate_command",
         "cli.predict:predict_command",
         "cli.serve:serve_command",
     },
@@ -78,9 +70,7 @@ BREACHES: dict[str, set[str]] = {
         "wmoeclip",
     },
     "shared names": {
-        "Limits",
         "regions.py",
-        "remeasure.py",
     },
 }
 
@@ -214,7 +204,8 @@ def shared_names() -> set[str]:
     files: dict[str, list[str]] = defaultdict(list)
     classes: dict[str, list[str]] = defaultdict(list)
     for name, path in MODULES.items():
-        files[path.name].append(name)
+        if room(name) != "cli":  # a verb's file is named by the verb, like the file that does its work
+            files[path.name].append(name)
         for node in TREES[name].body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 classes[node.name].append(name)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
-    from zsad.detector import Detector, load
+    from zsad.detector import Detector
+    from zsad.loading import load
     from zsad.metrics.evaluation import evaluate
     from zsad.predict.prediction import Prediction
 
 _LAZY = {
     "Detector": "zsad.detector",
-    "load": "zsad.detector",
+    "load": "zsad.loading",
     "Prediction": "zsad.predict.prediction",
     "evaluate": "zsad.metrics.evaluation",
 }

@@ -1,4 +1,4 @@
-"""Which model a name means, and loading it into a backend."""
+"""Loading: from the name of a model to a detector."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from typing import TYPE_CHECKING, Literal
 
 from zsad.backends.backend import Backend, Precision
 from zsad.backends.graph_card import SUFFIXES, find_graph, read_export
+from zsad.detector import Detector
 from zsad.errors import CheckpointError, ConfigError
+from zsad.predict.view import Model
 
 if TYPE_CHECKING:
     import torch
 
-    from zsad.card import BackboneReference, Card
+    from zsad.calibration.calibration import Calibration
+    from zsad.card import BackboneReference
 
 BackendName = Literal["auto", "torch", "onnx", "openvino"]
 BACKENDS: tuple[BackendName, ...] = ("auto", "torch", "onnx", "openvino")
 BUNDLED_BACKBONE = "zsad-tiny"
+DEFAULT_MODEL = "promptmoe-tiny"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class LoadRequest:
     """What is asked for; as the arguments of `zsad.load`."""
 
     model: str | Path
@@ -34,24 +38,7 @@ class Request:
     threads: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model, ready to run.
-
-    Attributes:
-        backend: that runs it.
-        card: what it is.
-        file: its weights or graph, beside which a calibration may lie; None for a method without training.
-        shows: what prompts inside a graph call the object.
-    """
-
-    backend: Backend
-    card: Card
-    file: Path | None = None
-    shows: str | None = None
-
-
-def load_model(request: Request) -> Loaded:
+def load_model(request: LoadRequest) -> Model:
     """The model that is asked for, in the backend that is asked for, or that suits it and the machine.
 
     Raises:
@@ -78,7 +65,7 @@ def load_model(request: Request) -> Loaded:
     )
 
 
-def _load_fastest(request: Request) -> Loaded:
+def _load_fastest(request: LoadRequest) -> Model:
     from zsad.backends.torch import TorchBackend
     from zsad.export.graph_cache import fastest_backend
 
@@ -99,7 +86,7 @@ def _is_run(model: str | Path) -> bool:
     return (Path(model).expanduser() / "model.safetensors").is_file()
 
 
-def _load_graph(graph: Path, request: Request) -> Loaded:
+def _load_graph(graph: Path, request: LoadRequest) -> Model:
     own = SUFFIXES[graph.suffix]
     if request.backend == "torch":
         raise ConfigError(
@@ -117,10 +104,10 @@ def _load_graph(graph: Path, request: Request) -> Loaded:
         wanted = "openvino" if own == "openvino" or find_spec("openvino") is not None else "onnx"
     card = read_export(graph)
     backend = _runtime(wanted, graph, card, request)
-    return Loaded(backend, card.model, graph, card.object_name)
+    return Model(backend, card.model, str(request.model), graph, card.object_name)
 
 
-def _runtime(wanted: str, graph: Path, card: object, request: Request) -> Backend:
+def _runtime(wanted: str, graph: Path, card: object, request: LoadRequest) -> Backend:
     from zsad.backends.exported import ExportedBackend
 
     kind: type[ExportedBackend]
@@ -138,7 +125,7 @@ def untrained_methods() -> list[str]:
     return sorted(name for name, entry in METHODS.items() if not entry.needs_training)
 
 
-def load_checkpoint_or_method(request: Request, *, precision: Precision = "fp32") -> Loaded:
+def load_checkpoint_or_method(request: LoadRequest, *, precision: Precision = "fp32") -> Model:
     """A checkpoint, or a method without training, in PyTorch; raises as `load_model`."""
     from zsad.device import select_device
 
@@ -164,8 +151,8 @@ def _untrained_method(model: str) -> tuple[str, str | None] | None:
 
 
 def _load_untrained(
-    name: str, default: str | None, *, request: Request, device: torch.device, precision: Precision
-) -> Loaded:
+    name: str, default: str | None, *, request: LoadRequest, device: torch.device, precision: Precision
+) -> Model:
     from zsad.backends.torch import TorchBackend
     from zsad.clip.weights import load_backbone
     from zsad.methods.registry import build
@@ -179,10 +166,10 @@ def _load_untrained(
     tower = load_backbone(wanted, weights=request.weights, device=device)
     method = build(name, None, tower).to(device)
     card = card_of(method, CardParts.of(method, tower), created="")
-    return Loaded(TorchBackend(method, precision=precision), card)
+    return Model(TorchBackend(method, precision=precision), card, str(request.model))
 
 
-def _load_trained(request: Request, *, device: torch.device, precision: Precision) -> Loaded:
+def _load_trained(request: LoadRequest, *, device: torch.device, precision: Precision) -> Model:
     from zsad.backends.torch import TorchBackend
     from zsad.clip.presets import preset_names
     from zsad.clip.weights import load_backbone
@@ -200,7 +187,7 @@ def _load_trained(request: Request, *, device: torch.device, precision: Precisio
         if tower.sha256 != own.sha256:
             raise _other_backbone(model, own, f"{given} (sha256 {tower.sha256[:12]})")
     method, card = build_method(model, backbone=tower, device=device)
-    return Loaded(TorchBackend(method, precision=precision), card, resolve_model(model))
+    return Model(TorchBackend(method, precision=precision), card, str(model), resolve_model(model))
 
 
 def _other_backbone(model: str | Path, own: BackboneReference, given: str) -> CheckpointError:
@@ -208,3 +195,48 @@ def _other_backbone(model: str | Path, own: BackboneReference, given: str) -> Ch
         f"model {str(model)!r} was trained on backbone {own.name} (sha256 {own.sha256[:12]}), not on {given}; "
         "leave out --backbone, or use a method without training such as --model clip"
     )
+
+
+def load(
+    model: str | Path = DEFAULT_MODEL,
+    *,
+    backbone: str | Path | None = None,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    calibration: str | Path | Calibration | None = "auto",
+    backend: BackendName | None = None,
+    precision: Precision = "auto",
+    threads: int | None = None,
+) -> Detector:
+    """Return a detector, ready for images.
+
+    Args:
+        model: a run folder, a checkpoint file, a bundled model ("promptmoe-tiny"), a method that needs no
+            training ("clip-tiny" on the bundled backbone, "clip" on any `backbone`), or what `zsad export` wrote.
+        backbone: another tower for methods without training, by preset name or path; for a trained model,
+            where its own backbone lies.
+        weights: file or folder of the backbone's weights, where not bundled or cached.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        calibration: thresholds, or their file; "auto" takes the one beside the model, if any; None or "none": none.
+        backend: "torch"; "onnx" or "openvino" for what `zsad export` wrote, without importing PyTorch; "auto" takes
+            what is fastest here, at the cost of an export when a model is first used; None: what the model is made for.
+        precision: "fp32", "bf16", "fp16"; "auto" is full precision in PyTorch, unless the backend is "auto" and there
+            is a GPU, and bf16 in OpenVINO on processors that have it.
+        threads: of the runtime of an exported graph; PyTorch's are the process's own.
+
+    Raises:
+        CalibrationError: the calibration is broken, or of another model.
+        CheckpointError: no such model, a broken one, or one of another backbone.
+        BackboneError: the backbone cannot be loaded.
+        ConfigError: the device is not there, or the backend does not run this model.
+
+    Example:
+        >>> import numpy, zsad
+        >>> detector = zsad.load("promptmoe-tiny", device="cpu")
+        >>> prediction = detector.predict(numpy.zeros((480, 640), numpy.uint8))
+        >>> prediction.map.shape, 0 <= prediction.score <= 1
+        ((480, 640), True)
+    """
+    path = Path(weights) if weights is not None else None
+    request = LoadRequest(model, backbone, path, device, backend, precision, threads)
+    return Detector(load_model(request)).use_default(calibration)

@@ -297,16 +297,16 @@ def test_disk_full_from_the_start_leaves_nothing(predict, toy, tmp_path: Path, m
 
 
 def test_interrupt_keeps_finished_rows(predict, toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import zsad.cli.scoring as scoring
+    from zsad.cli import printing
 
-    result_line = scoring.result_line
+    result_line = printing.result_line
 
     def stop_at_second(prediction: object, **rest: object) -> str:
         if "part01" in str(prediction):
             raise KeyboardInterrupt
         return result_line(prediction, **rest)
 
-    monkeypatch.setattr(scoring, "result_line", stop_at_second)
+    monkeypatch.setattr(printing, "result_line", stop_at_second)
     out = tmp_path / "out"
     code, _, said = predict(toy.images, "--out", out, "--batch-size", 1)
     assert code == 130 and "goes on where it stopped" in said
@@ -318,9 +318,7 @@ def test_interrupt_keeps_finished_rows(predict, toy, tmp_path: Path, monkeypatch
 
 
 def test_without_jinja_the_run_still_works(predict, toy, tmp_path: Path, monkeypatch) -> None:
-    import zsad.cli.scoring as scoring
-
-    monkeypatch.setattr(scoring, "find_spec", lambda name: None)
+    monkeypatch.setattr("zsad.runs.predict_run.find_spec", lambda name: None)
     code, _, said = predict(toy.images, "--out", tmp_path / "out")
     assert code == 0 and "pip install 'zsad[report]'" in said
     assert len(rows_of(tmp_path / "out")) == 5 and not (tmp_path / "out" / "report.html").exists()

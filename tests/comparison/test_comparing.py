@@ -13,11 +13,12 @@ from zsad.comparison.batch import Mutual
 from zsad.comparison.compare import look_closely
 from zsad.comparison.load import save_references
 from zsad.comparison.references import Collector, References
-from zsad.detector import Detector, load
+from zsad.detector import Detector
 from zsad.errors import CheckpointError, ConfigError, DataError
+from zsad.loading import load
 from zsad.nn.maps import render_map_numpy
-from zsad.predict.options import InputOptions
 from zsad.predict.tiles import Tiling
+from zsad.predict.view import InputOptions
 from zsad.types import Sample
 
 
@@ -39,7 +40,7 @@ def compared(detector: Detector, parts: list[Path]) -> Detector:
 def kinds_of(detector: Detector, path: Path) -> list[torch.Tensor]:
     from zsad.images.decode import load_image
 
-    pixels = torch.from_numpy(detector.preprocess(load_image(path))[None])
+    pixels = torch.from_numpy(detector.model.preprocess(load_image(path))[None])
     return [kind[0] for kind in look_closely(detector.method, pixels)[1]]
 
 
@@ -89,7 +90,7 @@ def test_statistics_leave_the_own_image_out(detector: Detector, parts: list[Path
     from zsad.images.decode import load_image
 
     for path in parts[:3]:
-        collector.add(detector.preprocess(load_image(path)))
+        collector.add(detector.model.preprocess(load_image(path)))
     made = collector.finish()
     features = [kinds_of(detector, path) for path in parts[:3]]
     for kind, (mean, deviation) in enumerate(made.statistics):
@@ -122,12 +123,11 @@ def test_papers_rule_takes_distances_as_they_are(detector: Detector, parts: list
 def test_a_file_gives_the_same_scores(
     detector: Detector, compared: Detector, parts: list[Path], tmp_path: Path
 ) -> None:
-    path = save_references(compared, tmp_path / "refs.safetensors")
+    path = save_references(compared.model, compared.view, tmp_path / "refs.safetensors")
     read = detector.with_references(path)
     assert read.predict(parts[4]).score == compared.predict(parts[4]).score
     assert read.identity() == compared.identity() != detector.identity()
-    other = Detector(detector.backend, detector.card)
-    other.looking = InputOptions(tiling=Tiling(64))
+    other = detector.with_(options=InputOptions(tiling=Tiling(64)))
     with pytest.raises(CheckpointError, match="other tiles"):
         other.with_references(path)
     content = path.read_bytes()
@@ -137,7 +137,7 @@ def test_a_file_gives_the_same_scores(
             detector.with_references(path)
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="no references to save"):
-        save_references(detector, path)
+        save_references(detector.model, detector.view, path)
 
 
 def test_what_cannot_be_used_is_told(detector: Detector, tmp_path: Path, parts: list[Path]) -> None:
@@ -155,8 +155,7 @@ def test_what_cannot_be_used_is_told(detector: Detector, tmp_path: Path, parts: 
 
 
 def test_tiles_meet_tiles(detector: Detector, parts: list[Path]) -> None:
-    cut = Detector(detector.backend, detector.card)
-    cut.looking = InputOptions(tiling=Tiling(48))
+    cut = detector.with_(options=InputOptions(tiling=Tiling(48)))
     made = cut.with_references([Sample(path) for path in parts[:3]])
     assert len(own(made).banks[0]) > 3 * 64
     found = made.predict(parts[4])

@@ -96,7 +96,7 @@ def test_a_checkpoint_is_read_again_where_the_package_is_installed(probe: Method
     assert "probe" in names() and find("probe").title == "A linear probe"
     card = card_of(probe, CardParts.of(probe, load_backbone("zsad-tiny")))
     save_checkpoint(place / "saved", probe, card)
-    own = zsad.Detector(probe, card).predict("photo.jpg")
+    own = zsad.Detector.from_method(probe, card).predict("photo.jpg")
     read = zsad.load(place / "saved", device="cpu")
     assert read.method.name == "probe" and read.predict("photo.jpg").score == own.score
     assert own.terms is not None and own.score == pytest.approx(sum(own.terms.values()) / 2, abs=1e-6)

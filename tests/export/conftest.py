@@ -15,8 +15,8 @@ from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
 from zsad.export.parity import ProofImages
 from zsad.images.preprocess import Preprocess
-from zsad.loading import Loaded
 from zsad.methods.registry import build
+from zsad.predict.view import Model
 from zsad.train.training_card import CardParts, card_of
 
 SMALL = {
@@ -54,7 +54,7 @@ def drawn(narrow) -> ProofImages:
 def loaded_of(narrow):
     """A method by name with noise on all tensors of its adapter, so that no part of it is switched off by a zero."""
 
-    def make(name: str, **settings: Any) -> Loaded:
+    def make(name: str, **settings: Any) -> Model:
         method, noise = (
             build(name, {**SMALL.get(name, {}), **settings}, narrow),
             torch.Generator().manual_seed(11),
@@ -62,6 +62,6 @@ def loaded_of(narrow):
         method.reset_parameters(torch.Generator().manual_seed(12))
         state = method.adapter_state().items()
         method.load_adapter({key: t + 0.05 * torch.randn(t.shape, generator=noise) for key, t in state})
-        return Loaded(TorchBackend(method), card_of(method, CardParts.of(method, narrow)))
+        return Model(TorchBackend(method), card_of(method, CardParts.of(method, narrow)))
 
     return make

@@ -17,7 +17,7 @@ from zsad.calibration.calibration import beside
 from zsad.cli.main import main
 from zsad.errors import CheckpointError, ConfigError
 from zsad.export import graph_cache, writer
-from zsad.loading import Request, load_checkpoint_or_method
+from zsad.loading import LoadRequest, load_checkpoint_or_method
 from zsad.train.checkpoint import MODEL_FILE
 
 pytestmark = pytest.mark.skipif(
@@ -96,7 +96,7 @@ def test_a_calibration_of_the_model_holds_for_its_graph(toy, tmp_path):
     detector = zsad.load(model, device="cpu")
     detector.calibrate(toy.images)
     detector.save(model)
-    loaded = load_checkpoint_or_method(Request(model, device="cpu"))
+    loaded = load_checkpoint_or_method(LoadRequest(model, device="cpu"))
     graph, card = writer.export_model(
         loaded.backend,
         loaded.card,

@@ -36,7 +36,9 @@ def test_it_is_a_model_of_anomalib(model) -> None:
 def test_scores_and_maps_are_the_detectors(toy, model) -> None:
     detector = zsad.load(toy.model, device="cpu")
     paths = sorted(toy.images.iterdir())
-    pixels = torch.from_numpy(np.concatenate([detector.preprocess(Image.open(path))[None] for path in paths]))
+    pixels = torch.from_numpy(
+        np.concatenate([detector.model.preprocess(Image.open(path))[None] for path in paths])
+    )
     found = model.model(pixels)
     own = [detector.predict(path) for path in paths]
     assert isinstance(found, InferenceBatch)

@@ -87,9 +87,9 @@ def test_no_regions_and_no_threshold(prediction, supervision) -> None:
 
     with pytest.raises(ConfigError, match="'polygons' or 'none'"):
         to_detections(prediction, masks="all")
-    prediction.pixel_threshold, prediction.found = 0.999, None
+    prediction.pixel_threshold, prediction.known_regions = 0.999, None
     assert len(to_detections(prediction)) == 0
-    prediction.pixel_threshold = prediction.found = None
+    prediction.pixel_threshold = prediction.known_regions = None
     with pytest.raises(ConfigError, match="no pixel threshold"):
         to_detections(prediction)
 
@@ -123,7 +123,7 @@ def test_labels_of_fiftyone(prediction, fiftyone) -> None:
     outline = labels["outlines"].polylines[0]
     assert outline.closed and outline.filled
     np.testing.assert_allclose(outline.points[0], np.array(region.polygon) / (128, 64), atol=1e-6)
-    prediction.verdict = prediction.p_value = prediction.pixel_threshold = prediction.found = None
+    prediction.verdict = prediction.p_value = prediction.pixel_threshold = prediction.known_regions = None
     assert set(to_labels(prediction)) == {"score", "heatmap"}
 
 

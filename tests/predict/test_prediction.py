@@ -10,6 +10,7 @@ from PIL import Image
 from zsad.errors import ImageError
 from zsad.nn.maps import MapSpec
 from zsad.predict.prediction import Prediction
+from zsad.types import Sample
 
 SPEC = MapSpec(size=(24, 32), sigma=1.0)
 
@@ -63,7 +64,7 @@ def test_overlay_without_a_picture_says_so() -> None:
 
 
 def test_dictionary_is_json_with_short_numbers() -> None:
-    values = json.loads(json.dumps(make(label=1).to_dict(grid=True)))
+    values = json.loads(json.dumps(make(sample=Sample(Path("a.png"), label=1)).to_dict(grid=True)))
     assert values["score"] == 0.25 and values["ms"] == 12.5 and values["label"] == 1
     assert values["routing"]["normal"] == [[0.25, 0.75], [1.0, 0.0]]
     assert np.shape(values["grid"]) == (2, 4, 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from zsad.backends.backend import Backend, BackendOutput
-from zsad.detector import Detector, load
+from zsad.detector import Detector
 from zsad.errors import ConfigError, ImageError
 from zsad.images.decode import load_image
 from zsad.images.large import open_large
 from zsad.images.pixels import Reading
 from zsad.images.preprocess import Preprocess
+from zsad.loading import load
 from zsad.nn.maps import MapSpec, interpolation_matrix, render_map_numpy
-from zsad.predict.options import InputOptions
-from zsad.predict.tiles import Tiling, lay_out, map_rule, predict_large
+from zsad.predict.pipeline import read, score
+from zsad.predict.prediction import Prediction
+from zsad.predict.tiles import Tiling, lay_out, map_rule
+from zsad.predict.view import InputOptions, Model, View
+from zsad.types import Sample
 
 SIDE, PATCH = 32, 4
 PREPROCESS = Preprocess((SIDE, SIDE), mean=(0, 0, 0), std=(1, 1, 1))
@@ -68,7 +73,24 @@ def plate(size: tuple[int, int], *, pit: tuple[int, int, int] | None = None) -> 
 def predict(source: object, tile: object, **looking: Any) -> Any:
     config = {"score": "map"}
     given = InputOptions(tiling=Tiling.of(tile), **looking)  # type: ignore[arg-type]
-    return predict_large(Darkness(), source, PREPROCESS, given, config=config)  # type: ignore[arg-type]
+    return predict_with(Darkness(), source, given, config=config)
+
+
+def predict_with(
+    backend: Backend,
+    source: object,
+    options: InputOptions,
+    *,
+    config: dict[str, Any] | None = None,
+    batch_size: int | None = None,
+) -> Prediction:
+    """The prediction of one picture by a backend that has no card of its own."""
+    card: Any = SimpleNamespace(config=config or {}, preprocess=PREPROCESS.to_dict())
+    model = Model(backend, card)
+    ready = read(source, model, View(options))  # type: ignore[arg-type]
+    [found] = score(model, [ready], batch_size=batch_size)
+    assert isinstance(found, Prediction)
+    return found
 
 
 @settings(max_examples=60)
@@ -90,7 +112,7 @@ def test_tiles_cover_the_picture_and_weights_sum_to_one(
         assert found.starts[axis][0] == 0 and found.starts[axis][-1] + patches == found.cells[axis]
         steps = np.diff(found.starts[axis])
         assert len(steps) == 0 or steps.max() <= max(1, np.ceil(patches * (1 - overlap)))
-    boxes = [found.box(row, column) for row, column in found.places()]
+    boxes = [found.box(row, column) for row, column in found.positions()]
     assert min(box[0] for box in boxes) == 0 and max(box[3] for box in boxes) == pytest.approx(size[1])
 
 
@@ -103,7 +125,7 @@ def test_stitching_equals_the_slow_loop() -> None:
     weight = np.zeros(layout.cells)
     down, across = layout.weights(0), layout.weights(1)
     backend = Darkness()
-    for row, column in layout.places():
+    for row, column in layout.positions():
         top, left, bottom, right = layout.box(row, column)
         crop = Image.fromarray(array).resize(
             (SIDE, SIDE), Image.Resampling.BICUBIC, box=(left, top, right, bottom)
@@ -155,7 +177,7 @@ def test_a_small_pit_is_found_where_it_is(tmp_path: Path, suffix: str) -> None:
 def test_small_pictures_are_not_cut() -> None:
     array = plate((60, 60))
     alone = Darkness()
-    predict_large(alone, array, PREPROCESS, InputOptions(tiling=Tiling()), config={})
+    predict_with(alone, array, InputOptions(tiling=Tiling()))
     assert alone.passes == [1]
     whole = predict(array, "auto")
     plain = Darkness().run(PREPROCESS(Image.fromarray(array))[None])
@@ -165,9 +187,7 @@ def test_small_pictures_are_not_cut() -> None:
 
 def test_tiles_go_in_batches() -> None:
     backend = Darkness()
-    predict_large(
-        backend, plate((70, 70)), PREPROCESS, InputOptions(tiling=Tiling(SIDE)), config={}, batch_size=4
-    )
+    predict_with(backend, plate((70, 70)), InputOptions(tiling=Tiling(SIDE)), batch_size=4)
     assert backend.passes[0] == 1 and set(backend.passes[1:-1]) == {4}
 
 
@@ -184,7 +204,7 @@ def test_memory_is_bounded_by_the_picture_as_bytes(tmp_path: Path) -> None:
             highest = max(highest, process.memory_info().rss)
             return super().run(pixels, words)
 
-    predict_large(Watched(), path, PREPROCESS, InputOptions(tiling=Tiling(500)), config={})
+    predict_with(Watched(), path, InputOptions(tiling=Tiling(500)))
     assert highest - before < 1.6 * 4 * 9000 * 4000  # four bytes a pixel, once
 
 
@@ -284,7 +304,7 @@ def test_a_detector_takes_tiles_and_rectangles(detector: Detector, toy: Any, tmp
     assert cut.grid.shape == (3, 12, 31) and cut.map.shape == (100, 250) and cut.spec.size != plain.spec.size
     assert plain.grid.shape == (3, 8, 8)
     try:
-        detector.looking = InputOptions(keep_aspect=True)
+        detector = detector.with_(options=InputOptions(keep_aspect=True))
         assert detector.identity() != own
         kept = detector.predict(wide)
         assert kept.grid.shape == (3, 5, 13) and kept.spec.size == (40, 104) and kept.map.shape == (100, 250)
@@ -294,25 +314,27 @@ def test_a_detector_takes_tiles_and_rectangles(detector: Detector, toy: Any, tmp
         for found in many:
             alone = detector.predict(found.source)
             assert found.score == pytest.approx(alone.score, abs=1e-5)
-        detector.looking = InputOptions()
+        detector = detector.with_(options=InputOptions())
         assert detector.predict(plate((90, 90))).score == square.score
-        detector.looking = InputOptions(tiling=Tiling(64))
+        detector = detector.with_(options=InputOptions(tiling=Tiling(64)))
         [again] = list(detector.predict_folder(wide))
         assert again.score == cut.score
     finally:
-        detector.looking = InputOptions()
+        detector = detector.with_(options=InputOptions())
 
 
 def test_tiles_are_counted_while_a_large_picture_is_looked_at(detector: Detector, toy: Any) -> None:
-    large = Detector(detector.backend, detector.card)
-    large.looking = InputOptions(tiling=Tiling(48))
+    large = detector.with_(options=InputOptions(tiling=Tiling(48)))
     seen: list[tuple[int, int]] = []
-    large.on_tile = lambda done, total: seen.append((done, total))
-    large.predict(plate((120, 160)))
+
+    def count(done: int, total: int) -> None:
+        seen.append((done, total))
+
+    large.predict(plate((120, 160)), on_tile=count)
     first = seen.copy()
     assert [done for done, _ in first] == sorted({done for done, _ in first})
     assert first[-1][0] == first[-1][1] > 1
-    list(large.predict_folder(toy.images / "part00.jpg", batch_size=1))
+    list(large.predict_samples([Sample(toy.images / "part00.jpg")], batch_size=1, on_tile=count))
     assert len(seen) > len(first)
     assert [done for done, _ in seen[len(first) :]] == list(range(1, seen[-1][1] + 1))
 
@@ -320,8 +342,7 @@ def test_tiles_are_counted_while_a_large_picture_is_looked_at(detector: Detector
 def test_a_calibration_holds_for_the_tiles_it_was_made_with(detector: Detector, toy: Any) -> None:
     from zsad.errors import CalibrationError
 
-    fresh = Detector(detector.backend, detector.card)
-    fresh.looking = InputOptions(tiling=Tiling(64))
+    fresh = detector.with_(options=InputOptions(tiling=Tiling(64)))
     made = fresh.calibrate(toy.images, target_fpr=0.5, confidence=0)
     with pytest.raises(CalibrationError):
-        Detector(detector.backend, detector.card).use(made)
+        detector.with_().use(made)

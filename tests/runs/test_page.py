@@ -15,7 +15,7 @@ from PIL import Image
 
 from zsad.errors import ConfigError, DataError
 from zsad.methods.registry import METHODS
-from zsad.runs.page import Limits, render_report, write_report
+from zsad.runs.page import ReportLimits, render_report, write_report
 from zsad.runs.svg import histogram, routing_bars
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
@@ -110,7 +110,7 @@ def test_routing_model_and_environment_are_told(page: Page) -> None:
 def test_file_names_cannot_inject(run: Path) -> None:
     name = "/data/<script>alert(1)</script>\"' onload=x.png"
     edit_rows(run, source=name)
-    text = render_report(run, limits=Limits())
+    text = render_report(run, limits=ReportLimits())
     assert "<script>alert" not in text
     found = Page(text)
     assert len(found.all("script")) == 2  # the base page's and the report's own
@@ -120,12 +120,12 @@ def test_file_names_cannot_inject(run: Path) -> None:
 
 def test_picture_that_is_gone_keeps_its_numbers(run: Path) -> None:
     edit_rows(run, source="/nowhere/gone.png")
-    text = render_report(run, limits=Limits())
+    text = render_report(run, limits=ReportLimits())
     assert "no longer at its place" in text and "gone.png" in text
 
 
 def test_caps_are_said(run: Path) -> None:
-    found = Page(render_report(run, limits=Limits(worst=2, best=1, rows=4)))
+    found = Page(render_report(run, limits=ReportLimits(worst=2, best=1, rows=4)))
     text = " ".join("".join(found.text).split())
     assert len(found.all("article")) == 3
     assert "The 2 highest scores of 5" in text and "The 1 lowest scores" in text
@@ -140,28 +140,28 @@ def test_errors_and_labels_have_their_place(run: Path) -> None:
     lines[1] = json.dumps(second)
     lines.append(json.dumps({"source": "/x/bad.png", "error": "bad.png is <empty>"}))
     (run / "predictions.jsonl").write_text("\n".join(lines) + "\n")
-    text = render_report(run, limits=Limits())
+    text = render_report(run, limits=ReportLimits())
     assert "image AUROC" in text and "1 normal, 1 anomalous" in text
     assert "bad.png is &lt;empty&gt;" in text and "1 file could not be used" in text
 
 
 def test_small_stand_in_is_called_that(run: Path) -> None:
-    assert "stand-in" not in render_report(run, limits=Limits())
+    assert "stand-in" not in render_report(run, limits=ReportLimits())
     content = json.loads((run / "run.json").read_text())
     content["card"]["backbone"]["name"] = "zsad-tiny"
     (run / "run.json").write_text(json.dumps(content))
-    assert "stand-in" in render_report(run, limits=Limits())
+    assert "stand-in" in render_report(run, limits=ReportLimits())
 
 
 def test_re_designed_methods_are_called_that(run: Path) -> None:
     entries = [entry for entry in METHODS.values() if entry.sources == "description"]
     assert {entry.name for entry in entries} == {"mpa", "mpama", "wmoeclip"}
-    assert "re-designed" not in render_report(run, limits=Limits())
+    assert "re-designed" not in render_report(run, limits=ReportLimits())
     content = json.loads((run / "run.json").read_text())
     for entry in entries:
         content["card"] |= {"method": entry.name, "provenance": entry.provenance}
         (run / "run.json").write_text(json.dumps(content))
-        page = Page(render_report(run, limits=Limits()))
+        page = Page(render_report(run, limits=ReportLimits()))
         text = " ".join("".join(page.text).split())
         assert f"The method {entry.name} is re-designed from the public description" in text
         assert f"{entry.name} (re-designed from the public description)" in text
@@ -203,7 +203,7 @@ def test_large_pictures_are_inlined_small(run: Path, tmp_path: Path) -> None:
     large = tmp_path / "large.png"
     Image.effect_noise((1600, 1200), 60).convert("RGB").save(large)
     edit_rows(run, source=str(large), size=[1200, 1600], score=0.999)
-    sources = re.findall(r"base64,([^\"]+)\"", render_report(run, limits=Limits(worst=1, best=0)))
+    sources = re.findall(r"base64,([^\"]+)\"", render_report(run, limits=ReportLimits(worst=1, best=0)))
     for source in sources:
         assert max(Image.open(io.BytesIO(base64.b64decode(source))).size) == 360
     assert len(sources) == 2

@@ -39,9 +39,7 @@ class Drawn:
                 rng = np.random.default_rng(number)
                 grid = as_stored(rng.normal(size=(4, 7, 7)) + bool(sample.label)).astype(np.float32)
                 score = float(rng.random())
-                found = Prediction(
-                    str(sample.image), (40, 48), score, None, 0.0, grid, SPEC, label=sample.label
-                )
+                found = Prediction(str(sample.image), (40, 48), score, None, 0.0, grid, SPEC, sample=sample)
                 writer.write(found, overlay=None, state=file_state(sample.image))
                 yield found
 

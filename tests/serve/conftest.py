@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
-from zsad.detector import Detector, load
+from zsad.detector import Detector
+from zsad.loading import load
 from zsad.serve.limits import Limits
 from zsad.serve.service import Service
 

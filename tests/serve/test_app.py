@@ -25,9 +25,9 @@ from starlette.testclient import TestClient
 from zsad_tests_serve_tools import decoded, form, png
 
 from zsad.calibration.calibration import Calibration, write_calibration
-from zsad.detector import load
 from zsad.errors import ConfigError
 from zsad.images.decode import read_image
+from zsad.loading import load
 from zsad.predict.overlay import colour_table
 from zsad.serve.app import _attended, create_app
 from zsad.serve.gate import is_loopback
@@ -391,7 +391,7 @@ def test_a_region_of_interest_holds_for_all(toy: Any, tmp_path: Path) -> None:
     detector = load(toy.model, device="cpu")
     mask = np.zeros((48, 64), dtype=bool)
     mask[:, :32] = True
-    detector.region = RegionOfInterest(include=Area.from_mask(mask))
+    detector = detector.with_(region=RegionOfInterest(include=Area.from_mask(mask)))
     expected = detector.predict(png(5)).score
     service = Service(detector, Limits())
     with TestClient(create_app(service), base_url="http://localhost") as client:

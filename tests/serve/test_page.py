@@ -12,7 +12,8 @@ import pytest
 from zsad_tests_serve_browser import EXECUTABLE, Browser
 from zsad_tests_serve_tools import Running, png, wait_for
 
-from zsad.detector import Detector, load
+from zsad.detector import Detector
+from zsad.loading import load
 
 pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason="needs Chromium")
 

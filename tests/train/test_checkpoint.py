@@ -280,7 +280,7 @@ def test_shared_tensors_are_stored_apart(fake, tmp_path):
 
 
 def test_a_folder_of_results_does_not_hide_a_bundled_model(tmp_path, monkeypatch):
-    from zsad.detector import load
+    from zsad.loading import load
     from zsad.train.checkpoint import bundled_models, resolve_model
 
     monkeypatch.chdir(tmp_path)

@@ -21,7 +21,7 @@ def test_the_card_of_a_method_without_training_is_that_of_any_other(detector):
         card.preprocess["image_size"] == [method.config.image_size] * 2
         or tuple(card.preprocess["image_size"]) == (method.config.image_size,) * 2
     )
-    parts = CardParts(card.backbone, detector.preprocess)
+    parts = CardParts(card.backbone, detector.model.preprocess)
     method.map_scale = (0.25, 0.5)
     again = card_of(method, parts)
     assert again.created and again.map_spec.scale == (0.25, 0.5)
@@ -29,7 +29,7 @@ def test_the_card_of_a_method_without_training_is_that_of_any_other(detector):
 
 
 def test_a_card_says_what_a_method_was_re_designed_from(detector, monkeypatch):
-    parts = CardParts(detector.card.backbone, detector.preprocess)
+    parts = CardParts(detector.card.backbone, detector.model.preprocess)
     for name, entry in METHODS.items():
         monkeypatch.setattr(type(detector.method), "name", name)
         assert card_of(detector.method, parts).provenance == entry.provenance

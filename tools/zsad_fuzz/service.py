@@ -43,7 +43,7 @@ class _Complaints(logging.Handler):
 @contextlib.contextmanager
 def serving(sound: Sound, *, token: str | None) -> Iterator[Served]:
     """The tiny model behind a free port."""
-    from zsad.detector import load
+    from zsad.loading import load
     from zsad.serve.limits import Limits
     from zsad.serve.server import bind, make_server
     from zsad.serve.service import Service

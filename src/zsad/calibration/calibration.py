@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from zsad.predict.prediction import Prediction
+    from zsad.predict.view import InputOptions, Model
 
 FORMAT = 1
 CALIBRATION_FILE = "calibration.json"
@@ -49,6 +50,14 @@ class ModelKey(Frozen):
     name: str = Field(description="By which it was asked for.")
     method: str
     backbone: str
+
+
+def model_key(model: Model, options: InputOptions) -> ModelKey:
+    """Return what a calibration knows a model by, with the input options that change its scores."""
+    card = model.card
+    return ModelKey(
+        identity=model.identity(options), name=model.name, method=card.method, backbone=card.backbone.name
+    )
 
 
 class Calibration(Frozen):
@@ -84,6 +93,11 @@ class Calibration(Frozen):
         if len(self.scores) != len(self.peaks):
             raise ValueError(f"{len(self.scores)} scores and {len(self.peaks)} peaks")
         return self
+
+    @property
+    def pixel_threshold(self) -> float:
+        """The map value above which regions lie."""
+        return self.pixel.value
 
     def p_value(self, score: float) -> float:
         """Return the probability that a normal image scores as high; never below 1 / (normals + 1)."""

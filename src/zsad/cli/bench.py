@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from zsad.loading import Loaded
+    from zsad.predict.view import Model
     from zsad.studies.speed import Peak, Speed
 
 
@@ -36,7 +36,7 @@ def bench_command(
     """
     from zsad.device import use_threads
     from zsad.errors import ConfigError
-    from zsad.loading import Request, load_checkpoint_or_method
+    from zsad.loading import LoadRequest, load_checkpoint_or_method
 
     if repeats < 1:
         raise ConfigError(f"--repeats is {repeats}, expected 1 or more")
@@ -44,13 +44,13 @@ def bench_command(
     if backbone is not None and weights is None:
         loaded = _drawn(backbone)
     else:
-        request = Request(model if backbone is None else "clip", backbone, weights, "cpu")
+        request = LoadRequest(model if backbone is None else "clip", backbone, weights, "cpu")
         loaded = load_checkpoint_or_method(request)
     _measure(loaded, repeats=repeats, threads=used)
     return 0
 
 
-def _measure(loaded: Loaded, *, repeats: int, threads: int) -> None:
+def _measure(loaded: Model, *, repeats: int, threads: int) -> None:
     """Measure products beside each backend, and print the rates."""
     import tempfile
 
@@ -85,7 +85,7 @@ def _measure(loaded: Loaded, *, repeats: int, threads: int) -> None:
 
 
 def _print(
-    loaded: Loaded, rows: list[Speed | str], best: Mapping[str, Peak], *, flops: float, threads: int
+    loaded: Model, rows: list[Speed | str], best: Mapping[str, Peak], *, flops: float, threads: int
 ) -> None:
     from zsad.cli.console import say
 
@@ -111,7 +111,7 @@ def _print(
     say("beside: a pass against the products run just before and behind it, the median of the passes")
 
 
-def _drawn(backbone: str) -> Loaded:
+def _drawn(backbone: str) -> Model:
     """Return plain CLIP on a tower of a known shape, with bundled weights where there are any, else with drawn ones."""
     import torch
 
@@ -120,16 +120,18 @@ def _drawn(backbone: str) -> Loaded:
     from zsad.clip.presets import PRESETS
     from zsad.clip.tokenizer import Tokenizer
     from zsad.clip.weights import Backbone
-    from zsad.loading import Loaded, Request, load_checkpoint_or_method
+    from zsad.loading import LoadRequest, load_checkpoint_or_method
     from zsad.methods.registry import build
     from zsad.train.training_card import CardParts, card_of
 
     if backbone not in PRESETS:
-        return load_checkpoint_or_method(Request("clip", backbone, None, "cpu"))
+        return load_checkpoint_or_method(LoadRequest("clip", backbone, None, "cpu"))
     preset = PRESETS[backbone]
     with torch.random.fork_rng():
         clip = CLIP(preset.config).freeze()
     tower = Backbone(clip=clip, tokenizer=Tokenizer(), preset=preset, sha256="drawn", name=backbone)
     # One sentence a state: text is no part of what is measured.
     method = build("clip", {"layers": preset.taps, "templates": "single"}, tower)
-    return Loaded(TorchBackend(method), card_of(method, CardParts.of(method, tower), created=""))
+    from zsad.predict.view import Model
+
+    return Model(TorchBackend(method), card_of(method, CardParts.of(method, tower), created=""))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from zsad.cli.looking import Look, apply_look
+from zsad.cli.input_options import InputArguments, with_inputs, with_view
 
 if TYPE_CHECKING:
     from zsad.errors import ZsadError
@@ -34,7 +34,7 @@ def calibrate_command(
     device: str = "auto",
     batch_size: int | None = None,
     threads: int | None = None,
-    look: Look | None = None,
+    look: InputArguments | None = None,
 ) -> int:
     """Find the thresholds above which an image is anomalous, from normal images of your own.
 
@@ -63,10 +63,9 @@ def calibrate_command(
     from zsad.calibration.calibration import write_calibration
     from zsad.calibration.thresholds import CalibrationTarget
     from zsad.cli.console import note, plural, printable, progress, say
-    from zsad.cli.scoring import look_at
-    from zsad.detector import load
     from zsad.device import use_threads
     from zsad.errors import CalibrationError
+    from zsad.loading import load
     from zsad.predict.roi import read_region
     from zsad.runs.folder import check_place
 
@@ -84,12 +83,11 @@ def calibrate_command(
     region = read_region(roi, ignore)
     use_threads(threads)
     detector = load(model, backbone=backbone, weights=weights, device=device, calibration=None)
-    if look is not None and not look.plain:
-        detector = apply_look(detector, look)
-    look_at(detector, region=region, shows=object_)
+    if look is not None and not look.is_default:
+        detector = with_inputs(detector, look)
+    detector = with_view(detector, region=region, object_name=object_)
     failed = 0
     with progress("calibrating", len(samples) + len(held)) as advance:
-        detector.on_tile = advance.tiles
 
         def report(sample: Sample, error: ZsadError) -> None:
             nonlocal failed
@@ -102,6 +100,7 @@ def calibrate_command(
             batch_size=batch_size,
             on_error=report,
             progress=advance,
+            on_tile=advance.tiles,
             **wish.model_dump(),
         )
     write_calibration(made, path)
@@ -123,7 +122,7 @@ def _place(model: str, out: Path | None) -> Path:
     if out is not None:
         return out / CALIBRATION_FILE if out.is_dir() else out
     if not holds_run(Path(model)):
-        from zsad.detector import untrained_methods
+        from zsad.loading import untrained_methods
 
         own = {name for method in untrained_methods() for name in (method, f"{method}-tiny")}
         if model in own or is_bundled(model):

@@ -7,20 +7,13 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zsad.cli.console import note, plural, printable, progress, say
-from zsad.cli.scoring import (
-    Options,
-    Outcome,
-    conclude,
-    header_line,
-    result_line,
-    run_details,
-    run_settings,
-)
+from zsad.cli.console import printable, progress, say
+from zsad.cli.printing import Printer, print_summary
 from zsad.detector import Detector
 from zsad.device import available_cores, thread_count
 from zsad.errors import ConfigError, ZsadError
 from zsad.runs.folder import RunWriter, file_state
+from zsad.runs.predict_run import Outcome, RunOptions, run_details, run_settings, write_products
 from zsad.scale.parquet import write_table
 from zsad.scale.predictor import Loading
 from zsad.scale.ray_engine import Cluster, need_ray, predict_with_ray
@@ -28,7 +21,7 @@ from zsad.scale.sources import ImageFiles, ParquetFiles, find_images
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ClusterRequest:
     """What the command line says of model and cluster."""
 
     model: str
@@ -67,11 +60,11 @@ class Asked:
             backend=detector.backend.name,
             precision=detector.backend.precision,
             threads=thread_count(self.threads),
-            shows=detector.shows,
-            pixel_threshold=detector.pixel_threshold,
-            min_area=detector.min_area,
-            region=detector.region,
-            looking=detector.looking,
+            object_name=detector.object_name,
+            pixel_threshold=detector.view.pixel_threshold,
+            min_area=detector.view.min_area,
+            region=detector.view.region,
+            options=detector.view.options,
         )
 
 
@@ -80,13 +73,15 @@ def _everywhere(name: str) -> str:
     return str(Path(name).absolute()) if Path(name).exists() else name
 
 
-def score_on_ray(detector: Detector, inputs: list[str], *, asked: Asked, options: Options) -> int:
+def score_on_ray(
+    detector: Detector, inputs: list[str], *, request: ClusterRequest, options: RunOptions
+) -> int:
     """Scores images into the run's folder; finished ones of the same run are left out. Returns the exit code.
 
     Args:
         detector: the model as it is loaded here, to know it by; workers load their own.
         inputs: images, folders, patterns, addresses or Parquet.
-        asked: model and cluster.
+        request: model and cluster.
         options: where and how results are written; overlays and report are not.
 
     Raises:
@@ -98,18 +93,19 @@ def score_on_ray(detector: Detector, inputs: list[str], *, asked: Asked, options
     need_ray()
     if detector.comparison is not None:
         raise ConfigError("--engine ray scores each image alone; leave out --references, or --engine")
-    cluster, plain = asked.cluster(), replace(options, overlay=False, report=False)
-    images = find_images(inputs, column=asked.column)
+    cluster, plain = request.cluster(), replace(options, overlay=False, report=False)
+    images = find_images(inputs, column=request.column)
     named = [name if "://" in name else os.path.abspath(name) for name in inputs]  # noqa: PTH100 - patterns
-    settings = run_settings(detector, inputs=named, options=plain, shown=detector.shows)
+    settings = run_settings(detector, inputs=named, options=plain)
     details = run_details(detector, title=", ".join(inputs[:3]))
-    loading = asked.loading(detector)
+    loading = request.loading(detector)
     with RunWriter(plain.out, settings=settings, details=details, overwrite=plain.overwrite) as writer:
         outcome = _score(images, writer, loading=loading, detector=detector, cluster=cluster, options=plain)
     outcome.check(len(images))
-    conclude(outcome, options=plain)
+    outcome.files = write_products(plain)
+    code = print_summary(outcome, plain)
     say(f"wrote {printable(write_table(plain.out))}")
-    return outcome.exit_code
+    return code
 
 
 def _score(
@@ -119,31 +115,29 @@ def _score(
     loading: Loading,
     detector: Detector,
     cluster: Cluster,
-    options: Options,
+    options: RunOptions,
 ) -> Outcome:
     finished = frozenset(source for source in writer.finished_sources if writer.is_finished(source))
     todo = images.without(finished)
     outcome = Outcome(skipped=len(images) - len(todo))
-    if outcome.skipped:
-        note(f"zsad: {plural(outcome.skipped, 'image')} of this run finished before, --overwrite starts anew")
-    if not len(todo):
-        return outcome
-    start, base = time.perf_counter(), Path.cwd()
-    results = predict_with_ray(
-        todo, loading, detector.preprocess, cluster=cluster, images_a_pass=options.batch_size
-    )
-    with progress("scoring", len(todo)) as advance:
+    with progress("scoring", len(images)) as advance:
+        printer = Printer(detector, Path.cwd(), advance)
+        if outcome.skipped:
+            printer.resumed(outcome.skipped)
+        if not len(todo):
+            return outcome
+        start = time.perf_counter()
+        results = predict_with_ray(
+            todo, loading, detector.model.preprocess, cluster=cluster, images_a_pass=options.batch_size
+        )
         for name, result in results:
             if isinstance(result, ZsadError):
                 outcome.errors.append(result)
                 writer.write_error(name, str(result))
-                note(f"zsad: skipped: {printable(result)}")
+                printer.skipped(result, alone=False)
             else:
                 writer.write(result, overlay=None, state=file_state(Path(name)))
-                if outcome.scored == 0:
-                    say(header_line(result))
-                outcome.count(result, detector)
-                say(result_line(result, base=base))
-            advance(1)
+                outcome.count(result)
+                printer.scored(result)
     outcome.seconds = time.perf_counter() - start
     return outcome

@@ -40,27 +40,24 @@ def demo_command(
         threads: Processor threads; by default all cores.
         overwrite: Throw away the run that lies in the folder.
     """
-    from zsad.cli.scoring import Options, conclude, score_images
-    from zsad.detector import DEFAULT_MODEL, load
+    from zsad.cli.printing import print_summary, printing
     from zsad.device import use_threads
+    from zsad.loading import DEFAULT_MODEL, load
     from zsad.runs.folder import check_place
+    from zsad.runs.predict_run import RunInputs, RunOptions, predict
 
-    options = Options(out=out, overwrite=overwrite)
+    options = RunOptions(out=out, overwrite=overwrite)
     check_place(out)
     samples = demo_samples(count)
     use_threads(threads)
     detector = load(model, device=device, calibration=None)
     release = version("elpv-dataset")
-    outcome = score_images(
-        detector,
-        samples,
-        inputs=[f"elpv-dataset {release}, {count} cells"],
-        title=f"Demo: {count} solar cells (elpv-dataset {release})",
-        options=options,
-    )
+    inputs = RunInputs((f"elpv-dataset {release}, {count} cells",), tuple(samples))
+    title = f"Demo: {count} solar cells (elpv-dataset {release})"
+    with printing(detector, inputs) as printer:
+        outcome = predict(detector, inputs, options=options, title=title, reporter=printer)
     _say_auroc(out, unseen=model == DEFAULT_MODEL)
-    conclude(outcome, options=options)
-    return outcome.exit_code
+    return print_summary(outcome, options)
 
 
 def dataset_folder() -> Path:

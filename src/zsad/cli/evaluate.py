@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from zsad.detector import Detector
     from zsad.errors import ZsadError
-    from zsad.metrics.classes import ClassScores
     from zsad.metrics.table import ResultTable
-    from zsad.predict.prediction import Prediction
-    from zsad.runs.folder import RunWriter
     from zsad.types import Sample
 
 
@@ -65,137 +59,53 @@ def evaluate_command(
         transductive: MoECLIP's published image scores, which need all test images of a class; marks the table.
         allow_seen: Measure on data that the model was trained on, else refused; marks the table.
     """
-    from zsad.cli.console import Position, note, plural, printable, progress
+    from zsad.cli.console import Position, note, plural, printable, progress, say
     from zsad.datasets.manifest import discover
-    from zsad.datasets.overlap import check_unseen
-    from zsad.detector import load
     from zsad.device import use_threads
-    from zsad.errors import ConfigError
-    from zsad.methods.registry import sources_note
-    from zsad.metrics.evaluation import evaluate
+    from zsad.loading import load
+    from zsad.runs.evaluate_run import EvaluateOptions, evaluate
     from zsad.runs.folder import check_place
-    from zsad.runs.remeasure import KeptRun, keep_states
-    from zsad.runs.store import OVERLAYS
+
+    def report(sample: Sample, error: ZsadError) -> None:
+        note(f"zsad: skipped: {printable(error)}")
 
     check_place(out)
-    found = discover(data)
-    note(f"zsad: {printable(found.name)}: {plural(len(found.samples), 'image')}, layout {found.layout}")
+    dataset = discover(data)
+    note(f"zsad: {printable(dataset.name)}: {plural(len(dataset.samples), 'image')}, layout {dataset.layout}")
     use_threads(threads)
     detector = load(model, backbone=backbone, weights=weights, device=device, calibration=None)
-    if transductive and detector.card.method != "moeclip":
-        raise ConfigError(
-            f"--transductive is MoECLIP's way of scoring, not {detector.card.method}'s; leave it out"
-        )
-    overlap = check_unseen(detector.card, found, model=printable(model), allow_seen=allow_seen)
-    domain = detector.card.config.get("domain", "industrial")
-    scorer = Scorer(detector, batch_size=batch_size, writer=_writer(out, detector, overwrite=overwrite))
-    total = sum(classes is None or sample.class_name in classes for sample in found.samples)
+    options = EvaluateOptions(
+        classes=classes,
+        metrics=metrics,
+        pro=pro,
+        pro_limit=pro_limit,
+        also=also or (),
+        micro=micro,
+        transductive=transductive,
+        allow_seen=allow_seen,
+        batch_size=batch_size,
+        overwrite=overwrite,
+    )
+    total = sum(classes is None or sample.class_name in classes for sample in dataset.samples)
     with progress("evaluating", total) as advance:
-        position, detector.on_tile = Position(advance), advance.tiles
-        measured: list[ClassScores] = []
+        position = Position(advance)
         try:
-            with scorer.writer:
-                table = evaluate(
-                    scorer,
-                    found,
-                    classes=classes,
-                    progress=position,
-                    metrics=metrics,
-                    pro=pro,
-                    limit=pro_limit,
-                    also=also or (),
-                    micro=micro,
-                    transductive=domain if transductive else None,
-                    collect=measured.append,
-                )
+            table = evaluate(
+                detector,
+                dataset,
+                out,
+                options=options,
+                progress=position,
+                on_error=report,
+                on_tile=advance.tiles,
+            )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"{position.done} of {total} images are scored, the same command goes on there"
             ) from None
-    keep_states(KeptRun.of(out), found, measured)
-    with suppress(OSError):
-        (out / OVERLAYS).rmdir()  # an evaluation draws none
-    table.seen = overlap.sentence()
-    if said := sources_note(detector.card.method, detector.card.provenance):
-        table.notes.append(said)
     print_table(table)
-    environment, card = detector.backend.environment(), detector.card.model_dump(mode="json")
-    write_metrics(out, table, {"model": detector.name, "card": card, "environment": environment})
+    say(f"wrote metrics.json, metrics.csv into {printable(out)}")
     return 3 if table.unreadable else 0
-
-
-class Scorer:
-    """A detector that keeps what it scored in a run's folder, and reports unreadable files on stderr.
-
-    Metrics are always taken of what is kept (grids in half precision), so that an interrupted evaluation gives
-    the numbers of an uninterrupted one.
-    """
-
-    def __init__(self, detector: Detector, *, batch_size: int | None, writer: RunWriter) -> None:
-        self.detector = detector
-        self.writer = writer
-        self._batch_size = batch_size
-
-    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[Prediction]:
-        """Predictions in the order of the samples, kept ones first read back, unreadable ones left out."""
-        import numpy as np
-
-        from zsad.runs.folder import file_state
-        from zsad.runs.store import as_stored
-
-        kept = self._kept()
-        finished = {sample.image for sample in samples if self.writer.is_finished(sample.image)}
-        todo = [sample for sample in samples if sample.image not in finished]
-        fresh = self.detector.predict_samples(todo, batch_size=self._batch_size, on_error=self._report)
-        following = next(fresh, None)
-        for sample in samples:
-            if sample.image in finished:
-                yield kept(str(sample.image), sample.label)
-            elif following is not None and following.source == str(sample.image):
-                self.writer.write(following, overlay=None, state=file_state(sample.image))
-                following.grid = as_stored(following.grid).astype(np.float32)
-                yield following
-                following = next(fresh, None)
-
-    def _kept(self) -> Callable[[str, int | None], Prediction]:
-        """Reads back a prediction by its source; its label is the data set's of now."""
-        from zsad.runs.store import GRIDS_FILE, read_grids, read_rows, restore
-
-        if not self.writer.finished:
-            return _nothing_kept
-        rows = {row["source"]: row for row in read_rows(self.writer.folder) if "error" not in row}
-        grids = read_grids(self.writer.folder / GRIDS_FILE)
-        spec = self.detector.map_spec
-
-        def read(source: str, label: int | None) -> Prediction:
-            prediction = restore(rows[source], grids, spec)
-            prediction.label = label
-            return prediction
-
-        return read
-
-    def _report(self, sample: Sample, error: ZsadError) -> None:
-        from zsad.cli.console import note, printable
-
-        note(f"zsad: skipped: {printable(error)}")
-
-
-def _nothing_kept(source: str, label: int | None) -> Prediction:
-    raise KeyError(source)
-
-
-def _writer(out: Path, detector: Detector, *, overwrite: bool) -> RunWriter:
-    from zsad.cli.scoring import model_identity
-    from zsad.runs.folder import RunWriter
-
-    details = {
-        "title": "evaluation",
-        "model_name": detector.name,
-        "card": detector.card.model_dump(mode="json"),
-        "map_spec": detector.map_spec.model_dump(mode="json"),
-    }
-    settings = {"evaluated": True, "model": model_identity(detector), **detector.backend.settings()}
-    return RunWriter(out, settings=settings, details=details, overwrite=overwrite)
 
 
 def print_table(table: ResultTable) -> None:
@@ -207,15 +117,3 @@ def print_table(table: ResultTable) -> None:
     say_table(rendered)
     for line in table.notes:
         say(f"note: {line}")
-
-
-def write_metrics(out: Path, table: ResultTable, more: dict[str, Any]) -> None:
-    """Writes metrics.json, the table and what it was measured with, and metrics.csv, and says so."""
-    import json
-
-    from zsad.cli.console import printable, say
-    from zsad.files import write_json, write_text
-
-    write_json(out / "metrics.json", {**json.loads(table.to_json()), **more})
-    write_text(out / "metrics.csv", table.to_csv())
-    say(f"wrote metrics.json, metrics.csv into {printable(out)}")

@@ -56,8 +56,8 @@ def explain_command(
     """
     from zsad.cli.console import note, plural, printable, progress, say
     from zsad.datasets.manifest import discover
-    from zsad.detector import load
     from zsad.device import use_threads
+    from zsad.loading import load
     from zsad.runs.folder import check_place
     from zsad.studies.explain.explanation import KINDS, OF_IMAGES, explain
     from zsad.studies.explain.explanation_page import PAGE_FILE, write_explanation

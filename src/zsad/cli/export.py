@@ -41,7 +41,7 @@ def export_command(
     from zsad.cli.console import note, printable, say
     from zsad.device import use_threads
     from zsad.errors import ConfigError
-    from zsad.loading import Request, load_checkpoint_or_method
+    from zsad.loading import LoadRequest, load_checkpoint_or_method
     from zsad.runs.folder import check_place
 
     if count < 1:
@@ -49,7 +49,7 @@ def export_command(
     folder = out or Path("exports") / Path(model).name
     check_place(folder)
     use_threads(threads)
-    loaded = load_checkpoint_or_method(Request(model, backbone, weights, "cpu"))
+    loaded = load_checkpoint_or_method(LoadRequest(model, backbone, weights, "cpu"))
     from zsad.backends.graph_card import card_path
     from zsad.calibration.calibration import beside
     from zsad.export.writer import export_model

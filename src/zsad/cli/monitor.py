@@ -61,8 +61,8 @@ def monitor_command(
     if model is None:
         scores = _of_results(made, results)
     else:
-        from zsad.detector import load
         from zsad.device import use_threads
+        from zsad.loading import load
 
         use_threads(threads)
         detector = load(model, backbone=backbone, weights=weights, device=device, calibration=calibration)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from zsad.cli.looking import Look, apply_look, keep_references
-
-if TYPE_CHECKING:
-    from zsad.types import Sample
+from zsad.cli.input_options import InputArguments, keep_references, with_inputs, with_view
 
 # Said again here: the help of a verb imports nothing heavy.
 _Format = Literal["jsonl", "csv", "coco", "labelstudio"]
@@ -47,7 +42,7 @@ def predict_command(
     address: str | None = None,
     workers: int | None = None,
     column: str | None = None,
-    look: Look | None = None,
+    look: InputArguments | None = None,
     mutual: Annotated[bool, Parameter(negative="")] = False,
     every: int = 1,
 ) -> int:
@@ -88,16 +83,15 @@ def predict_command(
         mutual: Compare the images with each other, too: what most others do not have is odd.
         every: Of videos and cameras take the 1st frame, and then each one so many frames later.
     """
-    from zsad.cli.scoring import Options, Videos, conclude, look_at, score_images
-    from zsad.detector import load
+    from zsad.cli.printing import print_summary, printing
     from zsad.device import thread_count, use_threads
     from zsad.errors import ConfigError
-    from zsad.images.address import is_stream, is_video
-    from zsad.images.inputs import expand_inputs
+    from zsad.loading import load
     from zsad.predict.roi import read_region
     from zsad.runs.folder import check_place
+    from zsad.runs.predict_run import RunInputs, RunOptions, named_inputs, predict, run_title
 
-    options = Options(
+    options = RunOptions(
         out=out,
         overwrite=overwrite,
         overlay=overlay,
@@ -105,75 +99,58 @@ def predict_command(
         batch_size=batch_size,
         report=report,
         regions=tuple(regions or ()),
+        every=every,
     )
-    options.check()
     check_place(out)
-    look = look or Look()
-    videos = [name for name in inputs if is_video(name)] if engine == "local" else []
-    pictures = [name for name in inputs if name not in videos]
-    local = engine == "local" and (pictures or not videos)
-    samples = _outside(expand_inputs(pictures), out) if local else []
-    if engine == "ray" and mutual:
-        raise ConfigError("--engine ray scores each image alone; leave out --mutual, or --engine")
+    look = look or InputArguments()
+    found = RunInputs.find(inputs, out) if engine == "local" else RunInputs(inputs, ())
+    _check_engine(engine, mutual=mutual, backend=backend, cluster_options=(address, workers, column))
     region = read_region(roi, ignore)
-    if engine == "local" and (address or workers or column):
-        raise ConfigError("--address, --workers and --column are for --engine ray; add it, or leave them out")
-    if engine == "ray" and backend == "auto":
-        raise ConfigError("--backend auto may differ between machines; with --engine ray, name one")
     detector = load(
         model,
         backbone=backbone,
         weights=weights,
         device=device if engine == "local" else "cpu",  # here it only says what the model is
-        calibration=calibration if look.plain and not mutual else None,
+        calibration=calibration if look.is_default and not mutual else None,
         backend=backend,
         precision=precision,
         threads=thread_count(threads),
     )
     if detector.backend.name == "torch":
         use_threads(threads)
-    if not look.plain or mutual:
-        detector = apply_look(detector, look, mutual=samples if mutual else None)
+    if not look.is_default or mutual:
+        detector = with_inputs(detector, look, mutual=found.samples if mutual else None)
         # No calibration can be of the very images that a batch compares: none is looked for.
-        detector.use_found(None if mutual and calibration == "auto" else calibration)
-    look_at(detector, region=region, shows=object_, pixel_threshold=pixel_threshold, min_area=min_area)
-    if regions and detector.pixel_threshold is None:
+        detector.use_default(None if mutual and calibration == "auto" else calibration)
+    detector = with_view(
+        detector, region=region, object_name=object_, pixel_threshold=pixel_threshold, min_area=min_area
+    )
+    if regions and detector.view.map_threshold is None:
         raise ConfigError("--regions needs a pixel threshold: run zsad calibrate, or give --pixel-threshold")
     if engine == "ray":
-        from zsad.cli.cluster import Asked, score_on_ray
+        from zsad.cli.cluster import ClusterRequest, score_on_ray
 
-        asked = Asked(model, backbone, weights, device, calibration, threads, address, workers, column)
-        return score_on_ray(detector, list(inputs), asked=asked, options=options)
-    if detector.shows is not None:
-        samples = [replace(sample, class_name=detector.shows) for sample in samples]
-    outcome = score_images(
-        detector,
-        samples,
-        inputs=[name if is_stream(name) else os.path.abspath(name) for name in inputs],  # noqa: PTH100 - patterns
-        title=_title(list(inputs)),
-        options=options,
-        shown=detector.shows,
-        videos=Videos(tuple(videos), every),
-    )
-    conclude(outcome, options=options)
+        request = ClusterRequest(
+            model, backbone, weights, device, calibration, threads, address, workers, column
+        )
+        return score_on_ray(detector, list(inputs), request=request, options=options)
+    found = named_inputs(found, detector)
+    with printing(detector, found) as printer:
+        outcome = predict(detector, found, options=options, title=run_title(list(inputs)), reporter=printer)
+    code = print_summary(outcome, options)
     keep_references(detector, out, look)
-    return outcome.exit_code
+    return code
 
 
-def _title(inputs: list[str]) -> str:
-    return inputs[0] if len(inputs) == 1 else f"{inputs[0]} and {len(inputs) - 1} more"
+def _check_engine(
+    engine: _Engine, *, mutual: bool, backend: _Backend | None, cluster_options: tuple[object, ...]
+) -> None:
+    """Raise a ConfigError for options that the engine does not have."""
+    from zsad.errors import ConfigError
 
-
-def _outside(samples: list[Sample], out: Path) -> list[Sample]:
-    """The samples with absolute paths, without the overlays of an earlier run that may lie among the inputs."""
-    from zsad.errors import DataError
-
-    own = (out / "overlays").resolve()
-    kept = [
-        replace(sample, image=Path(os.path.abspath(sample.image)))  # noqa: PTH100 - links stay as they are
-        for sample in samples
-        if own not in Path(os.path.realpath(sample.image)).parents  # Path.resolve raises on circles
-    ]
-    if not kept:
-        raise DataError(f"the only images found are the overlays of the run in {out}; name other inputs")
-    return kept
+    if engine == "ray" and mutual:
+        raise ConfigError("--engine ray scores each image alone; leave out --mutual, or --engine")
+    if engine == "local" and any(cluster_options):
+        raise ConfigError("--address, --workers and --column are for --engine ray; add it, or leave them out")
+    if engine == "ray" and backend == "auto":
+        raise ConfigError("--backend auto may differ between machines; with --engine ray, name one")

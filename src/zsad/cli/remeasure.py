@@ -49,11 +49,12 @@ def remeasure_command(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     from zsad.card import Card
-    from zsad.cli.console import Position, printable, progress
-    from zsad.cli.evaluate import print_table, write_metrics
+    from zsad.cli.console import Position, printable, progress, say
+    from zsad.cli.evaluate import print_table
     from zsad.datasets.manifest import discover
     from zsad.datasets.overlap import check_unseen
     from zsad.errors import ConfigError
+    from zsad.runs.evaluate_run import write_metrics
     from zsad.runs.remeasure import measure_again
     from zsad.runs.store import read_run_file
 
@@ -85,6 +86,7 @@ def remeasure_command(
         name: kept[name] for name in ("model_name", "card", "environment") if name in kept
     }
     write_metrics(place, table, former)
+    say(f"wrote metrics.json, metrics.csv into {printable(place)}")
     return 3 if table.unreadable else 0
 
 

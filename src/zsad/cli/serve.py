@@ -70,10 +70,10 @@ def serve_command(
     from importlib.util import find_spec
 
     from zsad.cli.console import printable, say
-    from zsad.cli.scoring import look_at
-    from zsad.detector import load
+    from zsad.cli.input_options import with_view
     from zsad.device import thread_count, use_threads
     from zsad.errors import ConfigError
+    from zsad.loading import load
     from zsad.predict.roi import read_region
 
     missing = [name for name in ("fastapi", "uvicorn", "python_multipart") if find_spec(name) is None]
@@ -105,7 +105,9 @@ def serve_command(
         )
         if detector.backend.name == "torch":
             use_threads(threads)
-        look_at(detector, region=region, shows=object_, pixel_threshold=pixel_threshold, min_area=min_area)
+        detector = with_view(
+            detector, region=region, object_name=object_, pixel_threshold=pixel_threshold, min_area=min_area
+        )
         service = Service(detector, limits)
         service.warm_up()
         address = address_of(bound)

@@ -90,17 +90,17 @@ class ZeroShot(AnomalibModule):  # type: ignore[misc]  # anomalib has no types
         evaluator: Any = True,
         visualizer: Any = True,
     ) -> None:
-        from zsad.detector import load
+        from zsad.loading import load
 
         detector = load(model, backbone=backbone, weights=weights, device="cpu", calibration=None)
-        self._preprocess = detector.preprocess  # asked for while the base class builds its parts
+        self._preprocess = detector.model.preprocess  # asked for while the base class builds its parts
         super().__init__(
             pre_processor=pre_processor,
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        self.model = ZeroShotModel(detector.method, shows=shows or detector.shows)
+        self.model = ZeroShotModel(detector.method, shows=shows or detector.object_name)
 
     @property
     def name(self) -> str:

@@ -85,16 +85,16 @@ class ImageOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  
             ImageError: an image cannot be used.
             ZsadError: the model cannot be loaded.
         """
-        from zsad.detector import load
+        from zsad.loading import load
 
         wish = CalibrationTarget.of(target_fpr=self.target_fpr, confidence=self.confidence)
         detector = load(self.model, backbone=self.backbone, device=self.device, calibration=None)
-        detector.shows = self.shows
+        detector = detector.with_(object_name=self.shows)
         seen = NormalScores()
         for image in _images(X):
             seen.add(detector.predict(image))
         self.calibration_: Calibration = make_calibration(
-            seen, wish, model=detector.key(), object_name=detector.shows, region=None, labelled=None
+            seen, wish, model=detector.key(), object_name=detector.object_name, region=None, labelled=None
         )
         self.detector_: Detector = detector.use(self.calibration_)
         self.offset_ = -self.calibration_.image.value

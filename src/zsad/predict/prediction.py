@@ -1,9 +1,10 @@
-"""What a detector says of one image: score, grid, map, overlay."""
+"""The prediction of one image: score, grid, map, regions, overlay, and its one serialised form."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from zsad.nn.maps import MapSpec, render_map_numpy
 from zsad.predict.overlay import anchored_scale, blend, outline
 from zsad.predict.regions import Region, find_regions
 from zsad.predict.roi import RegionOfInterest
+from zsad.types import Sample
 
 Float32 = npt.NDArray[np.float32]
 
@@ -37,13 +39,14 @@ class Prediction:
         spec: how the grid becomes a map.
         routing: for each pool of experts their weights (L, E); None for a method without experts.
         terms: the parts of the score by name, for a method that has them apart.
-        label: 0 normal, 1 anomalous, None where not known.
-        picture: the image itself where it was given in memory; of a large one that was cut into tiles, shrunk.
+        sample: the image as part of a data set, with its label and mask; None for one given in memory.
+        picture: the image itself where it was given in memory or is to be drawn, perhaps reduced.
         p_value: how often a normal image scores as high, once a detector is calibrated.
         threshold: the image score above which the verdict is "anomalous".
         pixel_threshold: the map value above which regions lie.
         min_area: regions smaller than so many pixels of the image are left out.
         region: where anomalies count; None: everywhere.
+        known_regions: regions that were found before; see `regions`.
         reading: how the file is read again for drawing.
         time: seconds since the beginning, for a frame of a video.
     """
@@ -57,16 +60,21 @@ class Prediction:
     spec: MapSpec
     routing: dict[str, Float32] | None = None
     terms: dict[str, float] | None = None
-    label: int | None = None
+    sample: Sample | None = None
     picture: Image.Image | None = field(default=None, repr=False, compare=False)
     p_value: float | None = None
     threshold: float | None = None
     pixel_threshold: float | None = None
     min_area: float = 0.0
     region: RegionOfInterest | None = field(default=None, repr=False)
-    found: tuple[Region, ...] | None = field(default=None, repr=False, compare=False)
+    known_regions: tuple[Region, ...] | None = field(default=None, repr=False, compare=False)
     reading: Reading = field(default=PLAIN, repr=False, compare=False)
     time: float | None = None
+
+    @property
+    def label(self) -> int | None:
+        """0 normal, 1 anomalous, None where not known."""
+        return None if self.sample is None else self.sample.label
 
     @property
     def is_anomalous(self) -> bool | None:
@@ -76,9 +84,9 @@ class Prediction:
     @property
     def regions(self) -> tuple[Region, ...] | None:
         """Connected parts above the pixel threshold, the highest first; None without a pixel threshold."""
-        if self.found is None and self.pixel_threshold is not None:
-            self.found = self.find_regions(self.pixel_threshold, min_area=self.min_area)
-        return self.found
+        if self.known_regions is None and self.pixel_threshold is not None:
+            self.known_regions = self.find_regions(self.pixel_threshold, min_area=self.min_area)
+        return self.known_regions
 
     def find_regions(self, threshold: float, *, min_area: float = 0.0) -> tuple[Region, ...]:
         """Connected parts above any threshold of map values; see `zsad.predict.regions.find_regions`."""
@@ -93,7 +101,7 @@ class Prediction:
         if region is None:
             return
         region.mask(self.size, self.spec.size)  # may refuse, before anything is changed
-        self.region, self.found = region, None
+        self.region, self.known_regions = region, None
         if math.isfinite(self.score):
             self.score = float(self.canonical_map().max())
 
@@ -156,14 +164,15 @@ class Prediction:
     def _picture(self, image: Image.Image | None, max_side: int | None) -> Image.Image:
         if max_side is not None and max_side < 1:
             raise ConfigError(f"max_side is {max_side}, expected 1 or more")
-        given = image if image is not None else self.picture
-        if given is None and self.source is None:
+        if image is None and self.picture is not None:
+            picture = self.picture.copy()
+        elif image is None and self.source is None:
             raise ImageError("the picture is not known any more: give it, as in prediction.overlay(image)")
-        # Half the side: the decoder keeps at least twice the target, so the shrinking below stays sharp.
-        target = None if max_side is None else (max(1, max_side // 2),) * 2
-        picture = load_image(
-            given if given is not None else str(self.source), target=target, reading=self.reading
-        )
+        else:
+            # Half the side: the decoder keeps at least twice the target, so the shrinking below stays sharp.
+            target = None if max_side is None else (max(1, max_side // 2),) * 2
+            source = image if image is not None else str(self.source)
+            picture = load_image(source, target=target, reading=self.reading)
         if max_side is not None and max(picture.size) > max_side:
             picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
         return picture
@@ -196,6 +205,47 @@ class Prediction:
             values["map_spec"] = self.spec.model_dump(mode="json")
             values["grid"] = _rounded(self.grid)
         return values
+
+    @classmethod
+    def from_dict(
+        cls,
+        values: Mapping[str, Any],
+        *,
+        grid: npt.NDArray[np.floating],
+        spec: MapSpec,
+        region: RegionOfInterest | None = None,
+    ) -> Prediction:
+        """Build a prediction from `to_dict()`'s result.
+
+        Args:
+            values: plain JSON values; a `map_spec` in them counts more than `spec`.
+            grid: (L, h, w) logits, which are stored apart.
+            spec: turns the grid into a map.
+            region: where anomalies counted.
+
+        Raises:
+            KeyError, TypeError, ValueError: values that are missing or of the wrong kind.
+        """
+        routing, regions, own_spec = values.get("routing"), values.get("regions"), values.get("map_spec")
+        source, label = values["source"], values.get("label")
+        return cls(
+            source=source,
+            size=(int(values["size"][0]), int(values["size"][1])),
+            score=float(values["score"]),
+            verdict=values["verdict"],
+            seconds=values.get("ms", 0.0) / 1000,
+            grid=np.asarray(grid, dtype=np.float32),
+            spec=spec if own_spec is None else MapSpec.model_validate(own_spec),
+            routing=None if routing is None else {k: np.asarray(v, np.float32) for k, v in routing.items()},
+            terms=values.get("terms"),
+            sample=None if source is None else Sample(Path(source), label=label),
+            p_value=values.get("p_value"),
+            threshold=values.get("threshold"),
+            pixel_threshold=values.get("pixel_threshold"),
+            region=region,
+            known_regions=None if regions is None else tuple(Region.from_dict(each) for each in regions),
+            time=values.get("time"),
+        )
 
     def save(self, folder: str | Path, *, name: str | None = None) -> dict[str, Path]:
         """Writes `name.json`, `name.overlay.jpg` and `name.map.png` (16 bits, 65535 for 1.0) into `folder`.

@@ -1,4 +1,4 @@
-"""Pictures far larger than a model's input: tiles at their own resolution, stitched, and the whole picture fused in.
+"""Geometry of pictures far larger than a model's input: tiles at their own resolution, stitched, the whole fused in.
 
 The picture is laid out in cells, one for each patch of a tile. Tiles are windows of cells, so that stitching never
 resamples; they overlap, and where they do their logits are blended by weights that fall smoothly to the border of a
@@ -17,24 +17,17 @@ the map, of the highest patches, of a fitted curve) it is the highest of all par
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from zsad.backends.backend import Backend
 from zsad.errors import ConfigError
-from zsad.images.decode import Source
-from zsad.images.large import Box, LargePicture, open_large
-from zsad.images.preprocess import Preprocess
+from zsad.images.large import Box
 from zsad.nn.maps import MapSpec, interpolation_matrix, render_map_numpy
-from zsad.predict.options import InputOptions
-from zsad.predict.pipeline import predict_pixels
 from zsad.predict.prediction import Prediction
 
 Float32 = npt.NDArray[np.float32]
@@ -43,7 +36,6 @@ MAX_PIXELS = 20_000 * 20_000
 _AUTO_FROM = 2.0  # sides of a tile that a picture must exceed before `auto` cuts it
 _MAX_CELLS = 2048  # a side of the stitched grid
 _MAX_MAP = 2048  # a side of the stitched map
-_PREVIEW = 2048  # a side of the picture that is kept for drawing
 OnTile = Callable[[int, int], None]
 """Called with the number of tiles of a picture that are done, and of all of them."""
 
@@ -112,7 +104,7 @@ class Tiling:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class TileLayout:
     """Tiles over a picture.
 
     Attributes:
@@ -130,7 +122,7 @@ class Layout:
     def __len__(self) -> int:
         return len(self.starts[0]) * len(self.starts[1])
 
-    def places(self) -> Iterator[tuple[int, int]]:
+    def positions(self) -> Iterator[tuple[int, int]]:
         """Yields number of row and column of each tile."""
         for row in range(len(self.starts[0])):
             for column in range(len(self.starts[1])):
@@ -157,7 +149,7 @@ class Layout:
 
 def lay_out(
     size: tuple[int, int], *, tile: tuple[int, int], side: int, overlap: float, max_cells: int = _MAX_CELLS
-) -> Layout:
+) -> TileLayout:
     """Tiles of about `side` pixels over a picture of `size` (H,W).
 
     Args:
@@ -179,7 +171,7 @@ def lay_out(
         tiles = 1 + math.ceil((count - patches) / step)
         cells.append(count)
         starts.append(tuple(round(x) for x in np.linspace(0, count - patches, tiles)))
-    return Layout(size, (cells[0], cells[1]), tile, (starts[0], starts[1]))
+    return TileLayout(size, (cells[0], cells[1]), tile, (starts[0], starts[1]))
 
 
 def map_rule(config: Mapping[str, Any]) -> tuple[float, bool] | None:
@@ -195,7 +187,7 @@ def map_rule(config: Mapping[str, Any]) -> tuple[float, bool] | None:
     return share, smoothed
 
 
-def stitched_spec(spec: MapSpec, layout: Layout, *, max_map: int = _MAX_MAP) -> MapSpec:
+def stitched_spec(spec: MapSpec, layout: TileLayout, *, max_map: int = _MAX_MAP) -> MapSpec:
     """How a stitched grid becomes a map: as a tile's does, but at a bounded size."""
     pixels = spec.size[0] / layout.tile[0]
     kept = min(pixels, max(max_map, *spec.size) / max(layout.cells))
@@ -204,139 +196,72 @@ def stitched_spec(spec: MapSpec, layout: Layout, *, max_map: int = _MAX_MAP) -> 
     return spec.model_copy(update={"size": size, "sigma": sigma})
 
 
-def predict_large(
-    backend: Backend,
-    source: Source,
-    preprocess: Preprocess,
-    looking: InputOptions,
-    *,
-    config: Mapping[str, Any],
-    words: str | None = None,
-    batch_size: int | None = None,
-    on_tile: OnTile | None = None,
-) -> Prediction:
-    """The prediction of one picture, cut into tiles if it is large enough, without `source`.
+class Stitcher:
+    """Blends the logits of tiles into one grid, in constant memory over any number of tiles.
 
     Args:
-        backend: that runs the model.
-        source: a path, an image, or an array.
-        preprocess: what the model was trained with.
-        looking: how it is cut, resized and read.
-        config: the method's settings, which say how its score is made.
-        words: what the picture shows, for methods whose prompts name it.
-        batch_size: tiles a pass; None takes what suits the device.
-        on_tile: called after each pass.
-
-    Raises:
-        ImageError: it cannot be read, or has more pixels than the tiling allows.
+        layout: of the tiles, which are added in the order of its `positions`.
+        spec: how the grid of a tile becomes a map.
     """
-    tiling = looking.tiling or Tiling()
-    reading = replace(looking.reading, max_pixels=tiling.max_pixels)
-    with open_large(source, reading=reading) as picture:
-        start = time.perf_counter()
-        fitted = preprocess.fitted(picture.size, backend.patch) if looking.keep_aspect else preprocess
-        pixels = fitted(picture.whole(fitted.image_size))[None]
-        prediction = predict_pixels(backend, pixels, sizes=[picture.size], words=_named(words, 1))[0]
-        prediction.reading = reading
-        side = tiling.side(picture.size, preprocess.image_size)
-        if side is not None:
-            layout = lay_out(
-                picture.size, tile=_tile_grid(prediction, preprocess), side=side, overlap=tiling.overlap
+
+    def __init__(self, layout: TileLayout, spec: MapSpec) -> None:
+        self.layout, self.spec = layout, spec
+        self._rows, self._columns = layout.weights(0), layout.weights(1)
+        self._positions = layout.positions()
+        self._grid: Float32 | None = None
+
+    def add(self, logits: Float32) -> None:
+        """Add the logits (B, L, h, w) of the next B tiles."""
+        (down, across), (tops, lefts) = self.layout.tile, self.layout.starts
+        if self._grid is None:
+            self._grid = np.zeros((logits.shape[1], *self.layout.cells), np.float32)
+        for tile, (row, column) in zip(logits, self._positions, strict=False):
+            rows = slice(tops[row], tops[row] + down)
+            columns = slice(lefts[column], lefts[column] + across)
+            self._grid[:, rows, columns] += tile * np.outer(
+                self._rows[row, rows], self._columns[column, columns]
             )
-            stitched, highest = _stitch(
-                backend,
-                _tiles(picture, layout, preprocess),
-                layout,
-                words=words,
-                batch_size=batch_size or backend.batch_size,
-                on_tile=on_tile,
-            )
-            stitches = _Stitched(stitched, stitched_spec(backend.spec, layout), highest, layout)
-            _fuse(prediction, stitches, whole=tiling.whole, rule=map_rule(config))
-        prediction.seconds = time.perf_counter() - start
-        prediction.picture = picture.preview(_PREVIEW)
-        return prediction
+
+    @property
+    def grid(self) -> Float32:
+        """The blended logits (L, rows, columns) of all tiles."""
+        assert self._grid is not None  # a layout has at least one tile
+        return self._grid
 
 
-def _named(words: str | None, count: int) -> tuple[str, ...] | None:
-    return None if words is None else (words,) * count
-
-
-def _tile_grid(whole: Prediction, preprocess: Preprocess) -> tuple[int, int]:
-    """Rows and columns of the patches of a tile, from those of the whole picture, which may be a rectangle."""
-    rows, columns = (
-        round(cells * own / shown)
-        for cells, own, shown in zip(
-            whole.grid.shape[-2:], preprocess.image_size, whole.spec.size, strict=True
-        )
-    )
-    return rows, columns
-
-
-def _tiles(picture: LargePicture, layout: Layout, preprocess: Preprocess) -> Iterator[Float32]:
-    """Yields each tile (3, H, W), ready for the model."""
-    resample = Image.Resampling[preprocess.interpolation.upper()]
-    for row, column in layout.places():
-        yield preprocess(picture.part(layout.box(row, column), preprocess.image_size, resample=resample))
-
-
-def _stitch(
-    backend: Backend,
-    tiles: Iterator[Float32],
-    layout: Layout,
+def fuse_tiles(
+    prediction: Prediction,
+    stitcher: Stitcher,
     *,
-    words: str | None,
-    batch_size: int,
-    on_tile: OnTile | None,
-) -> tuple[Float32, float]:
-    """Blended logits (L, rows, columns) of all tiles, and the highest of their scores."""
-    rows, columns = layout.weights(0), layout.weights(1)
-    stitched, highest, done = None, -math.inf, 0
-    places = layout.places()
-    while group := list(islice(tiles, batch_size)):
-        answer = backend.run(np.stack(group), _named(words, len(group)))
-        highest = max(highest, float(answer.score.max()))
-        if stitched is None:
-            stitched = np.zeros((answer.logits.shape[1], *layout.cells), np.float32)
-        for logits, (row, column) in zip(answer.logits, places, strict=False):
-            down = slice(layout.starts[0][row], layout.starts[0][row] + layout.tile[0])
-            across = slice(layout.starts[1][column], layout.starts[1][column] + layout.tile[1])
-            stitched[:, down, across] += logits * np.outer(rows[row, down], columns[column, across])
-        done += len(group)
-        if on_tile is not None:
-            on_tile(done, len(layout))
-    assert stitched is not None  # a layout has at least one tile
-    return stitched, highest
+    highest: float,
+    whole: float,
+    rule: tuple[float, bool] | None,
+) -> None:
+    """Put grid, map and score of the stitched picture in the place of the whole picture's.
 
-
-@dataclass(frozen=True, slots=True)
-class _Stitched:
-    """All tiles' logits (L, rows, columns), how they become a map, the highest of their scores."""
-
-    grid: Float32
-    spec: MapSpec
-    highest: float
-    layout: Layout
-
-
-def _fuse(prediction: Prediction, tiles: _Stitched, *, whole: float, rule: tuple[float, bool] | None) -> None:
-    """Puts grid, map and score of the stitched picture in the place of the whole picture's."""
-    own, spec, stitched, highest = prediction.grid, prediction.spec, tiles.grid, tiles.highest
+    Args:
+        prediction: of the whole picture; changed.
+        stitcher: with all tiles.
+        highest: the highest score of a tile.
+        whole: weight of the whole picture's pass in the map.
+        rule: see `map_rule`.
+    """
+    layout, stitched = stitcher.layout, stitcher.grid
+    whole_grid, whole_spec, score = prediction.grid, prediction.spec, prediction.score
     down, across = (
-        interpolation_matrix(own.shape[axis + 1], tiles.layout.cells[axis], align_corners=False).astype(
+        interpolation_matrix(whole_grid.shape[axis + 1], layout.cells[axis], align_corners=False).astype(
             np.float32
         )
         for axis in (0, 1)
     )
     stitched *= np.float32(1 - whole)
-    stitched += np.float32(whole) * (down @ own @ across.T)
-    prediction.grid, prediction.spec = stitched, tiles.spec
-    score = prediction.score
+    stitched += np.float32(whole) * (down @ whole_grid @ across.T)
+    prediction.grid, prediction.spec = stitched, stitched_spec(stitcher.spec, layout)
     prediction.terms = {**(prediction.terms or {}), "whole": score, "tiles": highest}
     if rule is None:
         prediction.score = max(score, highest)
         return
     share, smooth = rule
-    before = float(render_map_numpy(own, spec, smooth=smooth).max())
+    before = float(render_map_numpy(whole_grid, whole_spec, smooth=smooth).max())
     after = float(render_map_numpy(stitched, prediction.spec, smooth=smooth).max())
     prediction.score = float(np.clip(score + share * (after - before), 0, 1))

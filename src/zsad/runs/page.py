@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import heapq
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -29,12 +30,12 @@ from zsad.runs.store import (
 )
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_THUMBNAIL_SIDE = 360
+THUMBNAIL_SIDE = 360
 _TABLE_ROWS = 3000
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ReportLimits:
     """How much of a run is shown with pictures and in the table; the page says what is left out."""
 
     worst: int = 60
@@ -42,12 +43,55 @@ class Limits:
     rows: int = _TABLE_ROWS
 
 
-def write_report(folder: str | Path, *, limits: Limits | None = None) -> Path:
+class Thumbnails:
+    """Small pictures of the images that a report will show, kept while they are scored so that none is read again.
+
+    Args:
+        limits: how many images with the highest and the lowest scores are kept.
+    """
+
+    def __init__(self, limits: ReportLimits | None = None) -> None:
+        limits = limits or ReportLimits()
+        self._limits = (limits.worst + limits.best, limits.best)
+        # Heaps of (key, source, picture) whose first entry is the next to leave: highest scores, and lowest.
+        self._highest: list[tuple[float, _Reversed, Image.Image]] = []
+        self._lowest: list[tuple[float, str, Image.Image]] = []
+
+    def add(self, prediction: Prediction) -> None:
+        """Keep the picture of a prediction as far as it may be shown."""
+        if prediction.picture is None:
+            return
+        picture, source = prediction.thumbnail(max_side=THUMBNAIL_SIDE), str(prediction.source)
+        heapq.heappush(self._highest, (prediction.score, _Reversed(source), picture))
+        heapq.heappush(self._lowest, (-prediction.score, source, picture))
+        if len(self._highest) > self._limits[0]:
+            heapq.heappop(self._highest)
+        if len(self._lowest) > self._limits[1]:
+            heapq.heappop(self._lowest)
+
+    def by_source(self) -> dict[str, Image.Image]:
+        """Return the pictures by their sources."""
+        return {str(source): picture for _, source, picture in (*self._highest, *self._lowest)}
+
+
+class _Reversed(str):
+    """A source that compares the other way round: of equal scores the last by name leaves first."""
+
+    __slots__ = ()
+
+    def __lt__(self, other: str) -> bool:
+        return str.__gt__(self, other)
+
+
+def write_report(
+    folder: str | Path, *, limits: ReportLimits | None = None, thumbnails: Thumbnails | None = None
+) -> Path:
     """Writes report.html into the folder of a run and returns its path.
 
     Args:
         folder: of the run, with run.json, predictions.jsonl and grids.npy.
         limits: how many images are shown.
+        thumbnails: pictures that were kept while they were scored; others are read again.
 
     Raises:
         ConfigError: jinja2 is not installed.
@@ -55,12 +99,16 @@ def write_report(folder: str | Path, *, limits: Limits | None = None) -> Path:
         StorageError: the page cannot be written.
     """
     path = Path(folder) / REPORT_FILE
-    page = render_report(Path(folder), limits=limits or Limits())
+    page = render_report(
+        Path(folder), limits=limits or ReportLimits(), pictures=thumbnails.by_source() if thumbnails else None
+    )
     write_bytes(path, page.encode("utf-8", "backslashreplace"))
     return path
 
 
-def render_report(folder: Path, *, limits: Limits) -> str:
+def render_report(
+    folder: Path, *, limits: ReportLimits, pictures: Mapping[str, Image.Image] | None = None
+) -> str:
     """The page as text; errors as `write_report`."""
     check_templates()
     run = read_run_file(folder)
@@ -71,7 +119,9 @@ def render_report(folder: Path, *, limits: Limits) -> str:
     if not rows:
         raise DataError(f"{folder} holds no finished predictions, so there is nothing to report")
     rows.sort(key=lambda row: (-row["score"], row["source"]))
-    return render_page(_TEMPLATES / "report.html", _content(folder, run, rows, errors, limits))
+    return render_page(
+        _TEMPLATES / "report.html", _content(folder, run, rows, errors, limits, pictures or {})
+    )
 
 
 def render_page(template: Path, content: dict[str, Any]) -> str:
@@ -109,7 +159,8 @@ def _content(
     run: dict[str, Any],
     rows: list[dict[str, Any]],
     errors: list[dict[str, Any]],
-    limits: Limits,
+    limits: ReportLimits,
+    pictures: Mapping[str, Image.Image],
 ) -> dict[str, Any]:
     from zsad.runs.svg import histogram
 
@@ -119,6 +170,8 @@ def _content(
     found = {index: restore(rows[index], grids, spec, region=region, folder=folder) for index in chosen}
     names = _short_names([row["source"] for row in rows])
     layers = list(run["card"]["config"].get("layers", ()))
+    for index in chosen:
+        found[index].picture = pictures.get(rows[index]["source"])
     cards = [_card(rows[index], index, names[index], found[index], layers) for index in chosen]
     scores = [row["score"] for row in rows]
     labels = [row.get("label") for row in rows]
@@ -149,7 +202,7 @@ def _content(
     }
 
 
-def _chosen(count: int, limits: Limits) -> list[int]:
+def _chosen(count: int, limits: ReportLimits) -> list[int]:
     """Indices, by falling score, of the images shown with pictures."""
     if count <= limits.worst + limits.best:
         return list(range(count))
@@ -190,7 +243,7 @@ def _card(
 
     picture = overlay = None
     try:
-        picture = prediction.thumbnail(max_side=_THUMBNAIL_SIDE)
+        picture = prediction.thumbnail(max_side=THUMBNAIL_SIDE)
         overlay = prediction.overlay(picture)
     except ImageError:
         pass  # the file has gone since: the numbers are still worth showing

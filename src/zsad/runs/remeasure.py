@@ -202,7 +202,7 @@ class KeptRun:
     def add(self, scores: ClassScores, sample: Sample, row: dict[str, Any], masks: KeptMasks) -> None:
         """Adds a scored image to its class."""
         prediction = restore(row, self.grids, self.spec, folder=self.folder)
-        prediction.label = sample.label
+        prediction.sample = sample
 
         def read_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
             return masks.read(path, size, image=sample.image, full=prediction.size)

@@ -68,15 +68,15 @@ def need_pyarrow() -> Any:
 
 
 def result_row(prediction: Prediction) -> dict[str, Any]:
-    """The row of a prediction; numbers as a run's folder has them, too."""
+    """Return the row of a prediction: its serialised form, with the grid as bytes."""
+    values = prediction.to_dict()
+    height, width = values["size"]
     return {
-        "path": prediction.source,
-        "score": float(f"{prediction.score:.9g}"),
-        "verdict": prediction.verdict,
-        "p_value": None if prediction.p_value is None else float(f"{prediction.p_value:.7g}"),
+        **{name: values.get(name) for name in ("score", "verdict", "p_value")},
+        "path": values["source"],
         "error": None,
-        "height": prediction.size[0],
-        "width": prediction.size[1],
+        "height": height,
+        "width": width,
         "grid": as_stored(prediction.grid).tobytes(),
         "grid_shape": list(prediction.grid.shape),
         "map_spec": prediction.spec.model_dump_json(),
@@ -100,16 +100,14 @@ def prediction_of(row: Mapping[str, Any]) -> Prediction:
     try:
         shape = tuple(int(side) for side in row["grid_shape"])
         grid = np.frombuffer(row["grid"], dtype="<f2").reshape(shape).astype(np.float32)
-        return Prediction(
-            source=row["path"],
-            size=(int(row["height"]), int(row["width"])),
-            score=float(row["score"]),
-            verdict=row["verdict"],
-            seconds=0.0,
-            grid=grid,
-            spec=MapSpec.model_validate_json(row["map_spec"]),
-            p_value=_number(row["p_value"]),
-        )
+        values = {
+            "source": row["path"],
+            "size": (row["height"], row["width"]),
+            "score": row["score"],
+            "verdict": row["verdict"],
+            "p_value": _number(row["p_value"]),
+        }
+        return Prediction.from_dict(values, grid=grid, spec=MapSpec.model_validate_json(row["map_spec"]))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"a row of predictions cannot be read ({error}), expected the columns {', '.join(COLUMNS)}"

@@ -14,7 +14,6 @@ from zsad.errors import DataError
 from zsad.files import BROKEN_ARRAYS, atomic_write, parse_json
 from zsad.nn.maps import MapSpec
 from zsad.predict.prediction import Prediction
-from zsad.predict.regions import Region
 from zsad.predict.roi import RegionOfInterest
 
 RUN_FILE, ROWS_FILE, GRIDS_FILE = "run.json", "predictions.jsonl", "grids.npy"
@@ -202,27 +201,9 @@ def restore(
     Raises:
         DataError: such a grid is missing or broken.
     """
-    routing, regions = row.get("routing"), row.get("regions")
-    place, own = row["grid"], row.get("map_spec")
-    grid = read_grids((folder or Path()) / place) if isinstance(place, str) else grids[place]
-    return Prediction(
-        source=row["source"],
-        size=(row["size"][0], row["size"][1]),
-        score=row["score"],
-        verdict=row["verdict"],
-        seconds=row["ms"] / 1000,
-        grid=np.asarray(grid, dtype=np.float32),
-        spec=spec if own is None else MapSpec.model_validate(own),
-        routing=None if routing is None else {k: np.asarray(v, np.float32) for k, v in routing.items()},
-        terms=row.get("terms"),
-        label=row.get("label"),
-        p_value=row.get("p_value"),
-        threshold=row.get("threshold"),
-        pixel_threshold=row.get("pixel_threshold"),
-        region=region,
-        found=None if regions is None else tuple(Region.from_dict(values) for values in regions),
-        time=row.get("time"),
-    )
+    stored = row["grid"]
+    grid = read_grids((folder or Path()) / stored) if isinstance(stored, str) else grids[stored]
+    return Prediction.from_dict(row, grid=grid, spec=spec, region=region)
 
 
 def region_of_run(run: dict[str, Any]) -> RegionOfInterest | None:

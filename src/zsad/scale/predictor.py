@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,10 @@ from zsad.errors import DataError, ImageError, ZsadError
 from zsad.images.decode import Source, read_image
 from zsad.images.loader import read_ahead
 from zsad.images.preprocess import Preprocess
-from zsad.predict.options import SQUARE, InputOptions
-from zsad.predict.pipeline import predict_pixels
+from zsad.predict.pipeline import Decoded, Ready, judge, read, score
 from zsad.predict.prediction import Prediction
 from zsad.predict.roi import RegionOfInterest
+from zsad.predict.view import InputOptions
 from zsad.runs.rows import COLUMNS, arrow_schema, error_row, need_pyarrow, result_row
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 IMAGE_COLUMNS = ("bytes", "content", "image", "path")
 """Where images are looked for, in this order: content of files, pictures or arrays, paths or addresses."""
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +47,26 @@ class Loading:
     backend: str | None = None
     precision: str = "auto"
     threads: int | None = None
-    shows: str | None = None
+    object_name: str | None = None
     pixel_threshold: float | None = None
     min_area: float = 0.0
     region: RegionOfInterest | None = None
-    looking: InputOptions = SQUARE
+    options: InputOptions = field(default_factory=InputOptions)
 
     def key(self) -> str:
         """Equal for equal detectors."""
-        own = {name: getattr(self, name) for name in self.__slots__ if name not in ("region", "looking")}
-        return f"{own} {self.looking.to_dict()} {None if self.region is None else self.region.digest()}"
+        plain = {name: getattr(self, name) for name in self.__slots__ if name not in ("region", "options")}
+        return f"{plain} {self.options.to_dict()} {None if self.region is None else self.region.digest()}"
 
     def detector(self) -> Detector:
         """Loads it; errors as `zsad.load`."""
-        from zsad.detector import load
         from zsad.device import use_threads
+        from zsad.loading import load
 
         if self.threads is not None and self.backend in (None, "torch", "auto"):
             use_threads(self.threads)
         weights = None if self.weights is None else Path(self.weights)
-        found = load(
+        detector = load(
             self.model,
             backbone=self.backbone,
             weights=weights,
@@ -77,13 +76,14 @@ class Loading:
             precision=self.precision,  # type: ignore[arg-type]
             threads=self.threads,
         )
-        found.looking = self.looking
-        found.use_found(self.calibration)
-        found.region, found.shows = self.region or found.region, self.shows or found.shows
-        found.min_area = self.min_area
-        if self.pixel_threshold is not None:
-            found.pixel_threshold = self.pixel_threshold
-        return found
+        detector = detector.with_(options=self.options).use_default(self.calibration)
+        view = detector.view
+        return detector.with_(
+            region=self.region or view.region,
+            object_name=self.object_name or view.object_name,
+            min_area=self.min_area,
+            pixel_threshold=self.pixel_threshold,
+        )
 
 
 _held: dict[str, Detector] = {}  # the last one loaded: engines unpickle a predictor again for every task
@@ -114,7 +114,7 @@ class BatchPredictor:
         keep: columns of a batch that are handed on.
         region: where anomalies count.
         loading: further fields of `Loading`: backbone, weights, device, calibration, backend, precision, threads
-            (PyTorch's, for the whole process), shows, pixel_threshold, min_area, looking.
+            (PyTorch's, for the whole process), object_name, pixel_threshold, min_area, options.
 
     Example:
         >>> images = np.zeros((3, 64, 64, 3), np.uint8)
@@ -177,79 +177,51 @@ class BatchPredictor:
     ) -> Iterator[tuple[str | None, Prediction | ZsadError]]:
         """Yields name and prediction, or what is wrong, of each (name, image), in order."""
         detector = self.detector
-        if not is_plain(detector.looking):
-            yield from self._alone(images)
-            return
-        wanted = self.images_a_pass or detector.backend.batch_size
+        model, view = detector.model, detector.view
+        tiled = view.options.tiling is not None
+        count = 1 if tiled else self.images_a_pass or model.backend.batch_size
 
-        def read(named: tuple[str | None, Any]) -> Picture | ZsadError:
-            return read_picture(*named, preprocess=detector.preprocess)
-
-        decoded = read_ahead(images, read, ahead=2 * wanted, workers=2)
-        group: list[tuple[str | None, Picture | ZsadError]] = []
-        for (name, _), picture in decoded:
-            group.append((name, picture))
-            if len(group) == wanted:
-                yield from self._passed(group, wanted)
-                group = []
-        yield from self._passed(group, wanted)
-
-    def _alone(
-        self, images: Iterable[tuple[str | None, Any]]
-    ) -> Iterator[tuple[str | None, Prediction | ZsadError]]:
-        """One picture after the other, as it is: it may be cut into tiles, or keep its proportions."""
-        for name, image in images:
+        def attempt(named: tuple[str | None, Any]) -> Ready | ZsadError:
             try:
-                prediction = self.detector.predict(source_of(name, image))
+                return read(source_of(*named), model, view, name=named[0])
             except ZsadError as error:
-                known = name is None or name in str(error)
-                yield name, error if known else ImageError(f"{name}: {error}")
-                continue
-            prediction.source = name
-            yield name, prediction
+                return error
 
-    def _passed(
-        self, group: list[tuple[str | None, Picture | ZsadError]], wanted: int
-    ) -> Iterator[tuple[str | None, Prediction | ZsadError]]:
-        """One pass through the model: always of the same number of images."""
-        good = [picture for _, picture in group if isinstance(picture, Picture)]
-        answers = iter(self._scored(good, wanted) if good else ())
-        for name, picture in group:
-            if isinstance(picture, ZsadError):
-                yield name, picture
-                continue
-            prediction = next(answers)
-            prediction.source = name
-            yield name, self._judged(prediction)
+        prepared = read_ahead(images, attempt, ahead=2 * count, workers=0 if tiled else 2)
+        while group := list(islice(prepared, count)):
+            ready = [result for _, result in group if isinstance(result, Ready)]
+            scored = iter(self._scored(ready, count) if ready else ())
+            for (name, _), result in group:
+                yield (
+                    name,
+                    _named(name, result if isinstance(result, ZsadError) else self._judged(next(scored))),
+                )
 
-    def _scored(self, pictures: list[Picture], wanted: int) -> list[Prediction]:
-        detector = self.detector
-        pixels = [detector.preprocess(picture.image) for picture in pictures]
-        filled = np.stack(pixels + [pixels[-1]] * (wanted - len(pixels)))
-        sizes = [picture.size for picture in pictures] + [pictures[-1].size] * (wanted - len(pixels))
-        words = None if detector.shows is None else (detector.shows,) * wanted
-        return predict_pixels(detector.backend, filled, sizes=sizes, words=words)
+    def _scored(self, ready: list[Ready], count: int) -> list[Prediction | ImageError]:
+        """Score pictures in one pass of always the same number, so that no score depends on the others."""
+        filled = [*ready, *ready[-1:] * (count - len(ready))]
+        return score(self.detector.model, filled)[: len(ready)]
 
-    def _judged(self, prediction: Prediction) -> Prediction | ZsadError:
-        name = prediction.source or "an image"
-        if not np.isfinite(prediction.score):
-            return ImageError(f"{name} has no finite score: the model overflowed on it; try device cpu")
+    def _judged(self, scored: Prediction | ImageError) -> Prediction | ImageError:
+        if isinstance(scored, ImageError):
+            return scored
         try:
-            return self.detector.judge(prediction)
+            return judge(scored, self.detector.view)
         except ImageError as error:
-            return ImageError(f"{name}: {error}")
+            return error
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """An upright RGB picture at the size that a model takes, and the (H, W) it had in full."""
+def _named(name: str | None, outcome: Prediction | ZsadError) -> Prediction | ZsadError:
+    """Return an outcome that carries the name of its picture."""
+    if isinstance(outcome, Prediction):
+        outcome.source = name
+    elif name is not None and name not in str(outcome):
+        return ImageError(f"{name}: {outcome}")
+    return outcome
 
-    image: Image.Image
-    size: Size
 
-
-def read_picture(name: str | None, image: Any, *, preprocess: Preprocess) -> Picture | ZsadError:
-    """What is decoded of the content of a file, a picture, an array, a path or an address; else what is wrong.
+def decode_picture(name: str | None, image: Any, *, preprocess: Preprocess) -> Decoded | ZsadError:
+    """Decode the content of a file, a picture, an array, a path or an address; return what is wrong where it fails.
 
     Args:
         name: for messages.
@@ -257,19 +229,18 @@ def read_picture(name: str | None, image: Any, *, preprocess: Preprocess) -> Pic
         preprocess: of the model; its resizing is done here, which leaves it nothing more to resize.
     """
     try:
-        if isinstance(image, Picture):
-            return image
         source = source_of(name, image)
-        found, size = read_image(source, name=name or "image given as bytes")
+        if isinstance(source, Decoded):
+            return source
+        decoded, size = read_image(source, name=name or "image given as bytes")
         height, width = preprocess.image_size
-        return Picture(
-            found.resize((width, height), Image.Resampling[preprocess.interpolation.upper()]), size
-        )
+        reduced = decoded.resize((width, height), Image.Resampling[preprocess.interpolation.upper()])
+        return Decoded(reduced, size)
     except ZsadError as error:
         return error
 
 
-def source_of(name: str | None, image: Any) -> Source:
+def source_of(name: str | None, image: Any) -> Source | Decoded:
     """An image as `zsad.images.decode.read_image` takes it.
 
     Raises:
@@ -288,9 +259,9 @@ def source_of(name: str | None, image: Any) -> Source:
     return np.asarray(image, np.uint8) if isinstance(image, list) else image
 
 
-def is_plain(looking: InputOptions) -> bool:
+def is_plain(options: InputOptions) -> bool:
     """Whether pictures are only resized, so that they can be decoded without the model."""
-    return not looking.to_dict()
+    return not options.to_dict()
 
 
 def read_address(address: str) -> bytes:

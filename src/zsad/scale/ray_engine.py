@@ -24,11 +24,12 @@ from PIL import Image
 from zsad.errors import ConfigError, EngineError, ImageError, ZsadError
 from zsad.images.preprocess import Preprocess
 from zsad.nn.maps import MapSpec
+from zsad.predict.pipeline import Decoded
 from zsad.predict.prediction import Prediction
 from zsad.predict.roi import RegionOfInterest
 from zsad.runs.rows import need_pyarrow
 from zsad.runs.store import as_stored, restore
-from zsad.scale.predictor import BatchPredictor, Loading, Picture, is_plain, read_picture, source_of
+from zsad.scale.predictor import BatchPredictor, Loading, decode_picture, is_plain, source_of
 from zsad.scale.sources import ImageFiles, ParquetFiles
 
 _ROWS = 16  # images a task: what a worker gives back at once, and what its death costs
@@ -80,7 +81,7 @@ def predict_with_ray(
         workers = cluster.workers or int(gpus) or machines
         items = images.items(_ROWS)
         table = need_pyarrow().table({"item": [json.dumps(item) for item in items]})
-        resize = preprocess.to_dict() if is_plain(loading.looking) else None
+        resize = preprocess.to_dict() if is_plain(loading.options) else None
         decode = partial(_decoded, images=images, preprocess=resize)
         rows = ray.data.from_arrow([table.slice(index, 1) for index in range(len(items))])
         # Fractions, so that decoding always finds room beside the workers.
@@ -122,7 +123,7 @@ def _decoded(
             rows = [
                 _raw_row(name, image)
                 if ready is None
-                else _picture_row(name, read_picture(name, image, preprocess=ready))
+                else _picture_row(name, decode_picture(name, image, preprocess=ready))
                 for name, image in named
             ]
             yield need_pyarrow().Table.from_pylist(rows, schema=_picture_schema())
@@ -135,7 +136,7 @@ def _picture_schema() -> Any:
     return arrow.schema([("source", arrow.string()), ("error", arrow.string()), *contents, *numbers])
 
 
-def _picture_row(name: str, picture: Picture | ZsadError) -> dict[str, Any]:
+def _picture_row(name: str, picture: Decoded | ZsadError) -> dict[str, Any]:
     source = json.dumps(name)  # a file's name may be no valid UTF-8, which Arrow refuses
     if isinstance(picture, ZsadError):
         return {"source": source, "error": json.dumps(str(picture))}
@@ -182,7 +183,7 @@ class _Worker:
         )
 
 
-def _pictures(rows: list[dict[str, Any]]) -> Iterator[tuple[str, Picture | ZsadError | bytes | str]]:
+def _pictures(rows: list[dict[str, Any]]) -> Iterator[tuple[str, Decoded | ZsadError | bytes | str]]:
     for row in rows:
         name = json.loads(row["source"])
         if row["error"] is not None:
@@ -193,7 +194,7 @@ def _pictures(rows: list[dict[str, Any]]) -> Iterator[tuple[str, Picture | ZsadE
             continue
         content, width = row["pixels"], row["side"]
         image = Image.frombytes("RGB", (width, len(content) // (3 * width)), content)
-        yield name, Picture(image, (row["height"], row["width"]))
+        yield name, Decoded(image, (row["height"], row["width"]))
 
 
 def _result(row: Mapping[str, Any], region: RegionOfInterest | None) -> tuple[str, Prediction | ZsadError]:

@@ -15,20 +15,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from zsad.calibration.calibration import Calibration
 from zsad.detector import Detector
 from zsad.errors import ConfigError, ImageError, TooManyPixelsError
-from zsad.images.decode import read_image
-from zsad.images.pixels import Reading
-from zsad.predict.pipeline import predict_pixels
+from zsad.predict.pipeline import Ready, judge, read, score
 from zsad.predict.prediction import Prediction
 from zsad.serve.limits import Budget, Limits, Places, Refusal
 from zsad.serve.metrics import Metrics
@@ -51,16 +47,14 @@ class Prepared:
     Attributes:
         name: of the file.
         sha256: of its bytes.
-        size: (H, W) of the upright image.
-        pixels: (3, H, W) as the model wants them.
+        ready: for the model.
         picture: preview, where one is wanted.
         detector: that will judge it.
     """
 
     name: str
     sha256: str
-    size: tuple[int, int]
-    pixels: npt.NDArray[np.float32]
+    ready: Ready
     picture: str | None
     detector: Detector
 
@@ -88,9 +82,8 @@ class Service:
         batch = limits.batch or min(detector.backend.batch_size, limits.max_queue)
         if batch > limits.max_queue:
             raise ConfigError(f"--batch is {batch} but --max-queue only {limits.max_queue}; raise the latter")
-        self.detector = self._bare = detector
-        if detector.calibration is not None:
-            self._bare = self._copy(detector)
+        self.detector = detector
+        self._base = replace(detector.view, calibration=None)
         self.limits, self.batch = limits, batch
         self.identity = detector.identity()
         self.metrics = Metrics()
@@ -99,7 +92,7 @@ class Service:
         self.stopping = False
         self._seconds = 0.0  # of the model for an image, on average
         self._pool = ThreadPoolExecutor(_HANDS, "zsad-image")
-        self._queue: Batcher[Prepared, Prediction] = Batcher(
+        self._queue: Batcher[Prepared, Prediction | ImageError] = Batcher(
             self._infer, depth=limits.max_queue, batch=batch, observe=self._observe
         )
         self._watch()
@@ -119,17 +112,11 @@ class Service:
             {"name": self.detector.name, "method": self.detector.card.method, "identity": self.identity},
         )
 
-    @staticmethod
-    def _copy(detector: Detector) -> Detector:
-        """The same model without calibration, but with what was asked for besides."""
-        copy = Detector(detector.backend, detector.card, name=detector.name)
-        copy.region, copy.shows, copy.min_area = detector.region, detector.shows, detector.min_area
-        return copy
-
     def warm_up(self) -> None:
         """A pass over a grey image, so that the first client does not wait for what is done once."""
-        pixels = self.detector.preprocess(Image.new("RGB", (64, 64), (128, 128, 128)))
-        image = Prepared("warm-up", "", (64, 64), pixels, None, self._bare)
+        grey = Image.new("RGB", (64, 64), (128, 128, 128))
+        ready = read(grey, self.detector.model, self._base)
+        image = Prepared("warm-up", "", ready, None, self.bare)
         self._queue.submit(image).result()
         self._seconds = 0.0  # the first pass is not like the others
 
@@ -159,7 +146,7 @@ class Service:
     @property
     def bare(self) -> Detector:
         """The model as it was asked for, without calibration: what normals are scored with."""
-        return self._bare
+        return Detector(self.detector.model, self._base)
 
     def use(self, calibration: Calibration | None) -> None:
         """Judges by it from now on; None: no verdicts.
@@ -167,8 +154,8 @@ class Service:
         Raises:
             CalibrationError: it was made for another model.
         """
-        fresh = self._copy(self._bare)
-        self.detector = fresh if calibration is None else fresh.use(calibration)
+        base = Detector(self.detector.model, self._base)
+        self.detector = base if calibration is None else base.use(calibration)
 
     # Admission
 
@@ -242,7 +229,7 @@ class Service:
     async def raw(self, upload: Upload, *, decoded: Callable[[], None] | None = None) -> Scored:
         """What the model says of an image, not judged; waits for a place, else as `answer`."""
         async with _Errand(self, wait=True) as errand:
-            prepared = await errand.hand(lambda: self._prepare(upload, self._bare, False))
+            prepared = await errand.hand(lambda: self._prepare(upload, self.bare, False))
             _dropped(upload, decoded)
             return Scored(prepared, await errand.model(prepared))
 
@@ -257,31 +244,22 @@ class Service:
                 422, "broken_image", f"{name} is a JPEG of more than {_MAX_SCANS} scans; save it again"
             )
         try:
-            image, size = read_image(
-                content,
-                reading=Reading(max_pixels=self.limits.max_pixels),
-                target=detector.preprocess.image_size,
-                name=name,
-            )
-            pixels = detector.preprocess(image)
+            options = detector.view.options
+            limited = replace(options, reading=replace(options.reading, max_pixels=self.limits.max_pixels))
+            view = replace(detector.view, options=limited)
+            ready = read(content, detector.model, view, name=name, draft=True)
         except TooManyPixelsError as error:
             raise Refusal(413, "too_many_pixels", str(error)) from None
         except ImageError as error:
             raise Refusal(422, "broken_image", str(error)) from None
         digest = hashlib.sha256(content).hexdigest()
-        return Prepared(
-            name, digest, size, pixels, preview(content, image, size) if picture else None, detector
-        )
+        shown = preview(content, ready.picture, ready.size) if picture and ready.picture is not None else None
+        ready.picture = None
+        return Prepared(name, digest, ready, shown, detector)
 
-    def _infer(self, images: list[Prepared]) -> list[Prediction]:
+    def _infer(self, images: list[Prepared]) -> list[Prediction | ImageError]:
         """The model's pass; in its own thread."""
-        words = [image.detector.shows for image in images]
-        return predict_pixels(
-            self.detector.backend,
-            np.stack([image.pixels for image in images]),
-            sizes=[image.size for image in images],
-            words=tuple(word or "object" for word in words) if any(words) else None,
-        )
+        return score(self.detector.model, [image.ready for image in images])
 
     def _observe(self, count: int, seconds: float) -> None:
         self.metrics.passes.observe(seconds)
@@ -292,7 +270,7 @@ class Service:
     def _finish(self, scored: Scored, include: Sequence[str]) -> dict[str, Any]:
         image, prediction = scored.image, scored.prediction
         try:
-            image.detector.judge(prediction)
+            judge(prediction, image.detector.view)
         except ImageError as error:
             raise Refusal(422, "outside_region", f"{image.name}: {error}") from None
         made = image.detector.calibration
@@ -315,7 +293,7 @@ class Service:
         """Puts work before the threads that decode and draw."""
         return self._pool.submit(work)
 
-    def submit_model(self, image: Prepared, deadline: float) -> Future[Prediction]:
+    def submit_model(self, image: Prepared, deadline: float) -> Future[Prediction | ImageError]:
         """Puts an image into the queue.
 
         Raises:
@@ -379,7 +357,7 @@ class _Errand:
     async def model(self, image: Prepared) -> Prediction:
         """The model's turn."""
         prediction = await self._await(self._service.submit_model(image, self._deadline))
-        if not math.isfinite(prediction.score):
+        if isinstance(prediction, ImageError):
             raise Refusal(422, "no_score", f"{image.name} has no finite score: the model overflowed on it")
         return prediction
 

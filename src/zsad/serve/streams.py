@@ -101,7 +101,7 @@ async def calibrate(service: Service, request: Request, wish: CalibrationTarget)
     normals, skipped, bare = NormalScores(), [], service.bare
 
     def collect(prediction: Prediction) -> None:
-        prediction.confine(bare.region)
+        prediction.confine(bare.view.region)
         normals.add(prediction)
 
     async def score(upload: Upload, decoded: Callable[[], None]) -> Scored | Row:
@@ -124,7 +124,9 @@ async def calibrate(service: Service, request: Request, wish: CalibrationTarget)
                 except ImageError as error:
                     skipped.append(failure(one.image.name, Refusal(422, "outside_region", str(error))))
     try:
-        made = make_calibration(normals, wish, model=bare.key(), object_name=bare.shows, region=bare.region)
+        made = make_calibration(
+            normals, wish, model=bare.key(), object_name=bare.object_name, region=bare.view.region
+        )
     except CalibrationError as error:
         reason = str(error)
         if skipped and not normals.scores:

@@ -18,7 +18,7 @@ from zsad.backends.backend import Float32, Precision
 from zsad.backends.torch import TorchBackend
 from zsad.errors import ZsadError
 from zsad.export.onnx_graph import count_flops, write_onnx
-from zsad.loading import Loaded
+from zsad.predict.view import Model
 
 _SHAPE = (1370, 1024, 4096)
 """Of the products measured: the widest of ViT-L/14@336 for one image of 518 x 518 pixels."""
@@ -100,7 +100,7 @@ def flops_of(backend: TorchBackend) -> float:
 
 
 def speeds(
-    loaded: Loaded,
+    loaded: Model,
     scratch: Path,
     *,
     products: Products,
@@ -135,7 +135,7 @@ def speeds(
 
 
 def _graph_speeds(
-    loaded: Loaded, model: TorchBackend, graph: Path, pixels: Float32, stopwatch: _Stopwatch, threads: int
+    loaded: Model, model: TorchBackend, graph: Path, pixels: Float32, stopwatch: _Stopwatch, threads: int
 ) -> Iterator[Speed | str]:
     from zsad.backends.onnx import OnnxBackend
     from zsad.backends.openvino import OpenVINOBackend

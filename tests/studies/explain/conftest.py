@@ -12,7 +12,8 @@ from PIL import Image
 
 from zsad.clip.weights import load_backbone
 from zsad.datasets.manifest import DataSet, discover
-from zsad.detector import Detector, load
+from zsad.detector import Detector
+from zsad.loading import load
 from zsad.methods.base import ImageFeatures
 from zsad.methods.promptmoe import PromptMoE
 from zsad.methods.registry import build
@@ -37,7 +38,7 @@ def router(toy) -> Detector:
     method = build("promptmoe", base.card.config, load_backbone(toy.backbone))
     method.__class__ = PatchRouter
     method.load_adapter(base.method.adapter_state())
-    return Detector(method, base.card, name="stub")
+    return Detector.from_method(method, base.card, name="stub")
 
 
 @pytest.fixture(scope="module")

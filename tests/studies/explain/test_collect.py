@@ -258,7 +258,7 @@ def test_every_method_with_experts_can_be_explained(toy, discs, name: str) -> No
         preprocess=Preprocess(image_size=size).to_dict(),
         map_spec=method.map_spec,
     )
-    found = explain(Detector(method, card), [discs], kinds=(*PATCH_KINDS, "embeddings"), images=2)
+    found = explain(Detector.from_method(method, card), [discs], kinds=(*PATCH_KINDS, "embeddings"), images=2)
     assert found.pools and found.collected.images == 5
     for entry in found.usage:
         np.testing.assert_allclose(entry.share("weight").sum(-1), 1, atol=1e-4)

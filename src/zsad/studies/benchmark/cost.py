@@ -51,11 +51,13 @@ def measure_cost(request: dict[str, Any]) -> dict[str, Any]:
     """Measure a request in this process, which has done nothing else."""
     import torch
 
+    from zsad.backends.torch import TorchBackend
     from zsad.clip.weights import load_backbone
     from zsad.device import use_threads
-    from zsad.images.preprocess import Preprocess
     from zsad.methods.registry import build
-    from zsad.predict.pipeline import predict_samples
+    from zsad.predict.pipeline import stream
+    from zsad.predict.view import Model, View
+    from zsad.train.training_card import CardParts, card_of
     from zsad.types import Sample
 
     use_threads(request["threads"])
@@ -63,14 +65,13 @@ def measure_cost(request: dict[str, Any]) -> dict[str, Any]:
     weights = None if request["weights"] is None else Path(request["weights"])
     tower = load_backbone(request["backbone"], weights=weights, device=device)
     method = build(request["method"], request["config"], tower).to(device).eval()
-    size, preset = (method.config.image_size,) * 2, tower.preset
-    preprocess = Preprocess(image_size=size, mean=preset.mean, std=preset.std)
+    model = Model(TorchBackend(method), card_of(method, CardParts.of(method, tower), created=""))
     # Text that does not depend on the image is encoded in the warm-up; that of the others is part of their cost.
     taken: list[float] = []
     for image, word in request["images"]:
         started = time.perf_counter()
-        for prediction in predict_samples(
-            method, [Sample(Path(image), word)], preprocess, on_error=_ignore, batch_size=1, workers=0
+        for prediction in stream(
+            model, [Sample(Path(image), word)], View(), on_error=_ignore, batch_size=1, workers=0
         ):
             prediction.canonical_map()
             taken.append(time.perf_counter() - started)

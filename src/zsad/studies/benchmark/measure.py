@@ -74,7 +74,7 @@ class _RecordingScorer:
                 seconds=0.0,
                 grid=scored.grid,
                 spec=scored.spec,
-                label=sample.label,
+                sample=sample,
             )
             self.writer.write(prediction, overlay=None, state=file_state(sample.image))
             label = -1 if sample.label is None else sample.label

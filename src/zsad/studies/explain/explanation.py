@@ -163,9 +163,9 @@ def explain(
         result.datasets = _count(samples)
         pictured = choose_pictures(samples, images) if "patches" in kinds else []
         collector = RoutingCollector(method, rule=rule, pictures=pictured, on_error=on_error or _warn)
-        size = default_batch_size(detector.device) if batch_size is None else batch_size
+        size = default_batch_size(next(method.parameters()).device) if batch_size is None else batch_size
         step = _stepper(progress, len(samples))
-        result.collected = collector.run(samples, detector.preprocess, batch_size=size, progress=step)
+        result.collected = collector.run(samples, detector.model.preprocess, batch_size=size, progress=step)
         if not result.collected.images:
             raise DataError(f"none of the {len(samples)} images could be used; check the files")
         _order(result, pictured)

@@ -1,8 +1,9 @@
-"""How `predict` and `calibrate` look at pictures: tiles, proportions, depth, and what they are compared with."""
+"""Input options of `predict` and `calibrate`: tiles, proportions, depth, and images to compare with."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,8 +12,9 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from zsad.detector import Detector
-    from zsad.predict.options import InputOptions
     from zsad.predict.prediction import Prediction
+    from zsad.predict.roi import RegionOfInterest
+    from zsad.predict.view import InputOptions
     from zsad.types import Sample
 
 _FILE = "references.safetensors"
@@ -21,7 +23,7 @@ _SHRUNK = 4.0  # times a picture is larger than the model's input before it is w
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True)
-class Look:
+class InputArguments:
     """Options that both verbs have: a calibration holds for the settings it was made with."""
 
     tile: Annotated[
@@ -65,11 +67,11 @@ class Look:
         Parameter(help="Refuse larger pictures; by default 120,000,000, and 400,000,000 with --tile."),
     ] = None
 
-    def settings(self) -> InputOptions:
-        """ConfigError where something makes no sense."""
+    def options(self) -> InputOptions:
+        """Return the options; ConfigError where something makes no sense."""
         from zsad.images.pixels import MAX_PIXELS, Levels, Reading
-        from zsad.predict.options import InputOptions
         from zsad.predict.tiles import Tiling
+        from zsad.predict.view import InputOptions
 
         levels: Levels = self.levels  # type: ignore[assignment]
         if "," in self.levels:
@@ -84,17 +86,19 @@ class Look:
         return InputOptions(tiling=tiling, keep_aspect=self.keep_aspect, reading=reading)
 
     @property
-    def plain(self) -> bool:
-        """Whether nothing of this is asked for."""
-        return self == Look()
+    def is_default(self) -> bool:
+        """True if no option is given."""
+        return self == InputArguments()
 
 
-def apply_look(detector: Detector, look: Look, *, mutual: list[Sample] | None = None) -> Detector:
-    """The detector that looks so, compares with references, or with samples of which none is known to be normal.
+def with_inputs(
+    detector: Detector, arguments: InputArguments, *, mutual: Sequence[Sample] | None = None
+) -> Detector:
+    """Return the detector with these options, that compares images with references or with each other where asked.
 
     Raises:
         ConfigError: options that exclude each other, or that an exported graph cannot do.
-        ZsadError: what `Detector.with_references` and `with_mutual` raise.
+        ZsadError: as `Detector.with_references` and `Detector.with_mutual`.
     """
     from zsad.cli.console import note, printable
     from zsad.errors import ConfigError, ZsadError
@@ -102,24 +106,26 @@ def apply_look(detector: Detector, look: Look, *, mutual: list[Sample] | None = 
     def report(sample: Sample, error: ZsadError) -> None:
         note(f"zsad: not compared with: {printable(error)}")
 
-    if look.references is not None and mutual is not None:
+    if arguments.references is not None and mutual is not None:
         raise ConfigError(
             "--references and --mutual exclude each other; take references where there are normal images"
         )
-    detector.looking = look.settings()
-    if look.keep_aspect:
+    detector = detector.with_(options=arguments.options())
+    if arguments.keep_aspect:
         _ = detector.backend.patch  # an exported graph says that it cannot
-    if look.references is not None:
-        pick: Literal["random", "coreset"] = "coreset" if look.coreset else "random"
-        return detector.with_references(str(look.references), limit=look.remember, pick=pick, on_error=report)
+    if arguments.references is not None:
+        pick: Literal["random", "coreset"] = "coreset" if arguments.coreset else "random"
+        return detector.with_references(
+            str(arguments.references), limit=arguments.remember, pick=pick, on_error=report
+        )
     return detector if mutual is None else detector.with_mutual(mutual, on_error=report)
 
 
 def shrunk_hint(detector: Detector, prediction: Prediction) -> str | None:
-    """What is lost of a large picture that is not cut into tiles, in one line; None where it is little."""
+    """Return a line on what is lost of a large picture that is not cut into tiles; None where it is little."""
     # By area: tiles do not help a picture that is long, but thin.
-    times = math.sqrt(math.prod(prediction.size) / math.prod(detector.preprocess.image_size))
-    if detector.looking.tiling is not None or times <= _SHRUNK:
+    times = math.sqrt(math.prod(prediction.size) / math.prod(detector.model.preprocess.image_size))
+    if detector.view.options.tiling is not None or times <= _SHRUNK:
         return None
     height, width = prediction.size
     patch = max(height / prediction.grid.shape[-2], width / prediction.grid.shape[-1])
@@ -129,15 +135,54 @@ def shrunk_hint(detector: Detector, prediction: Prediction) -> str | None:
     )
 
 
-def keep_references(detector: Detector, out: Path, look: Look) -> None:
-    """Writes the references of a run into its folder, for others to take."""
+def keep_references(detector: Detector, out: Path, arguments: InputArguments) -> None:
+    """Write the references of a run into its folder, for others to take."""
     from zsad.cli.console import printable, say
 
-    if look.references is not None and look.references.suffix != ".safetensors" and out.is_dir():
+    references = arguments.references
+    if references is not None and references.suffix != ".safetensors" and out.is_dir():
         from zsad.comparison.load import save_references  # with PyTorch, which exported graphs do without
 
-        save_references(detector, out / _FILE)
+        save_references(detector.model, detector.view, out / _FILE)
         say(f"wrote the references into {printable(out / _FILE)}, to be given to --references again")
+
+
+def with_view(
+    detector: Detector,
+    *,
+    region: RegionOfInterest | None = None,
+    object_name: str | None = None,
+    pixel_threshold: float | None = None,
+    min_area: float = 0.0,
+) -> Detector:
+    """Return the detector with what the user asks for; a calibration that was made otherwise does not hold for it.
+
+    Raises:
+        CalibrationError: the calibration has another region of interest or object name.
+        ConfigError: a number that makes no sense.
+    """
+    from zsad.errors import CalibrationError, ConfigError
+
+    if min_area < 0:
+        raise ConfigError(f"--min-area is {min_area:g}, expected 0 or more pixels")
+    if pixel_threshold is not None and not math.isfinite(pixel_threshold):
+        raise ConfigError(f"--pixel-threshold is {pixel_threshold:g}, expected a map value between 0 and 1")
+    view = detector.view
+    for asked, calibrated, option in (
+        (region, view.region, "--roi or --ignore"),
+        (object_name, detector.object_name, "--object"),
+    ):
+        if view.calibration is not None and asked is not None and asked != calibrated:
+            raise CalibrationError(
+                f"the calibration was made with another {option}; calibrate with the same, leave it out to take "
+                "the calibration's, or go without by --calibration none"
+            )
+    return detector.with_(
+        region=region or view.region,
+        object_name=object_name or view.object_name,
+        pixel_threshold=view.pixel_threshold if pixel_threshold is None else pixel_threshold,
+        min_area=min_area,
+    )
 
 
 def _pair(text: str, option: str, example: str) -> tuple[float, float]:
