@@ -16,13 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from zsad.calibration.conformal import (
-    check_confidence,
-    check_rate,
-    check_scores,
-    promised_rate,
-    upper_limit,
-)
+from zsad.calibration.conformal import check_confidence, check_rate, check_scores, promised_rate, upper_limit
 from zsad.errors import CalibrationError
 
 if TYPE_CHECKING:

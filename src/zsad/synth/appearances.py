@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -15,6 +14,7 @@ from zsad.synth.noise import (
     axes,
     colour,
     fractal,
+    from_bytes,
     grey,
     mix,
     smooth,
@@ -29,20 +29,23 @@ from zsad.synth.textures import TEXTURES
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where a defect goes and how strong it is to be."""
+    """Place and strength of a defect.
+
+    Attributes:
+        image: (H, W, 3), the whole image without the defect.
+        patch: (h, w, 3), the window without the defect.
+        power: strength in [0, 1].
+        contrast: change of brightness in [0, 1] that is visible here and corresponds to `power`.
+        tone: (3,), mean colour under the support.
+    """
 
     image: ByteArray
-    """(H, W, 3), the whole image, before."""
     patch: FloatArray
-    """(h, w, 3), the window, before."""
     support: Support
     donor: ByteArray | None
     power: float
-    """[0, 1]"""
     contrast: float
-    """Brightness change, of 1, that is seen at this place and is as strong as `power` says."""
     tone: FloatArray
-    """(3,), mean colour under the support."""
     foreground: BoolArray | None
 
     @property
@@ -85,26 +88,26 @@ def _shaded(site: Site, shade: FloatArray, amount: float) -> FloatArray:
     """Add shading; on a dark or bright place it goes the way there is room for."""
     level = float(site.tone.mean())
     if level < 0.25:
-        shade = shade + np.float32(0.5) * np.abs(shade)
+        shade = shade + 0.5 * np.abs(shade)
     elif level > 0.8:
-        shade = shade - np.float32(0.5) * np.abs(shade)
+        shade = shade - 0.5 * np.abs(shade)
     return np.asarray(site.patch + (shade * np.float32(amount))[..., None], dtype=np.float32)
 
 
-def _scratch(site: Site, rng: np.random.Generator) -> FloatArray:
+def draw_scratch(site: Site, rng: np.random.Generator) -> FloatArray:
     target = _contrasting(site, rng, tint=0.2)
-    wear = np.clip(0.9 + smooth(rng, site.shape, 8) * np.float32(0.3), 0.35, 1)
+    wear = np.clip(0.9 + smooth(rng, site.shape, 8) * 0.3, 0.35, 1)
     return mix(site.patch, target, site.alpha * wear)
 
 
-def _crack(site: Site, rng: np.random.Generator) -> FloatArray:
-    dark = site.tone * np.float32(max(0.0, 0.55 - 0.5 * site.power)) - np.float32(0.05)
+def draw_crack(site: Site, rng: np.random.Generator) -> FloatArray:
+    dark = site.tone * np.float32(max(0.0, 0.55 - 0.5 * site.power)) - 0.05
     if float(site.tone.mean()) < 0.22:
         dark = site.tone + np.float32(0.2 + 0.5 * site.power)
     return mix(site.patch, np.clip(dark, 0, 1), site.alpha)
 
 
-def _cut(site: Site, rng: np.random.Generator) -> FloatArray:
+def draw_cut(site: Site, rng: np.random.Generator) -> FloatArray:
     shift = int(rng.integers(1, 3))
     edge = np.roll(site.alpha, (shift, shift), (0, 1)) * site.alpha
     bright = np.clip(site.tone + np.float32(max(site.contrast, 0.15)), 0, 1)
@@ -112,41 +115,41 @@ def _cut(site: Site, rng: np.random.Generator) -> FloatArray:
     return mix(mix(site.patch, bright, site.alpha), dark, np.clip(edge * 1.1, 0, 1))
 
 
-def _hole(site: Site, rng: np.random.Generator) -> FloatArray:
+def draw_hole(site: Site, rng: np.random.Generator) -> FloatArray:
     depth = colour(rng, brightness=(0.0, 0.15), saturation=(0, 0.2))
     if float(site.tone.mean()) < 0.25:
         depth = colour(rng, brightness=(0.45, 0.9), saturation=(0, 0.2))
     shape = soften(site.alpha, max(1.0, min(site.shape) * 0.06))
-    inner = mix(site.patch, depth + (1 - shape)[..., None] * site.tone * np.float32(0.3), site.alpha)
+    inner = mix(site.patch, depth + (1 - shape)[..., None] * site.tone * 0.3, site.alpha)
     rim = np.clip(shape * (1 - shape) * 4, 0, 1) * site.alpha
     return np.asarray(
         inner + (_lit(shape, rng) * rim * np.float32(0.1 + 0.25 * site.power))[..., None], dtype=np.float32
     )
 
 
-def _stain(site: Site, rng: np.random.Generator) -> FloatArray:
+def draw_stain(site: Site, rng: np.random.Generator) -> FloatArray:
     target = _contrasting(site, rng)
-    density = np.clip(0.85 + smooth(rng, site.shape, max(min(site.shape) / 4, 3)) * np.float32(0.25), 0.2, 1)
+    density = np.clip(0.85 + smooth(rng, site.shape, max(min(site.shape) / 4, 3)) * 0.25, 0.2, 1)
     if rng.random() < 0.4:
         density = density * (0.55 + 0.45 * (1 - soften(site.alpha, max(2.0, min(site.shape) * 0.08))) * 1.6)
     # A stain soaks in: the surface stays visible through it.
-    wet = target + (site.patch - site.tone) * np.float32(rng.uniform(0.3, 0.9))
+    wet = target + (site.patch - site.tone) * rng.uniform(0.3, 0.9)
     return mix(site.patch, wet, np.clip(site.alpha * density, 0, 1))
 
 
-def _dent(site: Site, rng: np.random.Generator) -> FloatArray:
+def draw_dent(site: Site, rng: np.random.Generator) -> FloatArray:
     height = soften(site.alpha, max(1.5, min(site.shape) * 0.1))
     return _shaded(site, _lit(height, rng) * site.alpha, max(0.22, site.contrast * 0.9))
 
 
-def _contamination(site: Site, rng: np.random.Generator) -> FloatArray:
+def draw_contamination(site: Site, rng: np.random.Generator) -> FloatArray:
     target = _contrasting(site, rng, tint=1.0)
-    body = target + (_lit(soften(site.alpha, 2.0), rng) * np.float32(0.18))[..., None]
-    body = body + (smooth(rng, site.shape, 3) * np.float32(0.04))[..., None]
+    body = target + (_lit(soften(site.alpha, 2.0), rng) * 0.18)[..., None]
+    body = body + (smooth(rng, site.shape, 3) * 0.04)[..., None]
     return mix(site.patch, body, site.alpha)
 
 
-def _missing(site: Site, rng: np.random.Generator) -> FloatArray:
+def draw_missing(site: Site, rng: np.random.Generator) -> FloatArray:
     around = _surroundings(site, rng)
     drawn = mix(site.patch, around, site.alpha)
     rim = _lit(soften(site.alpha, 1.5), rng) * site.alpha
@@ -173,13 +176,10 @@ def _other_place(site: Site, rng: np.random.Generator) -> FloatArray:
     height, width = site.image.shape[:2]
     tall, wide = site.shape
     top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
-    return np.asarray(
-        site.image[top : top + tall, left : left + wide].astype(np.float32) * np.float32(1 / 255),
-        dtype=np.float32,
-    )
+    return from_bytes(site.image[top : top + tall, left : left + wide])
 
 
-def _misplaced(site: Site, rng: np.random.Generator) -> FloatArray:
+def draw_misplaced(site: Site, rng: np.random.Generator) -> FloatArray:
     if rng.random() < 0.5:
         turn = float(rng.choice([25, 45, 90, 135, 180])) + float(rng.normal(0, 8))
         rotated = Image.fromarray(to_bytes(site.patch)).rotate(turn, Image.Resampling.BILINEAR)
@@ -193,9 +193,9 @@ def _misplaced(site: Site, rng: np.random.Generator) -> FloatArray:
     return np.asarray(drawn + (rim * np.float32(0.12 + 0.3 * site.power) + lift)[..., None], dtype=np.float32)
 
 
-def _fray(site: Site, rng: np.random.Generator) -> FloatArray:
+def draw_fray(site: Site, rng: np.random.Generator) -> FloatArray:
     target = _contrasting(site, rng, tint=0.3)
-    return mix(site.patch, target + (smooth(rng, site.shape, 3) * np.float32(0.05))[..., None], site.alpha)
+    return mix(site.patch, target + (smooth(rng, site.shape, 3) * 0.05)[..., None], site.alpha)
 
 
 def _sampled(patch: FloatArray, rows: FloatArray, columns: FloatArray) -> FloatArray:
@@ -211,7 +211,7 @@ def _sampled(patch: FloatArray, rows: FloatArray, columns: FloatArray) -> FloatA
     return np.asarray(upper * (1 - down) + lower * down, dtype=np.float32)
 
 
-def _bend(site: Site, rng: np.random.Generator) -> FloatArray:
+def draw_bend(site: Site, rng: np.random.Generator) -> FloatArray:
     row, column = axes(site.shape)
     weight = soften(site.alpha, max(1.5, min(site.shape) * 0.06)) * site.alpha
     push = min(site.shape) * rng.uniform(0.12, 0.3) * (0.5 + site.power)
@@ -231,11 +231,10 @@ def _bend(site: Site, rng: np.random.Generator) -> FloatArray:
     )
     # Bent material catches the light; this is also what shows on a flat surface.
     shade = _lit(weight, rng) * site.alpha
-    bent = Site(site.image, warped, site.support, None, site.power, site.contrast, site.tone, site.foreground)
-    return _shaded(bent, shade, 0.12 + 0.3 * site.power)
+    return _shaded(replace(site, patch=warped), shade, 0.12 + 0.3 * site.power)
 
 
-def _foreign(site: Site, rng: np.random.Generator) -> FloatArray:
+def draw_foreign(site: Site, rng: np.random.Generator) -> FloatArray:
     other = _donated(site, rng)
     if rng.random() < 0.3:
         mean, spread = other.mean(axis=(0, 1)), other.std(axis=(0, 1)) + 0.02
@@ -257,13 +256,13 @@ def _donated(site: Site, rng: np.random.Generator) -> FloatArray:
         piece = site.donor[top : top + tall, left : left + wide]
         if (tall, wide) != site.shape:
             piece = np.asarray(Image.fromarray(piece).resize(site.shape[::-1], Image.Resampling.BILINEAR))
-        return np.asarray(piece.astype(np.float32) * np.float32(1 / 255), dtype=np.float32)
+        return from_bytes(piece)
     names = tuple(TEXTURES)
     return TEXTURES[names[int(rng.integers(len(names)))]].draw(rng, site.shape)
 
 
-def _discoloration(site: Site, rng: np.random.Generator) -> FloatArray:
-    amount = site.alpha * np.float32(0.9)
+def draw_discoloration(site: Site, rng: np.random.Generator) -> FloatArray:
+    amount = site.alpha * 0.9
     if rng.random() < 0.45:
         gain = 1 + np.float32(_sign(site, rng, darker=0.5) * (0.3 + 0.5 * site.power))
         offset = np.float32(_sign(site, rng, darker=0.5) * 0.05)
@@ -273,36 +272,34 @@ def _discoloration(site: Site, rng: np.random.Generator) -> FloatArray:
     return mix(site.patch, np.clip(site.patch + shift, 0, 1), amount)
 
 
-def _print(site: Site, rng: np.random.Generator) -> FloatArray:
-    return mix(site.patch, _contrasting(site, rng, tint=1.0), site.alpha * np.float32(rng.uniform(0.7, 1)))
+def draw_print(site: Site, rng: np.random.Generator) -> FloatArray:
+    return mix(site.patch, _contrasting(site, rng, tint=1.0), site.alpha * rng.uniform(0.7, 1))
 
 
-def _smear(site: Site, rng: np.random.Generator) -> FloatArray:
+def draw_smear(site: Site, rng: np.random.Generator) -> FloatArray:
     target = _contrasting(site, rng)
     along, _ = turned(site.shape, rng.uniform(0, np.pi))
-    waves = np.sin(along * np.float32(rng.uniform(0.2, 0.9)) + smooth(rng, site.shape, 12) * np.float32(1.8))
-    lines = waves * np.float32(rng.uniform(0, 0.2))
-    film = np.clip(0.7 + lines + fractal(rng, site.shape, 24) * np.float32(0.2), 0.15, 1)
-    return mix(site.patch, target + (site.patch - site.tone) * np.float32(0.5), site.alpha * film)
+    waves = np.sin(along * rng.uniform(0.2, 0.9) + smooth(rng, site.shape, 12) * 1.8)
+    lines = waves * rng.uniform(0, 0.2)
+    film = np.clip(0.7 + lines + fractal(rng, site.shape, 24) * 0.2, 0.15, 1)
+    return mix(site.patch, target + (site.patch - site.tone) * 0.5, site.alpha * film)
 
 
-def _pit(site: Site, rng: np.random.Generator) -> FloatArray:
+def draw_pit(site: Site, rng: np.random.Generator) -> FloatArray:
     target = np.clip(site.tone + np.float32(_sign(site, rng, darker=0.75) * max(0.22, site.contrast)), 0, 1)
-    glint = np.clip(np.roll(site.alpha, (1, 1), (0, 1)) - site.alpha, 0, 1) * np.float32(0.3)
+    glint = np.clip(np.roll(site.alpha, (1, 1), (0, 1)) - site.alpha, 0, 1) * 0.3
     return np.asarray(
         mix(site.patch, target, site.alpha) + glint[..., None] * np.float32(site.power), dtype=np.float32
     )
 
 
-def _lesion(site: Site, rng: np.random.Generator) -> FloatArray:
+def draw_lesion(site: Site, rng: np.random.Generator) -> FloatArray:
     core = soften(site.alpha, max(1.2, min(site.shape) * rng.uniform(0.03, 0.12))) * np.clip(
         site.alpha * 3, 0, 1
     )
     if rng.random() < 0.25:
         core = np.clip(core - 0.8 * np.clip(core - 0.55, 0, 1) * 2, 0, 1)
-    core = core * np.clip(
-        0.9 + fractal(rng, site.shape, max(min(site.shape) / 4, 4)) * np.float32(0.15), 0.3, 1.2
-    )
+    core = core * np.clip(0.9 + fractal(rng, site.shape, max(min(site.shape) / 4, 4)) * 0.15, 0.3, 1.2)
     sign = _sign(site, rng, darker=0.35)
     saturated = float(site.tone.max() - site.tone.min()) > 0.1
     tint = (
@@ -315,7 +312,7 @@ def _lesion(site: Site, rng: np.random.Generator) -> FloatArray:
     )
 
 
-def _texture(site: Site, rng: np.random.Generator) -> FloatArray:
+def draw_texture(site: Site, rng: np.random.Generator) -> FloatArray:
     tall, wide = site.shape
     draw = rng.random()
     source = Image.fromarray(to_bytes(site.patch))
@@ -326,22 +323,15 @@ def _texture(site: Site, rng: np.random.Generator) -> FloatArray:
         whole = Image.fromarray(site.image)
         if zoom < 1:
             reach = (min(whole.width, int(wide / zoom)), min(whole.height, int(tall / zoom)))
-            left, top = (
-                int(rng.integers(whole.width - reach[0] + 1)),
-                int(rng.integers(whole.height - reach[1] + 1)),
-            )
+            left = int(rng.integers(whole.width - reach[0] + 1))
+            top = int(rng.integers(whole.height - reach[1] + 1))
             source = whole.crop((left, top, left + reach[0], top + reach[1]))
         else:
             source = source.crop((0, 0, max(2, int(wide / zoom)), max(2, int(tall / zoom))))
         other = np.asarray(source.resize((wide, tall), Image.Resampling.BILINEAR), dtype=np.float32) / 255
     elif draw < 0.5:
-        other = (
-            np.asarray(
-                source.filter(ImageFilter.GaussianBlur(float(max(2.0, min(tall, wide) / 8)))),
-                dtype=np.float32,
-            )
-            / 255
-        )
+        blurred = source.filter(ImageFilter.GaussianBlur(float(max(2.0, min(tall, wide) / 8))))
+        other = np.asarray(blurred, dtype=np.float32) / 255
     elif draw < 0.8:
         angle = float(rng.choice([30, 45, 90]))
         other = np.asarray(source.rotate(angle, Image.Resampling.BILINEAR), dtype=np.float32) / 255
@@ -353,28 +343,5 @@ def _texture(site: Site, rng: np.random.Generator) -> FloatArray:
     return mix(site.patch, np.clip(other + lift, 0, 1).astype(np.float32), site.alpha)
 
 
-def _speckle(site: Site, rng: np.random.Generator) -> FloatArray:
-    return mix(site.patch, _contrasting(site, rng, tint=0.7), site.alpha * np.float32(0.9))
-
-
-APPEARANCES: dict[str, Callable[[Site, np.random.Generator], FloatArray]] = {
-    "scratch": _scratch,
-    "hole": _hole,
-    "stain": _stain,
-    "crack": _crack,
-    "dent": _dent,
-    "contamination": _contamination,
-    "missing": _missing,
-    "misplaced": _misplaced,
-    "fray": _fray,
-    "bend": _bend,
-    "foreign": _foreign,
-    "discoloration": _discoloration,
-    "print": _print,
-    "smear": _smear,
-    "pit": _pit,
-    "cut": _cut,
-    "lesion": _lesion,
-    "texture": _texture,
-    "speckle": _speckle,
-}
+def draw_speckle(site: Site, rng: np.random.Generator) -> FloatArray:
+    return mix(site.patch, _contrasting(site, rng, tint=0.7), site.alpha * 0.9)

@@ -7,15 +7,50 @@ and freed of dust; the dust itself is put back: outside the mask no pixel change
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 from PIL import Image
 
 from zsad.errors import ConfigError, ImageError
-from zsad.synth.appearances import APPEARANCES, Site
-from zsad.synth.noise import BoolArray, ByteArray, FloatArray, grow, shrink, to_bytes
-from zsad.synth.shapes import SHAPES, Support
+from zsad.synth import appearances, shapes
+from zsad.synth.appearances import Site
+from zsad.synth.noise import BoolArray, ByteArray, FloatArray, from_bytes, grow, shrink, to_bytes
+from zsad.synth.shapes import Support
 
-KINDS: tuple[str, ...] = tuple(APPEARANCES)
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Functions that draw a kind, and the smallest and largest share of the image it covers, on a log scale."""
+
+    shape: Callable[[np.random.Generator, float, float], FloatArray]
+    appearance: Callable[[Site, np.random.Generator], FloatArray]
+    area: tuple[float, float]
+
+
+_KINDS = {
+    "scratch": _Kind(shapes.scratch, appearances.draw_scratch, (0.0005, 0.02)),
+    "hole": _Kind(shapes.hard_blob, appearances.draw_hole, (0.0006, 0.06)),
+    "stain": _Kind(shapes.soft_blob, appearances.draw_stain, (0.001, 0.2)),
+    "crack": _Kind(shapes.crack, appearances.draw_crack, (0.0008, 0.03)),
+    "dent": _Kind(shapes.round_blob, appearances.draw_dent, (0.002, 0.1)),
+    "contamination": _Kind(shapes.particle, appearances.draw_contamination, (0.0005, 0.05)),
+    "missing": _Kind(shapes.any_blob, appearances.draw_missing, (0.003, 0.2)),
+    "misplaced": _Kind(shapes.any_blob, appearances.draw_misplaced, (0.004, 0.15)),
+    "fray": _Kind(shapes.fibres, appearances.draw_fray, (0.001, 0.05)),
+    "bend": _Kind(shapes.round_blob, appearances.draw_bend, (0.006, 0.15)),
+    "foreign": _Kind(shapes.any_blob, appearances.draw_foreign, (0.001, 0.2)),
+    "discoloration": _Kind(shapes.soft_or_any_blob, appearances.draw_discoloration, (0.001, 0.2)),
+    "print": _Kind(shapes.glyphs, appearances.draw_print, (0.001, 0.05)),
+    "smear": _Kind(shapes.streak, appearances.draw_smear, (0.002, 0.12)),
+    "pit": _Kind(shapes.pits, appearances.draw_pit, (0.0005, 0.01)),
+    "cut": _Kind(shapes.cut, appearances.draw_cut, (0.0005, 0.02)),
+    "lesion": _Kind(shapes.round_blob, appearances.draw_lesion, (0.001, 0.1)),
+    "texture": _Kind(shapes.any_blob, appearances.draw_texture, (0.003, 0.2)),
+    "speckle": _Kind(shapes.dots, appearances.draw_speckle, (0.001, 0.03)),
+}
+KINDS: tuple[str, ...] = tuple(_KINDS)
 VISIBLE = 10
 """The smallest change of a channel, of 255, that counts as seen."""
 
@@ -23,28 +58,6 @@ _TRIES = 8
 _REGIONS = frozenset({"dent", "bend", "missing", "misplaced", "foreign", "texture", "lesion", "hole"})
 # Parts break, fray and bend at their rims.
 _AT_EDGES = frozenset({"missing", "fray", "bend", "crack"})
-# Share of the image that a kind covers, lowest and highest; drawn on a log scale: small ones are common.
-_AREA: dict[str, tuple[float, float]] = {
-    "scratch": (0.0005, 0.02),
-    "hole": (0.0006, 0.06),
-    "stain": (0.001, 0.2),
-    "crack": (0.0008, 0.03),
-    "dent": (0.002, 0.1),
-    "contamination": (0.0005, 0.05),
-    "missing": (0.003, 0.2),
-    "misplaced": (0.004, 0.15),
-    "fray": (0.001, 0.05),
-    "bend": (0.006, 0.15),
-    "foreign": (0.001, 0.2),
-    "discoloration": (0.001, 0.2),
-    "print": (0.001, 0.05),
-    "smear": (0.002, 0.12),
-    "pit": (0.0005, 0.01),
-    "cut": (0.0005, 0.02),
-    "lesion": (0.001, 0.1),
-    "texture": (0.003, 0.2),
-    "speckle": (0.001, 0.03),
-}
 
 
 def add_defect(
@@ -102,7 +115,7 @@ def _check(
     check_image(image, name="image")
     if donor is not None:
         check_image(donor, name="donor")
-    if kind is not None and kind not in APPEARANCES:
+    if kind is not None and kind not in _KINDS:
         raise ConfigError(f"unknown defect kind {kind!r}; expected one of {', '.join(KINDS)}")
     if strength is not None and not 0 <= strength <= 1:
         raise ConfigError(f"strength is {strength}; expected a number from 0 (subtle) to 1 (strong)")
@@ -126,7 +139,7 @@ def check_image(image: ByteArray, *, name: str) -> None:
 
 def _share(rng: np.random.Generator, kind: str, room: float) -> float:
     """The share of the image that the defect should cover; a small part gets smaller defects."""
-    low, high = _AREA[kind]
+    low, high = _KINDS[kind].area
     return float(low * (high / low) ** rng.beta(1.1, 1.5)) * min(1.0, 0.15 + room)
 
 
@@ -148,7 +161,7 @@ def _place(
             places = edge if edge.size else places
         row, column = divmod(int(places[int(rng.integers(places.size))]), width)
     pixels = float(np.clip(share * height * width, 8.0, 0.3 * height * width))
-    alpha = SHAPES[kind](rng, pixels, min(height, width) / 256.0)
+    alpha = _KINDS[kind].shape(rng, pixels, min(height, width) / 256.0)
     tall, wide = alpha.shape
     top, left = row - tall // 2, column - wide // 2
     inner_top, inner_left = max(0, -top), max(0, -left)
@@ -174,13 +187,13 @@ def _draw(
     """The window (h, w, 3) uint8 with the defect in it."""
     tall, wide = support.alpha.shape
     window = image[support.top : support.top + tall, support.left : support.left + wide]
-    patch = window.astype(np.float32) * np.float32(1 / 255)
+    patch = from_bytes(window)
     inside = support.alpha > 0.3
     values = patch[inside] if inside.any() else patch.reshape(-1, 3)
     spread = float(values.mean(axis=1).std())
     contrast = 0.08 + 0.55 * power**1.3 + 0.7 * spread
     site = Site(image, patch, support, donor, power, min(contrast, 0.95), values.mean(axis=0), where)
-    drawn = to_bytes(APPEARANCES[kind](site, rng))
+    drawn = to_bytes(_KINDS[kind].appearance(site, rng))
     if _is_grey(image):
         # On a grey image a coloured defect would give itself away.
         drawn = np.repeat(np.asarray(Image.fromarray(drawn).convert("L"))[..., None], 3, axis=2)
@@ -240,7 +253,8 @@ def _clean(changed: BoolArray, alpha: FloatArray, *, radius: int) -> BoolArray:
     near = np.pad(closed, 2).astype(np.uint8)
     across = near[:, :-4] + near[:, 1:-3] + near[:, 2:-2] + near[:, 3:-1] + near[:, 4:]
     count = across[:-4] + across[1:-3] + across[2:-2] + across[3:-1] + across[4:]
-    return np.asarray(closed & (count >= 4))
+    cleaned: BoolArray = closed & (count >= 4)
+    return cleaned
 
 
 def _seen(window: ByteArray, drawn: ByteArray, region: BoolArray) -> bool:
@@ -254,9 +268,7 @@ def _seen(window: ByteArray, drawn: ByteArray, region: BoolArray) -> bool:
 
 
 def _last_resort(
-    image: ByteArray,
-    rng: np.random.Generator,
-    places: np.ndarray[tuple[int, ...], np.dtype[np.int64]] | None,
+    image: ByteArray, rng: np.random.Generator, places: np.ndarray[tuple[int, ...], np.dtype[np.int64]] | None
 ) -> tuple[ByteArray, BoolArray]:
     """A plain contrasting spot: a labelled defect is never invisible, however odd the image is."""
     height, width = image.shape[:2]

@@ -110,14 +110,14 @@ def smooth_stretched(rng: np.random.Generator, shape: Shape, down: float, across
 
 def fractal(rng: np.random.Generator, shape: Shape, cell: float, *, octaves: int = 4) -> FloatArray:
     """A sum of smooth noises of halving grain and amplitude, from `cell` pixels down."""
-    total = smooth(rng, shape, cell) * np.float32(0.75)
+    total: FloatArray = smooth(rng, shape, cell) * np.float32(0.75)
     weight = 0.75
     for octave in range(1, octaves):
         if cell / 2**octave < 1:
             break
         weight *= 0.55
         total = total + smooth(rng, shape, cell / 2**octave) * np.float32(weight)
-    return np.asarray(total, dtype=np.float32)
+    return total
 
 
 def voronoi(rng: np.random.Generator, shape: Shape, cell: float) -> tuple[FloatArray, FloatArray]:
@@ -205,12 +205,12 @@ def soften(field: FloatArray, radius: float) -> FloatArray:
         image = small.resize(image.size, Image.Resampling.BICUBIC)
     else:
         image = image.filter(ImageFilter.GaussianBlur(float(radius)))
-    return np.asarray(np.asarray(image, dtype=np.float32) * np.float32(1 / 255), dtype=np.float32)
+    return from_bytes(image)
 
 
 def grow(mask: BoolArray, radius: int = 1) -> BoolArray:
     """Dilate a mask by a square of side 2 radius + 1."""
-    grown = mask.copy()
+    grown: BoolArray = mask.copy()
     for _ in range(radius):
         tall = grown.copy()
         tall[1:] |= grown[:-1]
@@ -218,7 +218,7 @@ def grow(mask: BoolArray, radius: int = 1) -> BoolArray:
         grown = tall.copy()
         grown[:, 1:] |= tall[:, :-1]
         grown[:, :-1] |= tall[:, 1:]
-    return np.asarray(grown)
+    return grown
 
 
 def shrink(mask: BoolArray, radius: int = 1) -> BoolArray:
@@ -237,7 +237,14 @@ def colour(
     angle = rng.random() if hue is None else hue + rng.normal(0, 0.02)
     value, chroma = rng.uniform(*brightness), rng.uniform(*saturation)
     wheel = np.clip(np.abs((angle + np.array([0.0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1, 0, 1)
-    return np.asarray((value * (1 - chroma + chroma * wheel)).astype(np.float32), dtype=np.float32)
+    shade: FloatArray = value * (1 - chroma + chroma * wheel)
+    return shade.astype(np.float32)
+
+
+def from_bytes(image: Image.Image | ByteArray) -> FloatArray:
+    """Return an eight-bit image as float32 in [0, 1]."""
+    values: FloatArray = np.asarray(image, dtype=np.float32) * np.float32(1 / 255)
+    return values
 
 
 def to_bytes(image: FloatArray) -> ByteArray:

@@ -70,7 +70,7 @@ def _metal(rng: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
     """A metal colour (h, w, 3) with fine streaks."""
     hue = float(rng.choice([0.6, 0.12, 0.08]))
     base = colour(rng, brightness=(0.35, 0.8), saturation=(0, 0.12 if hue > 0.5 else 0.45), hue=hue)
-    return tint(base, 1 + smooth_stretched(rng, (shape[0], shape[1]), 2, 20) * np.float32(0.03))
+    return tint(base, 1 + smooth_stretched(rng, (shape[0], shape[1]), 2, 20) * 0.03)
 
 
 def _screw(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: float) -> Drawn:
@@ -78,28 +78,26 @@ def _screw(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: float)
     half, head = rng.uniform(0.07, 0.1), rng.uniform(0.15, 0.22)
     pitch = rng.uniform(0.05, 0.09)
     thread = (u > neck).astype(np.float32)
-    wave = np.sin((u + v * np.float32(0.25)) * np.float32(2 * np.pi / pitch))
+    wave = np.sin((u + v * 0.25) * np.float32(2 * np.pi / pitch))
     tip = np.clip((1 - u) * np.float32(4.5 / 1.0), 0, 1)
-    body = np.abs(v) - (np.float32(half) + wave * np.float32(0.022) * thread) * tip
+    body = np.abs(v) - (np.float32(half) + wave * 0.022 * thread) * tip
     shank = np.maximum(np.maximum(body, -u + np.float32(head_end)), u - 1)
     cone = (
         np.abs(v) - np.float32(half) - np.clip((head_end + 0.12 - u) / 0.12, 0, 1) * np.float32(head - half)
     )
-    head_part = np.maximum(
-        np.maximum(cone, u - np.float32(head_end + 0.12)), -u - np.float32(rng.uniform(0.9, 0.98))
-    )
+    head_part = np.maximum(np.maximum(cone, u - np.float32(head_end + 0.12)), -u - rng.uniform(0.9, 0.98))
     width = np.where(u < head_end, np.float32(head), np.float32(half))
     light = np.sqrt(np.clip(1 - ((v + 0.25 * width) / (width * 1.25)) ** 2, 0.05, 1))
-    shade = (0.35 + 0.75 * light) * (1 + wave * thread * np.float32(0.28))
+    shade = (0.35 + 0.75 * light) * (1 + wave * thread * 0.28)
     tone = _metal(rng, u.shape)
     return tint(tone, shade), _fill(np.minimum(shank, head_part), pixel)
 
 
 def _bolt(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: float) -> Drawn:
     half, pitch = rng.uniform(0.13, 0.17), rng.uniform(0.06, 0.1)
-    wave = np.sin((u + v * np.float32(0.2)) * np.float32(2 * np.pi / pitch)) * (u > rng.uniform(-0.3, 0.1))
-    shank = np.maximum(np.abs(v) - np.float32(half) - wave * np.float32(0.015), np.abs(u) - np.float32(0.97))
-    head = _box(u + np.float32(0.8), v, 0.17, 0.3, 0.03)
+    wave = np.sin((u + v * 0.2) * np.float32(2 * np.pi / pitch)) * (u > rng.uniform(-0.3, 0.1))
+    shank = np.maximum(np.abs(v) - np.float32(half) - wave * 0.015, np.abs(u) - 0.97)
+    head = _box(u + 0.8, v, 0.17, 0.3, 0.03)
     facet = np.where(np.abs(v) < 0.13, np.float32(1.0), np.float32(0.72))
     light = np.sqrt(np.clip(1 - ((v + 0.05) / (half * 1.3)) ** 2, 0.05, 1))
     shade = np.where(head < 0, facet, (0.35 + 0.7 * light) * (1 + wave * 0.25))
@@ -120,7 +118,7 @@ def _washer(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: float
     hole = rng.uniform(0.3, 0.75)
     middle, half = (1 + hole) / 2, (1 - hole) / 2
     bulge = np.sqrt(np.clip(1 - ((radius - middle) / half) ** 2, 0, 1))
-    side = (u + v) * np.float32(rng.uniform(-0.3, 0.3))
+    side = (u + v) * rng.uniform(-0.3, 0.3)
     flat = rng.random() < 0.5
     shade = (0.9 + side) if flat else 0.35 + 0.7 * bulge + side
     base = _metal(rng, u.shape) if rng.random() < 0.6 else np.broadcast_to(colour(rng), (*u.shape, 3))
@@ -152,7 +150,7 @@ def _plate(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: float)
             outline, np.float32(radius) - magnitude(np.abs(u) - np.float32(x), mirrored_v - np.float32(y))
         )
     if rng.random() < 0.4:
-        stripe = _fill(_box(u, v, 0.8, half * 0.3, 0.05), pixel) * np.float32(rng.uniform(0.4, 1))
+        stripe = _fill(_box(u, v, 0.8, half * 0.3, 0.05), pixel) * rng.uniform(0.4, 1)
         image = mix(image, colour(rng), stripe)
     bevel = 1 - 0.3 * step(outline, -0.05, 0.0) + 0.12 * (u + v)
     return tint(image, bevel), _fill(outline, pixel)
@@ -165,11 +163,7 @@ def _capsule(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: floa
     seam = rng.uniform(-0.2, 0.2)
     image = mix(first, second, step(u, seam - pixel, seam + pixel))
     light = np.sqrt(np.clip(1 - (v / np.float32(half)) ** 2, 0.02, 1))
-    gloss = (
-        np.clip(1 - np.abs(v + half * 0.45) / 0.06, 0, 1)
-        * (np.abs(u) < 0.75)
-        * np.float32(rng.uniform(0, 0.5))
-    )
+    gloss = np.clip(1 - np.abs(v + half * 0.45) / 0.06, 0, 1) * (np.abs(u) < 0.75) * rng.uniform(0, 0.5)
     shade = 0.45 + 0.55 * light - 0.15 * (np.abs(u - seam) < 0.015)
     return tint(image, shade) + gloss[..., None], _fill(outline, pixel)
 
@@ -177,15 +171,15 @@ def _capsule(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: floa
 def _pill(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: float) -> Drawn:
     squash = np.float32(rng.choice([1.0, 1.0, 0.6]))
     radius = magnitude(u, v / squash)
-    outline = (radius - np.float32(0.97)) * squash
+    outline = (radius - 0.97) * squash
     base = colour(rng, brightness=(0.6, 1), saturation=(0, 0.5))
-    shade = 1 - 0.35 * step(radius, 0.75, 1.05) + smooth(rng, u.shape, 2) * np.float32(0.02)
+    shade = 1 - 0.35 * step(radius, 0.75, 1.05) + smooth(rng, u.shape, 2) * 0.02
     image = tint(base, shade)
     if rng.random() < 0.5:
         image = tint(image, 1 - 0.25 * _fill(np.maximum(np.abs(v) - 0.025, radius - 0.8), pixel))
     if rng.random() < 0.3:
         specks = step(smooth(rng, u.shape, 3), 1.6, 2.0)
-        image = mix(image, colour(rng, saturation=(0.4, 0.9)), specks * np.float32(0.7))
+        image = mix(image, colour(rng, saturation=(0.4, 0.9)), specks * 0.7)
     return image, _fill(outline, pixel)
 
 
@@ -195,46 +189,38 @@ def _cap(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: float) -
     inner = rng.uniform(0.4, 0.7)
     profile = rings[np.clip((radius * 12).astype(np.int32), 0, 23)] * (radius > inner)
     base = colour(rng, brightness=(0.2, 0.9), saturation=(0, 0.7))
-    sheen = 0.15 * np.cos(2 * np.arctan2(v, u) + np.float32(rng.uniform(0, 6)))
+    sheen = 0.15 * np.cos(2 * np.arctan2(v, u) + rng.uniform(0, 6))
     image = tint(base, 0.8 + profile + sheen)
     if rng.random() < 0.5:
         image = mix(image, colour(rng, brightness=(0.0, 0.4)), _fill(radius - np.float32(inner * 0.9), pixel))
-    return image, _fill(radius - np.float32(0.97), pixel)
+    return image, _fill(radius - 0.97, pixel)
 
 
 def _hazelnut(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: float) -> Drawn:
-    wobble = np.sin(np.arctan2(v, u) * 2 + np.float32(rng.uniform(0, 6))) * np.float32(rng.uniform(0, 0.06))
-    radius = magnitude(u, v * np.float32(rng.uniform(1.0, 1.15))) + wobble
+    wobble = np.sin(np.arctan2(v, u) * 2 + rng.uniform(0, 6)) * rng.uniform(0, 0.06)
+    radius = magnitude(u, v * rng.uniform(1.0, 1.15)) + wobble
     base = colour(rng, brightness=(0.35, 0.65), saturation=(0.5, 0.75), hue=0.065)
     depth = np.sqrt(np.clip(1 - (radius * 0.95) ** 2, 0.02, 1))
-    light = (
-        0.3 + 0.75 * depth + 0.15 * (u * np.float32(rng.uniform(-1, 1)) + v * np.float32(rng.uniform(-1, 1)))
-    )
-    image = tint(base, light + smooth_stretched(rng, (u.shape[0], u.shape[1]), 14, 3) * np.float32(0.05))
-    scar = magnitude(u - np.float32(rng.uniform(0.1, 0.5)), v * np.float32(1.2)) + fractal(
-        rng, u.shape, 12
-    ) * np.float32(0.02)
+    light = 0.3 + 0.75 * depth + 0.15 * (u * rng.uniform(-1, 1) + v * rng.uniform(-1, 1))
+    image = tint(base, light + smooth_stretched(rng, (u.shape[0], u.shape[1]), 14, 3) * 0.05)
+    scar = magnitude(u - rng.uniform(0.1, 0.5), v * 1.2) + fractal(rng, u.shape, 12) * 0.02
     pale = base + np.array([0.28, 0.25, 0.2], np.float32)
     size = rng.uniform(0.3, 0.6)
-    pale_shade = tint(pale, light * (0.9 + smooth(rng, u.shape, 3) * np.float32(0.06)))
-    return mix(image, pale_shade, 1 - step(scar, size, size + 0.06)), _fill(radius - np.float32(0.95), pixel)
+    pale_shade = tint(pale, light * (0.9 + smooth(rng, u.shape, 3) * 0.06))
+    return mix(image, pale_shade, 1 - step(scar, size, size + 0.06)), _fill(radius - 0.95, pixel)
 
 
 def _food(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: float) -> Drawn:
     angle = np.arctan2(v, u)
-    bend = v + np.float32(rng.uniform(0, 0.35)) * (u**2 - np.float32(0.5))
-    radius = magnitude(u, bend * np.float32(rng.uniform(1.1, 1.7)))
+    bend = v + rng.uniform(0, 0.35) * (u**2 - 0.5)
+    radius = magnitude(u, bend * rng.uniform(1.1, 1.7))
     for order in (2, 3, 5):
-        radius = radius + np.sin(angle * order + np.float32(rng.uniform(0, 6))) * np.float32(
-            rng.uniform(0, 0.05)
-        )
+        radius = radius + np.sin(angle * order + rng.uniform(0, 6)) * np.float32(rng.uniform(0, 0.05))
     base = colour(
         rng, brightness=(0.5, 0.95), saturation=(0.15, 0.6), hue=float(rng.choice([0.07, 0.11, 0.13, 0.95]))
     )
-    light = (
-        0.5 + 0.5 * np.sqrt(np.clip(1 - radius**2, 0.02, 1)) + fractal(rng, u.shape, 18) * np.float32(0.05)
-    )
-    return tint(base, light), _fill(radius - np.float32(0.92), pixel)
+    light = 0.5 + 0.5 * np.sqrt(np.clip(1 - radius**2, 0.02, 1)) + fractal(rng, u.shape, 18) * 0.05
+    return tint(base, light), _fill(radius - 0.92, pixel)
 
 
 def _cable(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: float) -> Drawn:
@@ -251,15 +237,15 @@ def _cable(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: float)
         image = mix(image, sleeve, _fill(radius - np.float32(size), pixel))
         core = tint(copper, 0.55 + 0.45 * strands)
         image = mix(image, core, _fill(radius - np.float32(size * 0.68), pixel))
-    return image, _fill(magnitude(u, v) - np.float32(0.98), pixel)
+    return image, _fill(magnitude(u, v) - 0.98, pixel)
 
 
 def _tyre(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: float) -> Drawn:
     radius, angle = magnitude(u, v), np.arctan2(v, u)
     hole = rng.uniform(0.45, 0.65)
     tread = np.sin(angle * int(rng.integers(20, 50)) + radius * 12) * (radius > 0.82)
-    ridges = np.sin(radius * np.float32(rng.uniform(25, 60))) * (radius < 0.82)
-    shade = 0.17 + 0.06 * tread + 0.03 * ridges + 0.06 * u + white(rng, u.shape) * np.float32(0.012)
+    ridges = np.sin(radius * rng.uniform(25, 60)) * (radius < 0.82)
+    shade = 0.17 + 0.06 * tread + 0.03 * ridges + 0.06 * u + white(rng, u.shape) * 0.012
     base = colour(rng, brightness=(0.8, 1), saturation=(0, 0.15))
     return tint(base, shade), _fill(np.maximum(radius - 0.98, np.float32(hole) - radius), pixel)
 
@@ -268,10 +254,10 @@ def _board(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: float)
     half = rng.uniform(0.6, 0.98)
     hue = float(rng.choice([0.36, 0.36, 0.6, 0.0]))
     base = colour(rng, brightness=(0.2, 0.5), saturation=(0.5, 0.9), hue=hue)
-    lane = np.abs(_fraction(u * 9 + np.floor(v * 3) * np.float32(0.4)) - 0.5) < 0.12
+    lane = np.abs(_fraction(u * 9 + np.floor(v * 3) * 0.4) - 0.5) < 0.12
     image = tint(base, 1 + 0.25 * lane * (np.sin(v * 7) > 0))
     gold = np.array([0.85, 0.72, 0.4], np.float32)
-    pad = magnitude(_fraction(u * 8) - 0.5, _fraction(v * 8) - 0.5) - np.float32(0.22)
+    pad = magnitude(_fraction(u * 8) - 0.5, _fraction(v * 8) - 0.5) - 0.22
     image = mix(image, gold, _fill(pad / 8, pixel) * (np.abs(v) > half * 0.8))
     rows = _fraction(v * 24) < 0.5
     for _ in range(int(rng.integers(4, 10))):
@@ -293,7 +279,7 @@ def _connector(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: fl
     slot = np.where(
         inside, np.maximum(np.abs(place) - 0.28, np.abs(v + 0.15) - np.float32(half * 0.5)), 9
     ).astype(np.float32)
-    image = mix(image, image * np.float32(0.35), _fill(slot * np.float32(0.5), pixel))
+    image = mix(image, image * 0.35, _fill(slot * 0.5, pixel))
     leg = np.where(
         inside, np.maximum((np.abs(place) - 0.12) * np.float32(1.8 / pins), np.abs(v - 0.45) - 0.35), 9
     ).astype(np.float32)
@@ -305,9 +291,7 @@ def _connector(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: fl
 def _spring(rng: np.random.Generator, u: FloatArray, v: FloatArray, pixel: float) -> Drawn:
     pitch, half = rng.uniform(0.12, 0.25), rng.uniform(0.22, 0.34)
     phase = np.abs(_fraction((u + v * np.float32(pitch / half / 4)) * np.float32(1 / pitch)) - 0.5)
-    wire = np.maximum(
-        (phase - np.float32(0.3)) * np.float32(pitch), np.maximum(np.abs(v) - half, np.abs(u) - 0.97)
-    )
+    wire = np.maximum((phase - 0.3) * np.float32(pitch), np.maximum(np.abs(v) - half, np.abs(u) - 0.97))
     shade = (0.4 + 0.7 * np.sqrt(np.clip(1 - (phase / 0.32) ** 2, 0, 1))) * (1 - 0.4 * (v / half) ** 2)
     return tint(_metal(rng, u.shape), shade), _fill(wire.astype(np.float32), pixel)
 

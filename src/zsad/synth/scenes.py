@@ -16,7 +16,7 @@ from zsad.synth.noise import (
     ByteArray,
     FloatArray,
     colour,
-    grow,
+    from_bytes,
     mix,
     smooth,
     soften,
@@ -49,21 +49,25 @@ _NEEDS_ORDER = frozenset({"misplaced", "bend", "texture"})
 
 @dataclass(slots=True)
 class Scene:
-    """A drawn image and all that is known of it."""
+    """A drawn image with its ground truth.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        mask: (H, W), pixels of the defect; all False when normal.
+        label: 1 with a defect, else 0.
+        kind: "good" or one of `KINDS`.
+        material: one of `MATERIALS`.
+        caption: an English description.
+        foreground: (H, W), pixels of the part; None if the surface fills the image.
+    """
 
     image: ByteArray
-    """(H, W, 3) uint8"""
     mask: BoolArray
-    """(H, W), pixels of the defect; all False when normal"""
     label: int
-    """1 with a defect, else 0"""
     kind: str
-    """"good" or one of `KINDS`"""
     material: str
-    """one of `MATERIALS`"""
     caption: str
     foreground: BoolArray | None
-    """(H, W), where the part is; None where the surface fills the image"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +191,7 @@ def _part_scene(rng: np.random.Generator, size: tuple[int, int], background: Byt
 
 
 def _fitted(background: ByteArray, size: tuple[int, int]) -> FloatArray:
-    resized = Image.fromarray(background).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(np.asarray(resized, dtype=np.float32) * np.float32(1 / 255), dtype=np.float32)
+    return from_bytes(Image.fromarray(background).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def _ground(rng: np.random.Generator, size: tuple[int, int]) -> FloatArray:
@@ -199,7 +202,7 @@ def _ground(rng: np.random.Generator, size: tuple[int, int]) -> FloatArray:
         base = colour(rng, brightness=dark_or_bright, saturation=(0, 0.15))
         along, _ = turned(size, rng.uniform(0, 2 * np.pi))
         slope = along * np.float32(rng.uniform(0, 0.3) / max(size))
-        return tint(base, 1 + slope + smooth(rng, size, 2) * np.float32(rng.uniform(0, 0.02)))
+        return tint(base, 1 + slope + smooth(rng, size, 2) * rng.uniform(0, 0.02))
     return TEXTURES[_pick(rng, PLAIN)].draw(rng, size)
 
 
@@ -256,7 +259,7 @@ def _put(
         turn = rng.uniform(0, 2 * np.pi)
         moved = np.roll(alpha, (int(np.sin(turn) * far), int(np.cos(turn) * far)), (0, 1))
         window = tint(window, 1 - soften(moved, max(1.0, far * 0.8)) * np.float32(depth))
-    light = 1 + np.float32(rng.uniform(0, 0.15)) * (v / np.float32(half))
+    light = 1 + rng.uniform(0, 0.15) * (v / np.float32(half))
     image[top:bottom, left:right] = mix(window, tint(colours, light), alpha)
     cover[top:bottom, left:right] = np.maximum(cover[top:bottom, left:right], alpha)
     return image, cover
@@ -294,13 +297,11 @@ def _decorated(image: FloatArray, rng: np.random.Generator) -> FloatArray:
             (height, width), rng.uniform(0, np.pi), centre=(height * rng.random(), width * rng.random())
         )
         reach = np.float32(min(height, width) * rng.uniform(0.2, 0.6))
-        glare = np.exp(-((along / reach) ** 2 + (across / (reach * np.float32(0.6))) ** 2))
-        return np.asarray(image + (glare * np.float32(rng.uniform(0.08, 0.25)))[..., None], dtype=np.float32)
+        glare = np.exp(-((along / reach) ** 2 + (across / (reach * 0.6)) ** 2))
+        return np.asarray(image + (glare * rng.uniform(0.08, 0.25))[..., None], dtype=np.float32)
     if draw < 0.35:
         dust = smooth(rng, (height, width), 2) > 3.1
-        return mix(
-            image, colour(rng, brightness=(0.3, 1)), grow(dust, 0).astype(np.float32) * np.float32(0.35)
-        )
+        return mix(image, colour(rng, brightness=(0.3, 1)), dust.astype(np.float32) * 0.35)
     canvas = Image.new("L", (width, height))
     _marks(ImageDraw.Draw(canvas), rng, width, height, lettered=draw < 0.7)
     marks = np.asarray(canvas, dtype=np.float32) * np.float32(rng.uniform(0.5, 1) / 255)

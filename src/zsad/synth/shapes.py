@@ -5,13 +5,12 @@ Every function takes the generator, the wanted area in pixels and the scale (1 f
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from zsad.synth.noise import FloatArray, magnitude, smooth, soften, step, turned
+from zsad.synth.noise import FloatArray, from_bytes, magnitude, smooth, soften, step, turned
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +20,6 @@ class Support:
     alpha: FloatArray
     top: int
     left: int
-
-
-ShapeFunction = Callable[[np.random.Generator, float, float], FloatArray]
 
 
 def blob(
@@ -52,7 +48,7 @@ def blob(
             roughness * 0.5
         )
     rim = max(rng.uniform(*soft), 0.7 / short)
-    return np.asarray(1 - step(distance, 1 - rim / 2, 1 + rim / 2), dtype=np.float32)
+    return 1 - step(distance, 1 - rim / 2, 1 + rim / 2)
 
 
 def hard_blob(rng: np.random.Generator, pixels: float, scale: float) -> FloatArray:
@@ -80,6 +76,11 @@ def any_blob(rng: np.random.Generator, pixels: float, scale: float) -> FloatArra
     return blob(rng, pixels)
 
 
+def soft_or_any_blob(rng: np.random.Generator, pixels: float, scale: float) -> FloatArray:
+    """A fading blob, or any other."""
+    return (soft_blob if rng.random() < 0.7 else any_blob)(rng, pixels, scale)
+
+
 def ragged(rng: np.random.Generator, pixels: float, scale: float) -> FloatArray:
     """Thresholded smooth noise inside a soft disc: one or several irregular pieces."""
     radius = np.sqrt(pixels / np.pi) * 1.5
@@ -88,11 +89,8 @@ def ragged(rng: np.random.Generator, pixels: float, scale: float) -> FloatArray:
     field = smooth(rng, shape, max(radius * rng.uniform(0.3, 0.8), 2)) - magnitude(
         along, across
     ) * np.float32(1.6 / radius)
-    threshold = float(
-        np.partition(field.ravel(), max(0, field.size - int(pixels) - 1))[
-            max(0, field.size - int(pixels) - 1)
-        ]
-    )
+    rank = max(0, field.size - int(pixels) - 1)
+    threshold = float(np.partition(field.ravel(), rank)[rank])
     return step(field, threshold - 0.06, threshold + 0.06)
 
 
@@ -135,9 +133,7 @@ def _strokes(paths: list[FloatArray], widths: list[FloatArray], *, fade: float =
                 x, y = scaled[index + 1].tolist()
                 half = thick / 2 - 0.5
                 pen.ellipse((x - half, y - half, x + half, y + half), fill=255)
-    return np.asarray(
-        np.asarray(canvas.reduce(factor), dtype=np.float32) * np.float32(1 / 255), dtype=np.float32
-    )
+    return from_bytes(canvas.reduce(factor))
 
 
 def _line_size(rng: np.random.Generator, pixels: float, scale: float, widest: float) -> tuple[float, float]:
@@ -211,9 +207,7 @@ def dots(
         place = (np.clip(x, -reach * 2, reach * 2) + half, np.clip(y, -reach * 2, reach * 2) + half)
         left, top = (place[0] - size) * factor, (place[1] - size) * factor
         pen.ellipse((left, top, left + 2 * size * factor, top + 2 * size * factor), fill=255)
-    return np.asarray(
-        np.asarray(canvas.reduce(factor), dtype=np.float32) * np.float32(1 / 255), dtype=np.float32
-    )
+    return from_bytes(canvas.reduce(factor))
 
 
 def pits(rng: np.random.Generator, pixels: float, scale: float) -> FloatArray:
@@ -253,30 +247,4 @@ def glyphs(rng: np.random.Generator, pixels: float, scale: float) -> FloatArray:
     canvas = canvas.resize(
         (max(4, int(canvas.width * zoom)), max(4, int(canvas.height * zoom))), Image.Resampling.BICUBIC
     )
-    turned_canvas = canvas.rotate(float(rng.uniform(0, 360)), Image.Resampling.BILINEAR, expand=True)
-    return np.asarray(np.asarray(turned_canvas, dtype=np.float32) * np.float32(1 / 255), dtype=np.float32)
-
-
-SHAPES: dict[str, ShapeFunction] = {
-    "scratch": scratch,
-    "hole": hard_blob,
-    "stain": soft_blob,
-    "crack": crack,
-    "dent": round_blob,
-    "contamination": particle,
-    "missing": any_blob,
-    "misplaced": any_blob,
-    "fray": fibres,
-    "bend": round_blob,
-    "foreign": any_blob,
-    "discoloration": lambda rng, pixels, scale: (soft_blob if rng.random() < 0.7 else any_blob)(
-        rng, pixels, scale
-    ),
-    "print": glyphs,
-    "smear": streak,
-    "pit": pits,
-    "cut": cut,
-    "lesion": round_blob,
-    "texture": any_blob,
-    "speckle": dots,
-}
+    return from_bytes(canvas.rotate(float(rng.uniform(0, 360)), Image.Resampling.BILINEAR, expand=True))

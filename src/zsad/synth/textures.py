@@ -56,9 +56,7 @@ def _two_tones(rng: np.random.Generator, *, contrast: float = 0.35) -> tuple[Flo
 
 
 def _sine(field: FloatArray, period: float) -> FloatArray:
-    return np.asarray(
-        np.sin(field * np.float32(2 * np.pi / period)) * np.float32(0.5) + np.float32(0.5), dtype=np.float32
-    )
+    return np.asarray(np.sin(field * np.float32(2 * np.pi / period)) * 0.5 + 0.5, dtype=np.float32)
 
 
 def _saw(field: FloatArray, period: float) -> FloatArray:
@@ -71,15 +69,15 @@ def _fabric(rng: np.random.Generator, shape: Shape) -> FloatArray:
     period, angle = _period(rng, shape, 4, 16), _angle(rng)
     along, across = turned(shape, angle)
     along = along + smooth(rng, shape, 60) * np.float32(rng.uniform(0, 0.15) * period)
-    across = across * np.float32(rng.uniform(0.8, 1.25))
+    across = across * rng.uniform(0.8, 1.25)
     over = np.floor(along / period) + np.floor(across / period) * rng.integers(1, 3)
     warp, weft = np.abs(_saw(along, period) - 0.5), np.abs(_saw(across, period) - 0.5)
     upper = (over % 2) < 1
     height = np.float32(1) - 4 * np.square(np.where(upper, warp, weft))
     base, other = _two_tones(rng)
     thread = mix(other, base, upper.astype(np.float32))
-    shade = height * np.float32(0.5) + np.float32(0.5) + white(rng, shape) * np.float32(0.04)
-    return np.asarray(tint(thread, shade), dtype=np.float32)
+    shade = height * 0.5 + 0.5 + white(rng, shape) * 0.04
+    return tint(thread, shade)
 
 
 def _knit(rng: np.random.Generator, shape: Shape) -> FloatArray:
@@ -89,20 +87,18 @@ def _knit(rng: np.random.Generator, shape: Shape) -> FloatArray:
     loop = _sine(along + side * np.float32(period * 1.2), period * rng.uniform(0.5, 0.8))
     height = loop * (1 - np.abs(side - 0.25) * 2.2)
     base, other = _two_tones(rng, contrast=0.5)
-    return mix(other, base, np.clip(height + white(rng, shape) * np.float32(0.06), 0, 1))
+    return mix(other, base, np.clip(height + white(rng, shape) * 0.06, 0, 1))
 
 
 def _metal(rng: np.random.Generator, shape: Shape) -> FloatArray:
     length = rng.uniform(30, 200)
-    streaks = smooth_stretched(rng, shape, 1, length) + smooth_stretched(
-        rng, shape, 4, length * 2
-    ) * np.float32(0.5)
+    streaks = smooth_stretched(rng, shape, 1, length) + smooth_stretched(rng, shape, 4, length * 2) * 0.5
     if rng.random() < 0.4:
         streaks = (smooth_stretched(rng, shape[::-1], 1, length)).T
     base = colour(rng, brightness=(0.35, 0.85), saturation=(0, 0.12))
     along, _ = turned(shape, rng.uniform(0, np.pi))
-    sheen = np.sin(along * np.float32(rng.uniform(1, 4) / max(shape)) + np.float32(rng.uniform(0, 6)))
-    tone = 1 + streaks * np.float32(rng.uniform(0.02, 0.08)) + sheen * np.float32(0.12)
+    sheen = np.sin(along * np.float32(rng.uniform(1, 4) / max(shape)) + rng.uniform(0, 6))
+    tone = 1 + streaks * rng.uniform(0.02, 0.08) + sheen * 0.12
     return tint(base, tone)
 
 
@@ -113,7 +109,7 @@ def _wood(rng: np.random.Generator, shape: Shape) -> FloatArray:
     rings = _saw(across + bend, _period(rng, shape, 10, 36))
     fibres = smooth_stretched(rng, shape, 1.2, 24)
     base = colour(rng, brightness=(0.45, 0.85), saturation=(0.35, 0.6), hue=0.08)
-    tone = 1 - 0.35 * rings * np.float32(rng.uniform(0.4, 1)) + fibres * np.float32(0.05)
+    tone = 1 - 0.35 * rings * rng.uniform(0.4, 1) + fibres * 0.05
     image = tint(base, tone)
     return np.ascontiguousarray(image) if rng.random() < 0.5 else _turn_quarter(image, shape)
 
@@ -129,9 +125,7 @@ def _stripes(rng: np.random.Generator, shape: Shape) -> FloatArray:
     wave = step(_sine(along, period), 0.5 - sharp, 0.5 + sharp)
     base, other = _two_tones(rng, contrast=0.6)
     image = mix(base, other, wave)
-    return np.asarray(
-        image + (smooth(rng, shape, 2) * np.float32(rng.uniform(0, 0.05)))[..., None], dtype=np.float32
-    )
+    return np.asarray(image + (smooth(rng, shape, 2) * rng.uniform(0, 0.05))[..., None], dtype=np.float32)
 
 
 def _mesh(rng: np.random.Generator, shape: Shape) -> FloatArray:
@@ -143,11 +137,11 @@ def _mesh(rng: np.random.Generator, shape: Shape) -> FloatArray:
     wire = np.minimum(np.abs(_saw(along, period) - 0.5), np.abs(_saw(across, period) - 0.5)) * 2
     soft = 3.0 / period
     bars = 1 - step(wire, thickness - soft / 2, thickness + soft / 2)
-    round_wire = np.float32(1.1) - step(wire, 0, thickness) * np.float32(0.45)
+    round_wire = np.float32(1.1) - step(wire, 0, thickness) * 0.45
     ground, metal = colour(rng, saturation=(0, 0.3)), colour(rng, saturation=(0, 0.3))
     if abs(float(ground.mean() - metal.mean())) < 0.2:
-        ground = ground * np.float32(0.25)
-    lower = tint(ground, 1 + smooth(rng, shape, 30) * np.float32(0.05))
+        ground = ground * 0.25
+    lower = tint(ground, 1 + smooth(rng, shape, 30) * 0.05)
     return mix(lower, tint(metal, round_wire), bars)
 
 
@@ -159,8 +153,8 @@ def _perforated(rng: np.random.Generator, shape: Shape) -> FloatArray:
     radius, soft = rng.uniform(0.15, 0.36), 1.0 / period
     dots = 1 - step(distance, radius - soft, radius + soft)
     sheet = colour(rng, brightness=(0.4, 0.9), saturation=(0, 0.4))
-    under = sheet * np.float32(rng.uniform(0.08, 0.55)) if rng.random() < 0.7 else colour(rng)
-    tone = 1 + smooth(rng, shape, 2) * np.float32(0.03)
+    under = sheet * rng.uniform(0.08, 0.55) if rng.random() < 0.7 else colour(rng)
+    tone = 1 + smooth(rng, shape, 2) * 0.03
     return np.asarray(mix(sheet, under, dots) * tone[..., None], dtype=np.float32)
 
 
@@ -176,19 +170,19 @@ def _tiles(rng: np.random.Generator, shape: Shape) -> FloatArray:
     width = rng.uniform(0.015, 0.05)
     grout = 1 - step(edge, width, width + 1.5 / period)
     base, other = _two_tones(rng)
-    vein = fractal(rng, shape, 30 * _scale(shape)) * np.float32(rng.uniform(0.0, 0.12))
+    vein = fractal(rng, shape, 30 * _scale(shape)) * rng.uniform(0.0, 0.12)
     body = tint(base, tile_tone + vein)
-    return mix(body, other * np.float32(0.8), grout)
+    return mix(body, other * 0.8, grout)
 
 
 def _granite(rng: np.random.Generator, shape: Shape) -> FloatArray:
     grain = rng.uniform(1.5, 7) * max(_scale(shape), 0.6)
-    field = smooth(rng, shape, grain) + white(rng, shape) * np.float32(0.2)
+    field = smooth(rng, shape, grain) + white(rng, shape) * 0.2
     other = smooth(rng, shape, grain * 1.5)
     base, dark = _two_tones(rng, contrast=0.7)
     image = mix(base, dark, step(field, 0.3, 0.8))
     third = colour(rng, brightness=(0.5, 1.0), saturation=(0, 0.3))
-    return mix(image, third, step(other, 0.8, 1.4) * np.float32(rng.uniform(0.2, 1)))
+    return mix(image, third, step(other, 0.8, 1.4) * rng.uniform(0.2, 1))
 
 
 def _leather(rng: np.random.Generator, shape: Shape) -> FloatArray:
@@ -196,46 +190,46 @@ def _leather(rng: np.random.Generator, shape: Shape) -> FloatArray:
     base = colour(
         rng, brightness=(0.25, 0.75), saturation=(0.2, 0.65), hue=float(rng.choice([0.05, 0.08, 0.0, 0.6]))
     )
-    shade = 0.72 + step(wall, 0.0, 0.45) * 0.3 + (tone - 0.5) * np.float32(0.06)
-    return tint(base, shade + smooth(rng, shape, 45) * np.float32(0.04))
+    shade = 0.72 + step(wall, 0.0, 0.45) * 0.3 + (tone - 0.5) * 0.06
+    return tint(base, shade + smooth(rng, shape, 45) * 0.04)
 
 
 def _carpet(rng: np.random.Generator, shape: Shape) -> FloatArray:
     base, other = _two_tones(rng, contrast=0.7)
-    tufts = smooth(rng, shape, 2) + smooth(rng, shape, 4) * np.float32(0.6)
+    tufts = smooth(rng, shape, 2) + smooth(rng, shape, 4) * 0.6
     if rng.random() < 0.5:
         along, across = turned(shape, _angle(rng))
         period = _period(rng, shape, 5, 12)
-        tufts = tufts * np.float32(0.6) + (_sine(along, period) + _sine(across, period) - 1) * np.float32(1.2)
-    return mix(base, other, np.clip(tufts * np.float32(0.35) + 0.5, 0, 1))
+        tufts = tufts * 0.6 + (_sine(along, period) + _sine(across, period) - 1) * 1.2
+    return mix(base, other, np.clip(tufts * 0.35 + 0.5, 0, 1))
 
 
 def _plastic(rng: np.random.Generator, shape: Shape) -> FloatArray:
     base = colour(rng, brightness=(0.1, 0.95), saturation=(0, 0.8))
-    grain = smooth(rng, shape, float(rng.choice([1, 2, 3]))) * np.float32(rng.uniform(0.0, 0.03))
-    cloud = smooth(rng, shape, 120 * _scale(shape)) * np.float32(rng.uniform(0, 0.04))
+    grain = smooth(rng, shape, float(rng.choice([1, 2, 3]))) * rng.uniform(0.0, 0.03)
+    cloud = smooth(rng, shape, 120 * _scale(shape)) * rng.uniform(0, 0.04)
     return tint(base, 1 + grain + cloud)
 
 
 def _concrete(rng: np.random.Generator, shape: Shape) -> FloatArray:
     base = colour(rng, brightness=(0.4, 0.8), saturation=(0, 0.15))
-    cloud = fractal(rng, shape, 70 * _scale(shape), octaves=6) * np.float32(rng.uniform(0.04, 0.12))
-    pores = step(smooth(rng, shape, 3), 2.0, 2.6) * np.float32(rng.uniform(0, 0.35))
+    cloud = fractal(rng, shape, 70 * _scale(shape), octaves=6) * rng.uniform(0.04, 0.12)
+    pores = step(smooth(rng, shape, 3), 2.0, 2.6) * rng.uniform(0, 0.35)
     return tint(base, 1 + cloud - pores)
 
 
 def _asphalt(rng: np.random.Generator, shape: Shape) -> FloatArray:
     wall, tone = voronoi(rng, shape, _period(rng, shape, 4, 9))
-    shade = 0.15 + step(wall, 0.05, 0.3) * (0.12 + tone * np.float32(rng.uniform(0.2, 0.5)))
+    shade = 0.15 + step(wall, 0.05, 0.3) * (0.12 + tone * rng.uniform(0.2, 0.5))
     base = colour(rng, brightness=(0.7, 1), saturation=(0, 0.1))
-    return tint(base, shade + white(rng, shape) * np.float32(0.04))
+    return tint(base, shade + white(rng, shape) * 0.04)
 
 
 def _marble(rng: np.random.Generator, shape: Shape) -> FloatArray:
     field = fractal(rng, shape, 60 * _scale(shape), octaves=5)
     veins = 1 - step(np.abs(field), 0.0, rng.uniform(0.1, 0.5))
     base, other = _two_tones(rng, contrast=0.5)
-    return mix(base, other, veins * np.float32(rng.uniform(0.3, 0.9)))
+    return mix(base, other, veins * rng.uniform(0.3, 0.9))
 
 
 def _foam(rng: np.random.Generator, shape: Shape) -> FloatArray:
@@ -246,20 +240,20 @@ def _foam(rng: np.random.Generator, shape: Shape) -> FloatArray:
 
 def _paper(rng: np.random.Generator, shape: Shape) -> FloatArray:
     base = colour(rng, brightness=(0.75, 0.97), saturation=(0, 0.12))
-    fibres = smooth(rng, shape, 2) * np.float32(0.015) + smooth(rng, shape, 8) * np.float32(0.012)
+    fibres = smooth(rng, shape, 2) * 0.015 + smooth(rng, shape, 8) * 0.012
     return tint(base, 1 + fibres)
 
 
 def _solar(rng: np.random.Generator, shape: Shape) -> FloatArray:
     _, tone = voronoi(rng, shape, 40 * _scale(shape))
     base = colour(rng, brightness=(0.25, 0.6), saturation=(0.0, 0.7), hue=0.62)
-    grain = white(rng, shape) * np.float32(0.02)
-    image = tint(base, 0.8 + tone * np.float32(rng.uniform(0, 0.35)) + grain)
+    grain = white(rng, shape) * 0.02
+    image = tint(base, 0.8 + tone * rng.uniform(0, 0.35) + grain)
     along, across = turned(shape, int(rng.integers(2)) * np.pi / 2)
     bars = int(rng.integers(2, 5))
     bus = np.abs(_saw(along, max(shape) / bars) - 0.5) * np.float32(max(shape) / bars)
     fingers = np.abs(_saw(across, _period(rng, shape, 4, 9)) - 0.5) < 0.12
-    image = tint(image, 1 + fingers * np.float32(0.25))
+    image = tint(image, 1 + fingers * 0.25)
     silver = np.full(3, rng.uniform(0.6, 0.9), np.float32)
     return mix(image, silver, 1 - step(bus, 1.5 * _scale(shape), 3.5 * _scale(shape)))
 
@@ -268,15 +262,15 @@ def _corrugated(rng: np.random.Generator, shape: Shape) -> FloatArray:
     along, _ = turned(shape, _angle(rng))
     period = _period(rng, shape, 14, 60)
     base = colour(rng, brightness=(0.3, 0.9), saturation=(0, 0.5))
-    tone = 0.6 + 0.45 * _sine(along, period) ** np.float32(rng.uniform(0.7, 3)) + smooth(rng, shape, 2) * 0.02
-    return np.asarray(tint(base, tone), dtype=np.float32)
+    tone = 0.6 + 0.45 * _sine(along, period) ** rng.uniform(0.7, 3) + smooth(rng, shape, 2) * 0.02
+    return tint(base, tone)
 
 
 def _rubber(rng: np.random.Generator, shape: Shape) -> FloatArray:
     period = _period(rng, shape, 10, 26)
     along, across = turned(shape, np.pi / 4)
     bumps = step(np.maximum(_sine(along, period), _sine(across, period)), 0.8, 1.0)
-    tone = 0.16 + bumps * np.float32(0.18) + smooth(rng, shape, 2) * np.float32(0.02)
+    tone = 0.16 + bumps * 0.18 + smooth(rng, shape, 2) * 0.02
     return tint(colour(rng, brightness=(0.6, 1), saturation=(0, 0.2)), tone)
 
 

@@ -38,18 +38,16 @@ def _brain(rng: np.random.Generator, shape: Shape) -> Scan:
     v = across / np.float32(half * rng.uniform(0.62, 0.8))
     radius = magnitude(u, v)
     folds = fractal(rng, shape, half * 0.16, octaves=3)
-    mirrored = (folds + folds[:, ::-1]) * np.float32(0.5) + folds * np.float32(0.25)
-    tissue = rng.uniform(0.35, 0.55) + mirrored * np.float32(rng.uniform(0.05, 0.1)) * step(radius, 0.2, 0.7)
+    mirrored = (folds + folds[:, ::-1]) * 0.5 + folds * 0.25
+    tissue = rng.uniform(0.35, 0.55) + mirrored * rng.uniform(0.05, 0.1) * step(radius, 0.2, 0.7)
     side = np.abs(v)
-    hollow = magnitude((side - 0.17) * np.float32(3.2), (u + 0.02) * np.float32(1.5)) + mirrored * np.float32(
-        0.05
-    )
-    tissue = tissue * (1 - (1 - step(hollow, 0.3, 0.48)) * np.float32(rng.uniform(0.35, 0.7)))
+    hollow = magnitude((side - 0.17) * 3.2, (u + 0.02) * 1.5) + mirrored * np.float32(0.05)
+    tissue = tissue * (1 - (1 - step(hollow, 0.3, 0.48)) * rng.uniform(0.35, 0.7))
     gap = 1 - step(side, 0.0, 0.035)
-    tissue = tissue * (1 - gap * np.float32(0.35))
-    skull = np.clip(1 - np.abs(radius - 0.95) / 0.05, 0, 1) * np.float32(rng.uniform(0.2, 0.6))
+    tissue = tissue * (1 - gap * 0.35)
+    skull = np.clip(1 - np.abs(radius - 0.95) / 0.05, 0, 1) * rng.uniform(0.2, 0.6)
     inside = 1 - step(radius, 0.84, 0.9)
-    field = tissue * inside + skull + np.abs(white(rng, shape)) * np.float32(rng.uniform(0.0, 0.02))
+    field = tissue * inside + skull + np.abs(white(rng, shape)) * rng.uniform(0.0, 0.02)
     return _grey_image(field), radius < 0.85
 
 
@@ -60,15 +58,15 @@ def _body(rng: np.random.Generator, shape: Shape) -> Scan:
     radius = magnitude(u, v)
     field = np.full(shape, 0.3, np.float32) * (1 - step(radius, 0.97, 1.0))
     inner = 1 - step(radius, 0.84, 0.88)
-    field = field + inner * np.float32(rng.uniform(0.05, 0.15))
-    warp = smooth(rng, shape, min(shape) * 0.2) * np.float32(0.12)
+    field = field + inner * rng.uniform(0.05, 0.15)
+    warp = smooth(rng, shape, min(shape) * 0.2) * 0.12
     organs = [(-0.38, -0.1, 0.42, 0.5, 0.2), (0.45, -0.15, 0.22, 0.3, 0.17), (0.1, 0.1, 0.2, 0.2, -0.12)]
     for x, y, wide, tall, tone in organs:
         place = magnitude((u - x + rng.normal(0, 0.03)) / np.float32(wide), (v - y) / np.float32(tall)) + warp
         field = field + (1 - step(place, 0.9, 1.0)) * np.float32(tone * rng.uniform(0.6, 1.2)) * inner
     spine = magnitude(u * 5.5, (v - 0.6) * 4.5)
-    field = field + (1 - step(spine, 0.8, 1.0)) * np.float32(0.45)
-    grain = smooth(rng, shape, 2) * np.float32(rng.uniform(0.01, 0.035)) * (radius < 1)
+    field = field + (1 - step(spine, 0.8, 1.0)) * 0.45
+    grain = smooth(rng, shape, 2) * rng.uniform(0.01, 0.035) * (radius < 1)
     return _grey_image(field + grain), radius < 0.86
 
 
@@ -77,20 +75,16 @@ def _endoscopy(rng: np.random.Generator, shape: Shape) -> Scan:
     centre = (shape[0] * rng.uniform(0.25, 0.75), shape[1] * rng.uniform(0.25, 0.75))
     along, across = turned(shape, 0.0, centre=centre)
     bend = fractal(rng, shape, min(shape) * 0.25, octaves=3)
-    radius = magnitude(along, across) / np.float32(min(shape) / 2) + bend * np.float32(0.08)
-    folds = np.sin(np.sqrt(np.abs(radius)) * np.float32(rng.uniform(8, 18)) + bend) * np.float32(
-        rng.uniform(0.02, 0.08)
-    )
+    radius = magnitude(along, across) / np.float32(min(shape) / 2) + bend * 0.08
+    folds = np.sin(np.sqrt(np.abs(radius)) * rng.uniform(8, 18) + bend) * np.float32(rng.uniform(0.02, 0.08))
     base = colour(
         rng, brightness=(0.6, 0.85), saturation=(0.4, 0.65), hue=float(rng.choice([0.0, 0.02, 0.05]))
     )
-    light = step(radius, -0.05, rng.uniform(0.4, 0.8)) * np.float32(0.75) + np.float32(0.25) + folds
+    light = step(radius, -0.05, rng.uniform(0.4, 0.8)) * 0.75 + 0.25 + folds
     veins = 1 - step(np.abs(fractal(rng, shape, min(shape) * 0.12, octaves=3)), 0.0, 0.12)
-    image = tint(base, light + smooth(rng, shape, 20) * np.float32(0.02))
-    image = mix(
-        image, image * np.array([0.95, 0.6, 0.6], np.float32), veins * np.float32(rng.uniform(0.1, 0.5))
-    )
-    gloss = step(smooth(rng, shape, 8) + folds * 6, 2.0, 2.4) * np.float32(rng.uniform(0, 0.7))
+    image = tint(base, light + smooth(rng, shape, 20) * 0.02)
+    image = mix(image, image * np.array([0.95, 0.6, 0.6], np.float32), veins * rng.uniform(0.1, 0.5))
+    gloss = step(smooth(rng, shape, 8) + folds * 6, 2.0, 2.4) * rng.uniform(0, 0.7)
     image = mix(image, np.ones(3, np.float32), gloss)
     middle_u, middle_v = turned(shape, 0.0)
     lens = magnitude(middle_u / shape[1], middle_v / shape[0]) * 2
@@ -123,7 +117,7 @@ def _retina(rng: np.random.Generator, shape: Shape) -> Scan:
     along, across = turned(shape, 0.0)
     radius = magnitude(along, across) / np.float32(half * 0.97)
     base = colour(rng, brightness=(0.6, 0.9), saturation=(0.55, 0.8), hue=0.05)
-    light = 1 - 0.35 * radius**2 + smooth(rng, shape, half * 0.3) * np.float32(0.05)
+    light = 1 - 0.35 * radius**2 + smooth(rng, shape, half * 0.3) * 0.05
     image = tint(base, light)
     side = rng.choice([-1, 1])
     nerve = (shape[0] / 2 + rng.normal(0, 0.05) * half, shape[1] / 2 + side * half * rng.uniform(0.4, 0.6))
@@ -131,11 +125,9 @@ def _retina(rng: np.random.Generator, shape: Shape) -> Scan:
         *turned(shape, 0.0, centre=(shape[0] / 2, shape[1] / 2 - side * half * 0.1))
     ) / np.float32(half)
     image = tint(image, 1 - 0.35 * (1 - step(spot, 0.02, 0.22)))
-    image = mix(
-        image, image * np.array([0.6, 0.35, 0.4], np.float32), _vessels(rng, shape, nerve) * np.float32(0.75)
-    )
+    image = mix(image, image * np.array([0.6, 0.35, 0.4], np.float32), _vessels(rng, shape, nerve) * 0.75)
     disc = magnitude(*turned(shape, 0.0, centre=nerve)) / np.float32(half)
-    image = mix(image, np.array([1.0, 0.88, 0.6], np.float32), (1 - step(disc, 0.1, 0.17)) * np.float32(0.8))
+    image = mix(image, np.array([1.0, 0.88, 0.6], np.float32), (1 - step(disc, 0.1, 0.17)) * 0.8)
     inside = radius < 0.97
     return tint(image, 1 - step(radius, 0.98, 1.0)), inside
 
@@ -143,7 +135,7 @@ def _retina(rng: np.random.Generator, shape: Shape) -> Scan:
 def _skin(rng: np.random.Generator, shape: Shape) -> Scan:
     """Skin with fine relief, at times with a few hairs."""
     base = colour(rng, brightness=(0.5, 0.95), saturation=(0.2, 0.45), hue=0.05)
-    relief = fractal(rng, shape, 40, octaves=5) * np.float32(0.03) + smooth(rng, shape, 3) * np.float32(0.015)
+    relief = fractal(rng, shape, 40, octaves=5) * 0.03 + smooth(rng, shape, 3) * 0.015
     image = tint(base, 1 + relief)
     if rng.random() < 0.4:
         canvas = Image.new("L", (shape[1], shape[0]))
@@ -157,7 +149,7 @@ def _skin(rng: np.random.Generator, shape: Shape) -> Scan:
             start = float(rng.uniform(0, 360))
             pen.arc((x, y, x + reach, y + reach), start, start + float(rng.uniform(30, 100)), fill=220)
         hairs = np.asarray(canvas, dtype=np.float32) / 255
-        image = mix(image, base * np.float32(0.3), hairs)
+        image = mix(image, base * 0.3, hairs)
     return image, np.ones(shape, np.bool_)
 
 
@@ -167,9 +159,9 @@ def _ultrasound(rng: np.random.Generator, shape: Shape) -> Scan:
     depth = magnitude(along, across) / np.float32(shape[0] * 1.15)
     angle = np.abs(along) / np.maximum(across, 1)
     inside = (angle < rng.uniform(0.5, 0.8)) & (depth > 0.15) & (depth < 1)
-    layers = 0.3 + 0.12 * np.sin(depth * np.float32(rng.uniform(10, 30)) + smooth(rng, shape, 60))
-    layers = layers + fractal(rng, shape, min(shape) * 0.2, octaves=3) * np.float32(0.08)
-    grain = np.abs(smooth(rng, shape, 2)) * np.float32(0.5) + np.float32(0.6)
+    layers = 0.3 + 0.12 * np.sin(depth * rng.uniform(10, 30) + smooth(rng, shape, 60))
+    layers = layers + fractal(rng, shape, min(shape) * 0.2, octaves=3) * 0.08
+    grain = np.abs(smooth(rng, shape, 2)) * 0.5 + 0.6
     return _grey_image((layers * grain * (1.1 - 0.6 * depth)).astype(np.float32) * inside), inside
 
 
@@ -178,14 +170,15 @@ def _xray(rng: np.random.Generator, shape: Shape) -> Scan:
     along, across = turned(shape, rng.normal(0, 0.03))
     u, v = along / np.float32(shape[1] / 2), across / np.float32(shape[0] / 2)
     side = np.abs(u)
-    lung = magnitude((side - 0.42) / np.float32(0.3), (v - 0.02) / np.float32(0.72)) + smooth(
-        rng, shape, 40
-    ) * np.float32(0.03)
+    lung = (
+        magnitude((side - 0.42) / np.float32(0.3), (v - 0.02) / np.float32(0.72))
+        + smooth(rng, shape, 40) * 0.03
+    )
     field = 0.62 + 0.22 * np.exp(-((u * 7) ** 2)) - 0.15 * side**2 + 0.05 * v
     dark = 1 - step(lung, 0.75, 1.05)
-    ribs = step(np.sin((v + side**2 * 0.5) * np.float32(rng.uniform(18, 24))), 0.3, 0.9) * np.float32(0.08)
-    field = field - dark * np.float32(rng.uniform(0.3, 0.42)) + ribs * (side < 0.85)
-    field = field + fractal(rng, shape, 30, octaves=4) * np.float32(0.015)
+    ribs = step(np.sin((v + side**2 * 0.5) * rng.uniform(18, 24)), 0.3, 0.9) * 0.08
+    field = field - dark * rng.uniform(0.3, 0.42) + ribs * (side < 0.85)
+    field = field + fractal(rng, shape, 30, octaves=4) * 0.015
     return _grey_image(field.astype(np.float32)), lung < 1.0
 
 
