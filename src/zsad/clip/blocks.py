@@ -92,8 +92,8 @@ class Block(nn.Module):
         """The residual feed-forward half, (..., D) to (..., D)."""
         hidden: Tensor = self.fc(self.ln_2(x))
         frozen = not (torch.is_grad_enabled() and hidden.requires_grad)
-        own = frozen and isinstance(self.act, QuickGELU)
-        hidden = QuickGELU.over(hidden) if own else self.act(hidden)
+        in_place = frozen and isinstance(self.act, QuickGELU)
+        hidden = QuickGELU.over(hidden) if in_place else self.act(hidden)
         result: Tensor = x + self.proj(hidden)
         return result
 

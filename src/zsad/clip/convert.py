@@ -86,9 +86,9 @@ def detect_layout(state: State) -> Layout:
         return "openai" if "input_resolution" in state else "open_clip"
     if "visual.class_embedding" in state and "text.token_embedding.weight" in state:
         return "zsad"
-    shown = ", ".join(sorted(state)[:3]) or "none"
+    names = ", ".join(sorted(state)[:3]) or "none"
     raise BackboneError(
-        f"weights are of no known layout: {len(state)} tensors ({shown}, ...), expected a whole CLIP ViT as "
+        f"weights are of no known layout: {len(state)} tensors ({names}, ...), expected a whole CLIP ViT as "
         f"Hugging Face, open_clip, OpenAI or zsad name it (image and text tower in one file)"
     )
 
@@ -194,9 +194,9 @@ def infer_config(
 
 def _shape(state: State, name: str, rank: int) -> tuple[int, ...]:
     if name not in state or state[name].ndim != rank:
-        found = f"shape {tuple(state[name].shape)}" if name in state else "nothing"
+        present = f"shape {tuple(state[name].shape)}" if name in state else "nothing"
         raise BackboneError(
-            f"weights hold {found} for {name!r}, expected a tensor of {rank} axes; the file is incomplete "
+            f"weights hold {present} for {name!r}, expected a tensor of {rank} axes; the file is incomplete "
             f"or not a CLIP"
         )
     return tuple(state[name].shape)

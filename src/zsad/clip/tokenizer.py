@@ -131,9 +131,9 @@ class Tokenizer:
             ids = self.encode(text)
             if len(ids) > context_length:
                 if not truncate:
-                    shown = text if len(text) <= 40 else text[:37] + "..."
+                    excerpt = text if len(text) <= 40 else text[:37] + "..."
                     raise ConfigError(
-                        f"text {shown!r} has {len(ids)} tokens with its start and end, the text tower takes "
+                        f"text {excerpt!r} has {len(ids)} tokens with its start and end, the text tower takes "
                         f"{context_length}; shorten it or truncate"
                     )
                 ids = [*ids[: context_length - 1], self.eos]
@@ -142,10 +142,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without SOS, EOS and padding behind EOS; words are separated by single spaces."""
-        kept = list(ids)
-        if self.eos in kept:
-            kept = kept[: kept.index(self.eos)]
-        tokens = [self._backend.id_to_token(index) for index in kept if index != self.sos]
+        content = list(ids)
+        if self.eos in content:
+            content = content[: content.index(self.eos)]
+        tokens = [self._backend.id_to_token(index) for index in content if index != self.sos]
         letters = dict(zip(_byte_letters(), _byte_order(), strict=True))
         words = "".join(token or "" for token in tokens).replace("</w>", " ").strip()
         raw = b"".join(bytes([letters[letter]]) if letter in letters else letter.encode() for letter in words)

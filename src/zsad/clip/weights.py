@@ -106,13 +106,13 @@ def load_backbone(
         source = _fetch(named, str(name_or_path))
     files = weight_files(source)
     state = to_zsad(read_weights(files))
-    found = _preset_of(state, files[0], named=named, activation=activation)
+    resolved = _preset_of(state, files[0], named=named, activation=activation)
     return Backbone(
-        clip=_load_state(state, found, files[0], device=device, dtype=dtype),
-        tokenizer=_tokenizer(found, files[0].parent),
-        preset=found,
+        clip=_load_state(state, resolved, files[0], device=device, dtype=dtype),
+        tokenizer=_tokenizer(resolved, files[0].parent),
+        preset=resolved,
         sha256=weights_sha256(files),
-        name=found.name,
+        name=resolved.name,
     )
 
 
@@ -238,12 +238,12 @@ def empty_clip(config: CLIPConfig) -> CLIP:
 
 
 def _load_state(
-    state: State, found: Preset, file: Path, *, device: str | torch.device, dtype: torch.dtype
+    state: State, preset: Preset, file: Path, *, device: str | torch.device, dtype: torch.dtype
 ) -> CLIP:
     """The model with the tensors in place of its own, which are never allocated."""
-    clip = empty_clip(found.config)
+    clip = empty_clip(preset.config)
     expected = clip.state_dict()
-    _check_shapes(state, expected, found, file)
+    _check_shapes(state, expected, preset, file)
     placed = {name: _placed(state.pop(name), device=device, dtype=dtype) for name in expected}
     clip.load_state_dict(placed, assign=True)
     return clip.freeze()
@@ -259,7 +259,7 @@ def _placed(tensor: Tensor, *, device: str | torch.device, dtype: torch.dtype) -
         ) from None
 
 
-def _check_shapes(state: State, expected: State, found: Preset, file: Path) -> None:
+def _check_shapes(state: State, expected: State, preset: Preset, file: Path) -> None:
     if "logit_scale" in state:
         state["logit_scale"] = state["logit_scale"].reshape(())
     missing = [name for name in expected if name not in state]
@@ -276,27 +276,27 @@ def _check_shapes(state: State, expected: State, found: Preset, file: Path) -> N
     ]
     if problems:
         raise BackboneError(
-            f"weights in {file} do not fit {found.name}: {'; '.join(problems)}; name the backbone they are "
+            f"weights in {file} do not fit {preset.name}: {'; '.join(problems)}; name the backbone they are "
             f"of, or fetch them again"
         )
 
 
-def _tokenizer(found: Preset, folder: Path | None) -> Tokenizer:
+def _tokenizer(preset: Preset, folder: Path | None) -> Tokenizer:
     """The tokenizer beside the weights, or CLIP's own where the vocabulary has its size."""
-    if found.name == TINY and folder is None:
+    if preset.name == TINY and folder is None:
         folder = ASSETS / TINY
     if folder is not None and (folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-        if tokenizer.vocab_size > found.config.text.vocab_size:
+        if tokenizer.vocab_size > preset.config.text.vocab_size:
             raise BackboneError(
                 f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, the text tower of "
-                f"{found.name} {found.config.text.vocab_size}; they do not belong together"
+                f"{preset.name} {preset.config.text.vocab_size}; they do not belong together"
             )
         return tokenizer
     tokenizer = Tokenizer()
-    if tokenizer.vocab_size != found.config.text.vocab_size:
+    if tokenizer.vocab_size != preset.config.text.vocab_size:
         raise BackboneError(
-            f"the text tower of {found.name} has {found.config.text.vocab_size} tokens, CLIP's vocabulary "
+            f"the text tower of {preset.name} has {preset.config.text.vocab_size} tokens, CLIP's vocabulary "
             f"{tokenizer.vocab_size}; put its tokenizer.json beside the weights"
         )
     return tokenizer

@@ -161,8 +161,8 @@ class CrossAttention(nn.Module):
             tokens: (B, L, N, D).
         """
         heads = self.heads
-        asked = split(queries @ self.query, heads) * (self.query.shape[0] // heads) ** -0.5
-        folded = torch.einsum("bqhd,chd->bhqc", asked, split(self.key, heads)).flatten(1, 2)
+        scaled = split(queries @ self.query, heads) * (self.query.shape[0] // heads) ** -0.5
+        folded = torch.einsum("bqhd,chd->bhqc", scaled, split(self.key, heads)).flatten(1, 2)
         weights = (folded.unsqueeze(1) @ tokens.transpose(-1, -2)).softmax(dim=-1)
         pooled = (weights @ tokens).view(*weights.shape[:2], heads, -1, tokens.shape[-1])
         return torch.einsum("blhqc,chd->blqhd", pooled, split(self.value, heads)).flatten(-2) @ self.output

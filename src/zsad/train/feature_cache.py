@@ -120,8 +120,8 @@ class FeatureCache:
             data = index.with_suffix(".bin")
             if index.name == _LAYOUT_FILE or not isinstance(hashes, list) or not data.is_file():
                 continue
-            whole = data.stat().st_size // self.record_bytes
-            for position, digest in enumerate(hashes[:whole]):
+            records = data.stat().st_size // self.record_bytes
+            for position, digest in enumerate(hashes[:records]):
                 self._where.setdefault(digest, (data.name, position))
 
     def __contains__(self, digest: object) -> bool:
@@ -233,8 +233,8 @@ class FeatureCache:
         mapped = self._maps.get(name)
         if mapped is None or len(mapped) <= position:
             path = self.folder / name
-            whole = path.stat().st_size // self.record_bytes
-            mapped = np.memmap(path, dtype=np.float16, mode="r", shape=(whole, values))
+            records = path.stat().st_size // self.record_bytes
+            mapped = np.memmap(path, dtype=np.float16, mode="r", shape=(records, values))
             self._maps[name] = mapped
         record: npt.NDArray[np.float16] = mapped[position]
         return record

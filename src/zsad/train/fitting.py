@@ -99,13 +99,7 @@ def colour_scale(
 
     Low is what 99 % of the pixels of normal images stay below, so that these are cold also on things of another
     kind, whose maps lie higher; high is what a quarter of the anomalous pixels exceed, and at least 0.02 more than low.
-
-    Args:
-        method: trained, in evaluation mode.
-        source: of the features.
-        training: the samples.
-        config: for batch size and seed.
-        report: called with batches done and in all.
+    Arguments are those of `fit_fusion`.
     """
     normal, anomalous = Histogram(), Histogram()
     for batch in _batches(source, training, config, report):

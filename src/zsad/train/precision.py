@@ -1,4 +1,4 @@
-"""The number types of mixed precision."""
+"""Number types of mixed precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zsad.errors import ConfigError
 
 
 def amp_dtype(setting: str, device: torch.device) -> torch.dtype | None:
-    """The type of mixed precision on a device, or None for full precision.
+    """Return the type of mixed precision on a device, or None for full precision.
 
     Raises:
         ConfigError: the device does not have the type asked for.
@@ -26,6 +26,6 @@ def amp_dtype(setting: str, device: torch.device) -> torch.dtype | None:
 
 
 def gradient_scaler() -> Any:
-    """Scales losses so that fp16 gradients neither vanish nor overflow."""
-    made = getattr(torch.amp, "GradScaler", None)  # PyTorch 2.3 and newer
-    return made("cuda") if made is not None else torch.cuda.amp.GradScaler()
+    """Return what scales losses so that fp16 gradients neither vanish nor overflow."""
+    scaler = getattr(torch.amp, "GradScaler", None)  # PyTorch 2.3 and newer
+    return scaler("cuda") if scaler is not None else torch.cuda.amp.GradScaler()

@@ -1,4 +1,4 @@
-"""What a step is: the stage it belongs to, and its learning rate."""
+"""Schedule of a training: the stage that a step belongs to, and its learning rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zsad.train.train_config import TrainConfig
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The epochs of a run, dealt out to the method's stages.
+    """Epochs of a run, dealt out to the method's stages.
 
     Attributes:
         stages: of the method.
@@ -27,7 +27,7 @@ class Schedule:
 
     @classmethod
     def of(cls, stages: Sequence[Stage], config: TrainConfig, *, steps_per_epoch: int) -> Schedule:
-        """Each stage gets its share of the epochs, rounded, and at least one.
+        """Give each stage its share of the epochs, rounded, and at least one.
 
         Raises:
             ConfigError: fewer epochs than stages.
@@ -36,22 +36,22 @@ class Schedule:
         if epochs < count:
             names = ", then ".join(stage.name for stage in stages)
             raise ConfigError(f"epochs = {epochs} is too few: training goes through {count} stages ({names})")
-        whole = sum(stage.share for stage in stages)
+        total = sum(stage.share for stage in stages)
         ends: list[int] = []
         share = 0.0
         for index, stage in enumerate(stages):
             share += stage.share
-            wanted = math.floor(epochs * share / whole + 0.5)
+            end = math.floor(epochs * share / total + 0.5)
             earliest = (ends[-1] if ends else 0) + 1
-            ends.append(min(max(wanted, earliest), epochs - (count - 1 - index)))
+            ends.append(min(max(end, earliest), epochs - (count - 1 - index)))
         return cls(tuple(stages), tuple(ends), steps_per_epoch)
 
     def stage(self, epoch: int) -> int:
-        """Index of the stage that an epoch belongs to."""
+        """Return the index of the stage that an epoch belongs to."""
         return next(index for index, end in enumerate(self.ends) if epoch < end)
 
     def learning_rate(self, config: TrainConfig, step: int) -> float:
-        """The rate of a step (from 0): in each stage rising over the warm-up, then constant but for milestones."""
+        """Return the rate of a step (from 0): rising over each stage's warm-up, then constant but for milestones."""
         index = self.stage(step // self.steps_per_epoch)
         inside = step - (self.ends[index - 1] * self.steps_per_epoch if index else 0)
         rate = config.learning_rate * self.stages[index].learning_rate

@@ -237,8 +237,8 @@ def save_state(
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{name}/{key}"] = torch.as_tensor(value)
     tensors.update({f"extra/{name}": tensor for name, tensor in (extra or {}).items()})
-    whole = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
-    write_bytes(path, save(whole, metadata={_META_KEY: json.dumps({"format": FORMAT, "step": step})}))
+    copies = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
+    write_bytes(path, save(copies, metadata={_META_KEY: json.dumps({"format": FORMAT, "step": step})}))
 
 
 def load_state(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Tensor]]:
