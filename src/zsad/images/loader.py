@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -92,13 +93,10 @@ def _batches(
     samples: Iterable[Sample], read: _Reader, batch_size: int, workers: int, size: Size
 ) -> Generator[Batch, None, None]:
     ahead = _PREFETCHED_BATCHES * batch_size + workers
-    results = read_ahead(samples, read, ahead=ahead, workers=workers)
-    try:
+    with closing(read_ahead(samples, read, ahead=ahead, workers=workers)) as results:
         while group := list(islice(results, batch_size)):
             for part in _alike(group):
                 yield _collate(part, size)
-    finally:
-        results.close()
 
 
 def read_ahead(
@@ -120,15 +118,13 @@ def read_ahead(
     pending: deque[tuple[Item, Future[Result]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="zsad-read")
     try:
-        for item in islice(remaining, max(1, ahead)):
-            pending.append((item, pool.submit(read, item)))
+        pending.extend((item, pool.submit(read, item)) for item in islice(remaining, max(1, ahead)))
         while pending:
             item, future = pending.popleft()
             result = future.result()
             del future  # the pixels live in the batch alone
             yield item, result
-            for following in islice(remaining, 1):
-                pending.append((following, pool.submit(read, following)))
+            pending.extend((following, pool.submit(read, following)) for following in islice(remaining, 1))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

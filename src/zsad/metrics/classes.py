@@ -123,9 +123,7 @@ class ClassScores:
         highest, lowest, cosine = (
             [terms[name] for terms in self.terms] for name in ("map", "map_low", "global")
         )
-        classes = [self.name] * len(self.terms)
-        scores = transductive_scores(highest, lowest, cosine, classes, domain=domain)
-        self.images.scores = array("d", scores.tolist())
+        self.images.scores = array("d", transductive_scores(highest, lowest, cosine, domain=domain).tolist())
 
     def _mask(
         self, sample: Sample, *, label: int | None, size: tuple[int, int], read_mask: ReadMask | None

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from zsad.errors import MetricError
 from zsad.metrics.exact import ExactPixelMetrics, ImageScores
 from zsad.metrics.functional import Curve
+from zsad.metrics.pro import up_to
 from zsad.metrics.streaming import PixelMetrics
 
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def _nothing() -> Line:
+def _empty() -> Line:
     return np.zeros(0), np.zeros(0)
 
 
@@ -33,9 +34,9 @@ class Curves:
     rate, mean region overlap) from 0 up to the limit of the state.
     """
 
-    roc: Line = field(default_factory=_nothing)
-    pr: Line = field(default_factory=_nothing)
-    pro: Line = field(default_factory=_nothing)
+    roc: Line = field(default_factory=_empty)
+    pr: Line = field(default_factory=_empty)
+    pro: Line = field(default_factory=_empty)
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """Return the same under "roc_x", "roc_y", "pr_x", "pr_y", "pro_x" and "pro_y", for `numpy.savez`."""
@@ -68,7 +69,7 @@ def curves(state: PixelMetrics | ExactPixelMetrics | ImageScores | None, *, poin
     pr = _thinned(*_precision(curve), points=points)
     if isinstance(state, ImageScores) or curve.regions == 0:
         return Curves(roc=roc, pr=pr)
-    pro = _cut(*_staircase(curve, curve.weight, total=curve.regions), limit=state.limit)
+    pro = up_to(*_staircase(curve, curve.weight, total=curve.regions), limit=state.limit)
     return Curves(roc=roc, pr=pr, pro=_thinned(*pro, points=points))
 
 
@@ -89,14 +90,6 @@ def _precision(curve: Curve) -> Line:
     hits = np.cumsum(curve.anomalous)
     recall, precision = hits / hits[-1], hits / (hits + curve.above + curve.tied)
     return np.concatenate(([0.0], recall)), np.concatenate((precision[:1], precision))
-
-
-def _cut(x: NDArray[np.float64], y: NDArray[np.float64], *, limit: float) -> Line:
-    """The curve up to x = `limit`, its last point interpolated there."""
-    inside = x <= limit
-    if x[inside][-1] == limit:
-        return x[inside], y[inside]
-    return np.append(x[inside], limit), np.append(y[inside], np.interp(limit, x, y))
 
 
 def _without_repeats(x: NDArray[np.float64], y: NDArray[np.float64]) -> Line:

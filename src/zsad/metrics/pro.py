@@ -93,6 +93,14 @@ def mvtec3d_pro(levels: Levels, *, limit: float) -> tuple[float, Bound]:
     return value, (low, high)
 
 
+def up_to(x: Values, y: Values, *, limit: float) -> tuple[Values, Values]:
+    """Return the part of a curve with growing x up to x = `limit`, its last point interpolated there."""
+    inside = x <= limit
+    if x[inside][-1] == limit:
+        return x[inside], y[inside]
+    return np.append(x[inside], limit), np.append(y[inside], np.interp(limit, x, y))
+
+
 def _stretched_area(rates: Values, overlaps: Values, *, limit: float) -> float:
     kept = rates < limit
     if np.unique(rates[kept]).size < 2:
@@ -120,12 +128,6 @@ def _stretched_bound(rates: tuple[Values, Values], overlaps: tuple[Values, Value
 
 
 def _area_up_to(rates: Values, overlaps: Values, *, limit: float) -> float:
-    """Trapezoids over the rates (K,), falling, from 0 up to `limit`, divided by it; at rate 1 all is found."""
-    x, y = np.append(rates[::-1], 1.0), np.append(overlaps[::-1], 1.0)
-    inside = x <= limit
-    if x[inside][-1] < limit:
-        y_limit = np.interp(limit, x, y)
-        x, y = np.append(x[inside], limit), np.append(y[inside], y_limit)
-    else:
-        x, y = x[inside], y[inside]
+    """Sum trapezoids over the rates (K,), falling, from 0 up to `limit`, divided by it; at rate 1 all is found."""
+    x, y = up_to(np.append(rates[::-1], 1.0), np.append(overlaps[::-1], 1.0), limit=limit)
     return float(np.diff(x) @ (y[1:] + y[:-1]) / (2 * limit))

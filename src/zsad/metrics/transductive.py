@@ -6,7 +6,6 @@ maximum meets the image feature. That changes no ranking by the map within a cla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,43 +19,33 @@ _MARGIN = 1e-9
 
 
 def transductive_scores(
-    highest: ArrayLike,
-    lowest: ArrayLike,
-    cosine: ArrayLike,
-    classes: Sequence[str],
-    *,
-    domain: Domain = "industrial",
+    highest: ArrayLike, lowest: ArrayLike, cosine: ArrayLike, *, domain: Domain = "industrial"
 ) -> NDArray[np.float64]:
-    """Return MoECLIP's image scores (n,): `(m + (cos_a + 1) / 2) / 2`, m the map's maximum normalised over its class.
+    """Return MoECLIP's scores (n,) of a class: `(m + (cos_a + 1) / 2) / 2`, m the map's maximum normalised over it.
 
-    What the paper normalises is linear in the cosines; our maps are sigmoids of that, which are undone here.
+    The paper normalises a linear function of the cosines; maps are sigmoids of that, which are undone here.
 
     Args:
         highest: (n,) largest value in (0, 1) of each image's map (`terms["map"]` of a prediction).
         lowest: (n,) smallest value of each image's map (`terms["map_low"]`).
         cosine: (n,) `(cos_a + 1) / 2` of each image (`terms["global"]`), taken as it is.
-        classes: (n,) class of each image.
         domain: scores of medical images are m alone.
 
     Raises:
         MetricError: lists of different lengths.
 
     Example:
-        >>> transductive_scores([0.5, 0.9], [0.1, 0.1], [0.5, 0.5], ["a", "a"]).tolist()
+        >>> transductive_scores([0.5, 0.9], [0.1, 0.1], [0.5, 0.5]).tolist()
         [0.5, 0.75]
     """
     high, low = (_logit(np.asarray(values, dtype=np.float64)) for values in (highest, lowest))
     whole = np.asarray(cosine, dtype=np.float64)
-    if not len(high) == len(low) == len(whole) == len(classes):
+    if not len(high) == len(low) == len(whole):
         raise MetricError(
-            f"{len(high)} maxima, {len(low)} minima, {len(whole)} cosines and {len(classes)} classes: give one of "
-            f"each for every image"
+            f"{len(high)} maxima, {len(low)} minima and {len(whole)} cosines: give one of each for every image"
         )
-    _, group = np.unique(np.asarray(classes), return_inverse=True)
-    largest, smallest = np.full(len(high), -np.inf), np.full(len(high), np.inf)
-    np.maximum.at(largest, group, high)
-    np.minimum.at(smallest, group, low)
-    scaled = (high - smallest[group]) / np.maximum(largest - smallest, np.finfo(np.float64).tiny)[group]
+    smallest = low.min(initial=np.inf)
+    scaled = (high - smallest) / max(high.max(initial=-np.inf) - smallest, np.finfo(np.float64).tiny)
     scores: NDArray[np.float64] = scaled if domain == "medical" else (scaled + whole) / 2
     return scores
 
