@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageFile
 
 from zsad.errors import ConfigError, DataError, ImageError, TooManyPixelsError, ZsadError
-from zsad.images.decode import decode_image, image_size, load_image, load_mask, read_image
+from zsad.images.decode import image_size, load_image, load_mask, read_image
 from zsad.images.pixels import Reading
 from zsad.images.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
@@ -191,35 +191,6 @@ def test_animation_gives_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (12, 12), colour) for colour in ((255, 0, 0), (0, 255, 0))]
     path = save(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert load_image(path).getpixel((3, 3)) == (255, 0, 0)
-
-
-@pytest.mark.parametrize(("name", "side"), [("a.png", 100), ("a.png", 361), ("a.jpg", 900), ("a.jpg", 5000)])
-def test_thumbnails_are_the_pictures_that_a_second_decoding_gives(
-    tmp_path: Path, name: str, side: int
-) -> None:
-    path = save(photo(800, 1200), tmp_path / name)
-    again = load_image(path, target=(side // 2, side // 2))
-    if max(again.size) > side:
-        again.thumbnail((side, side), Image.Resampling.LANCZOS)
-    decoded = decode_image(path, thumbnail_sides=(side,))
-    np.testing.assert_array_equal(np.asarray(decoded.thumbnails[side]), np.asarray(again))
-    np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(load_image(path)))
-    assert decoded.size == (800, 1200)
-
-
-@pytest.mark.parametrize("side", [40, 100, 101, 399, 400])
-def test_thumbnails_of_large_jpegs_are_as_reduced_decoding_up_to_rounding(tmp_path: Path, side: int) -> None:
-    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 18, 3), np.uint8))
-    path = save(smooth.resize((1203, 801), Image.Resampling.BICUBIC), tmp_path / "big.jpg", quality=90)
-    again = load_image(path, target=(side // 2, side // 2))
-    assert again.width < 1203
-    again.thumbnail((side, side), Image.Resampling.LANCZOS)
-    thumbnails = decode_image(path, thumbnail_sides=(side,)).thumbnails
-    assert thumbnails[side].size == again.size
-    difference = np.abs(np.asarray(thumbnails[side], float) - np.asarray(again, float))
-    assert difference.max() <= 4 and difference.mean() < 0.5
-    with pytest.raises(ConfigError, match="max_side"):
-        decode_image(path, thumbnail_sides=(0,))
 
 
 def test_reduced_decoding_keeps_twice_the_target(tmp_path: Path) -> None:

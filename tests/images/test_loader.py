@@ -114,7 +114,7 @@ def test_interrupt_while_waiting_ends_threads(tmp_path: Path, monkeypatch: pytes
     def interrupted(sample: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loader, "decode_image", interrupted)
+    monkeypatch.setattr(loader, "read_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         next(iter_batches(make(tmp_path, 5), PREPROCESS, batch_size=2))
     assert not reading_threads()
@@ -122,28 +122,16 @@ def test_interrupt_while_waiting_ends_threads(tmp_path: Path, monkeypatch: pytes
 
 def test_files_are_read_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(3, timeout=10)
-    real = loader.decode_image
+    real = loader.read_image
 
     def waiting(source: Path, **options: object) -> object:
         together.wait()  # breaks unless three threads arrive
         time.sleep(0.001)
         return real(source, **options)
 
-    monkeypatch.setattr(loader, "decode_image", waiting)
+    monkeypatch.setattr(loader, "read_image", waiting)
     batches = list(iter_batches(make(tmp_path, 6), PREPROCESS, batch_size=6, workers=3))
     assert len(batches[0].samples) == 6
-
-
-def test_thumbnails_come_with_their_images(tmp_path: Path) -> None:
-    samples = make(tmp_path, 5)
-    samples[1].image.write_bytes(b"")
-    batch = next(iter_batches(samples, PREPROCESS, batch_size=5, thumbnail_sides=(13, 8)))
-    assert [list(thumbnails) for thumbnails in batch.thumbnails] == [[13, 8]] * 4
-    assert [thumbnails[13].size for thumbnails in batch.thumbnails] == [(12, 9), (13, 8), (13, 8), (13, 7)]
-    assert all(max(thumbnails[8].size) == 8 for thumbnails in batch.thumbnails)
-    plain = next(iter_batches(samples, PREPROCESS, batch_size=5))
-    np.testing.assert_array_equal(batch.pixels, plain.pixels)
-    assert plain.thumbnails == [{}] * 4
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": 1, "workers": -1}])

@@ -7,15 +7,14 @@ and never changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from zsad.errors import ConfigError, DataError, ImageError
+from zsad.errors import DataError, ImageError
 from zsad.images.open import opened, opened_content
 from zsad.images.pixels import (
     PLAIN,
@@ -30,70 +29,7 @@ from zsad.images.pixels import (
 )
 
 Source = str | Path | bytes | Image.Image | npt.NDArray[Any]
-_Decoded = tuple[Image.Image, tuple[int, int], str | None]  # upright RGB, full (H,W), format of the file
-_DRAFT_FORMATS = ("JPEG", "MPO")
-_DRAFT_SCALES = (8, 4, 2)
-
-
-class DecodedImage(NamedTuple):
-    """An image that was decoded once.
-
-    Attributes:
-        image: the upright RGB image, at full resolution.
-        size: its (H,W).
-        thumbnails: copies for drawing, by the longest side that was asked for; each is small enough to be kept while
-            `image` itself is dropped.
-    """
-
-    image: Image.Image
-    size: tuple[int, int]
-    thumbnails: dict[int, Image.Image]
-
-
-def decode_image(
-    source: Source,
-    *,
-    thumbnail_sides: Sequence[int] = (),
-    name: str = "image given as bytes",
-    reading: Reading = PLAIN,
-) -> DecodedImage:
-    """Decode `source` once, for a model and for drawings of it.
-
-    Args:
-        source: as `load_image` takes it.
-        thumbnail_sides: for each of them `thumbnails` gets a copy without a longer side.
-        name: of an image given as bytes, for messages.
-        reading: depth, transparency, DICOM window, largest number of pixels.
-
-    Raises:
-        ImageError: as `load_image`.
-        ConfigError: as `load_image`, or a side below 1.
-    """
-    image, size, file_format = _read(source, name, reading, None)
-    draft = file_format in _DRAFT_FORMATS and isinstance(source, str | Path)
-    return DecodedImage(image, size, {side: thumbnail(image, side, draft=draft) for side in thumbnail_sides})
-
-
-def thumbnail(image: Image.Image, max_side: int, *, draft: bool = False) -> Image.Image:
-    """Return a copy of an RGB image that is shrunk, where needed, so that no side is longer than `max_side`.
-
-    Args:
-        image: the decoded picture; it is not altered.
-        max_side: in pixels, at least 1.
-        draft: first average blocks of 2, 4 or 8 pixels, where both sides stay at least `max_side` long. This is what
-            JPEG's reduced decoding does (`target` of `load_image`): the two results differ by rounding alone.
-
-    Raises:
-        ConfigError: `max_side` below 1.
-    """
-    if max_side < 1:
-        raise ConfigError(f"max_side is {max_side}, expected 1 or more")
-    shortest = min(image.size) // max(2, max_side // 2 * 2)
-    scale = next((scale for scale in _DRAFT_SCALES if shortest >= scale), 1) if draft else 1
-    copy = image.reduce(scale) if scale > 1 else image.copy()
-    if max(copy.size) > max_side:
-        copy.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    return copy
+_Decoded = tuple[Image.Image, tuple[int, int]]  # upright RGB, full (H,W)
 
 
 def load_image(
@@ -129,7 +65,20 @@ def read_image(
 
     `name` is the name in messages of an image given as bytes.
     """
-    return _read(source, name, reading, target)[:2]
+    if isinstance(source, bytes):
+        with opened_content(source, name, reading) as image:
+            return _upright_rgb(image, name, reading, target)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, reading)
+    if isinstance(source, Image.Image):
+        with decoding("image given as an object"):
+            return _upright_rgb(source, "image given as an object", reading)
+    if not isinstance(source, str | Path):
+        raise ImageError(
+            f"cannot use {type(source).__name__} as an image: give a path, bytes, a PIL image or a NumPy array"
+        )
+    with opened(Path(source), reading) as image:
+        return _upright_rgb(image, str(source), reading, target)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -202,23 +151,6 @@ def resize_mask(foreground: npt.NDArray[np.bool_], size: tuple[int, int]) -> npt
     return np.asarray(resized) > 127  # value / 255 > 0.5
 
 
-def _read(source: Source, name: str, reading: Reading, target: tuple[int, int] | None) -> _Decoded:
-    if isinstance(source, bytes):
-        with opened_content(source, name, reading) as image:
-            return _upright_rgb(image, name, reading, target)
-    if isinstance(source, np.ndarray):
-        return _from_array(source, reading)
-    if isinstance(source, Image.Image):
-        with decoding("image given as an object"):
-            return _upright_rgb(source, "image given as an object", reading)
-    if not isinstance(source, str | Path):
-        raise ImageError(
-            f"cannot use {type(source).__name__} as an image: give a path, bytes, a PIL image or a NumPy array"
-        )
-    with opened(Path(source), reading) as image:
-        return _upright_rgb(image, str(source), reading, target)
-
-
 def _upright_rgb(
     image: Image.Image, name: str, reading: Reading, target: tuple[int, int] | None = None
 ) -> _Decoded:
@@ -229,7 +161,7 @@ def _upright_rgb(
         height, width = target if size == image.size[::-1] else target[::-1]
         image.draft(None, (2 * width, 2 * height))
     image.load()
-    return to_rgb(oriented(image), name, reading), size, image.format
+    return to_rgb(oriented(image), name, reading), size
 
 
 def _from_array(array: npt.NDArray[Any], reading: Reading) -> _Decoded:
@@ -242,4 +174,4 @@ def _from_array(array: npt.NDArray[Any], reading: Reading) -> _Decoded:
     check_pixels((width, height), name, reading.max_pixels)
     check_sides((width, height), name)
     values = to_bytes(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array, name, reading)
-    return to_rgb(Image.fromarray(np.ascontiguousarray(values)), name, reading), (height, width), None
+    return to_rgb(Image.fromarray(np.ascontiguousarray(values)), name, reading), (height, width)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,10 +12,9 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from zsad.errors import ConfigError, ZsadError
-from zsad.images.decode import decode_image
+from zsad.images.decode import read_image
 from zsad.images.pixels import PLAIN, Reading
 from zsad.images.preprocess import Preprocess
 from zsad.types import Sample
@@ -26,7 +25,7 @@ Pixels = npt.NDArray[np.float32]
 Size = tuple[int, int]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_Readable = tuple[Pixels, Size, dict[int, Image.Image]]
+_Readable = tuple[Pixels, Size]
 _Reader = Callable[[Sample], _Readable | ZsadError]
 
 
@@ -34,15 +33,14 @@ _Reader = Callable[[Sample], _Readable | ZsadError]
 class Batch:
     """The readable images of up to `batch_size` consecutive samples, and the errors of the others.
 
-    `pixels` is float32 (B,3,H,W); `samples`, `sizes` (H,W of each original image) and `thumbnails` (of
-    `zsad.images.decode.DecodedImage`) have B entries. B is 0 when none of the images could be read.
+    `pixels` is float32 (B,3,H,W); `samples` and `sizes` (H,W of each original image) have B entries. B is 0
+    when none of them could be read.
     """
 
     pixels: Pixels
     samples: list[Sample]
     sizes: list[Size]
     errors: list[tuple[Sample, ZsadError]]
-    thumbnails: list[dict[int, Image.Image]]
 
 
 def iter_batches(
@@ -53,7 +51,6 @@ def iter_batches(
     workers: int = 2,
     reading: Reading = PLAIN,
     patch: int | None = None,
-    thumbnail_sides: Sequence[int] = (),
 ) -> Generator[Batch, None, None]:
     """Yield the samples as batches, in order; a file that cannot be read is reported, never raised.
 
@@ -68,7 +65,6 @@ def iter_batches(
         reading: depth, transparency, DICOM window, largest number of pixels.
         patch: side of the patches in whole numbers of which images are resized to their own proportions (see
             `Preprocess.fitted`); None: all to one size. Neighbours of different shapes then come in separate batches.
-        thumbnail_sides: longest sides of the copies to keep for drawing.
 
     Raises:
         ConfigError: at the call, for an impossible batch_size or workers.
@@ -80,9 +76,9 @@ def iter_batches(
 
     def read(sample: Sample) -> _Readable | ZsadError:
         try:
-            decoded = decode_image(sample.image, thumbnail_sides=thumbnail_sides, reading=reading)
-            fitted = preprocess if patch is None else preprocess.fitted(decoded.size, patch)
-            return fitted(decoded.image), decoded.size, decoded.thumbnails
+            image, size = read_image(sample.image, reading=reading)
+            fitted = preprocess if patch is None else preprocess.fitted(size, patch)
+            return fitted(image), size
         except ZsadError as error:
             return error
 
@@ -147,7 +143,7 @@ def _alike(group: list[_Read]) -> Iterator[list[_Read]]:
 
 
 def _collate(group: list[_Read], size: Size) -> Batch:
-    batch = Batch(np.empty((0, 3, *size), np.float32), [], [], [], [])
+    batch = Batch(np.empty((0, 3, *size), np.float32), [], [], [])
     pixels = []
     for sample, result in group:
         if isinstance(result, ZsadError):
@@ -156,7 +152,6 @@ def _collate(group: list[_Read], size: Size) -> Batch:
             pixels.append(result[0])
             batch.samples.append(sample)
             batch.sizes.append(result[1])
-            batch.thumbnails.append(result[2])
     if pixels:
         batch.pixels = np.stack(pixels)
     return batch
