@@ -83,8 +83,8 @@ def classes(
     """Every class that the fold's adapter never saw: name, tiles of all its images, colour scale."""
     run = fused_run(options, bench, options.method, fold, options.seed)
     method = run.method
-    source: Any = KeptSource(method, bench)
-    scale = colour_scale(method, source, run.training, config=run.config, report=lambda done, total: None)
+    source: Any = KeptSource(method, bench, run.config)
+    scale = colour_scale(source, run.training, report=lambda done, total: None)
     patch = method.map_spec.size[0] // bench.stems.grid[0]
     for dataset in run.others:
         for name in sorted({sample.class_name for sample in dataset.samples}):

@@ -128,8 +128,8 @@ class Bench:
 class KeptSource:
     """Training samples' kept features, for what is fitted behind a training."""
 
-    def __init__(self, method: Method, bench: Bench) -> None:
-        self.method, self.bench = method, bench
+    def __init__(self, method: Method, bench: Bench, config: TrainConfig) -> None:
+        self.method, self.bench, self.config = method, bench, config
 
     def batches(self, training: TrainingSet, order: Sequence[Sequence[int]]) -> Iterator[TrainingBatch]:
         """As `FeatureSource.batches`."""
@@ -147,8 +147,8 @@ def fused(
     method.load_adapter({**method.adapter_state(), **plain.adapter_state()})
     samples = [sample for dataset in sets for sample in dataset.samples]
     training = training_samples.prepare(samples, config=config, size=method.train_map_size)
-    source: Any = KeptSource(method, bench)
-    fit_fusion(method, source, training, config=config, report=_quiet)
+    source: Any = KeptSource(method, bench, config)
+    fit_fusion(source, training, report=_quiet)
     return method, training
 
 
@@ -184,8 +184,8 @@ def save_fused(
     run: Path,
 ) -> None:
     """Writes a fused adapter into its run's folder `fused`, as training it with the fusion would have."""
-    source: Any = KeptSource(method, bench)
-    method.map_scale = colour_scale(method, source, training, config=config, report=_quiet)
+    source: Any = KeptSource(method, bench, config)
+    method.map_scale = colour_scale(source, training, report=_quiet)
     card = read_card(run / "model.safetensors")
     assert card.training is not None
     own = training_of(training, sets, config=config, steps=card.training.steps)

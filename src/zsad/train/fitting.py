@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from zsad.errors import ConfigError
-from zsad.methods.base import Method
 from zsad.methods.fusion import FusionData
 from zsad.nn.filters import render_map
 from zsad.train.features import FeatureSource, Report
 from zsad.train.samples import TrainingBatch, TrainingSet, chunked
-from zsad.train.train_config import TrainConfig
 
 _BINS = 8192
 _SCALE_IMAGES = 256  # of each label: the quantiles of their millions of pixels move no more
@@ -44,30 +42,22 @@ class Histogram:
 
 
 @torch.no_grad()
-def fit_fusion(
-    method: Method,
-    source: FeatureSource,
-    training: TrainingSet,
-    *,
-    config: TrainConfig,
-    report: Report,
-) -> None:
+def fit_fusion(source: FeatureSource, training: TrainingSet, *, report: Report) -> None:
     """Fit how the cues of oddness are fused in, to at most 256 images of each label; nothing where they are not.
 
     Args:
-        method: trained, in evaluation mode.
-        source: of the features, with cues.
+        source: of the features, with cues; its method is trained and in evaluation mode.
         training: the samples.
-        config: for batch size and seed.
         report: called with batches done and in all.
 
     Raises:
         ConfigError: the training has no normal images.
     """
+    method = source.method
     if method.fusion is None:
         return
     logits, cues, labels = [], [], []
-    for batch in _batches(source, training, config, report):
+    for batch in _batches(source, training, report):
         if batch.features.cues is None:
             raise ConfigError("features without cues: oddness was off when they were computed; compute anew")
         logits.append(method(batch.features).logits.float().mean(dim=1).flatten(1))
@@ -77,32 +67,26 @@ def fit_fusion(
 
 
 def _batches(
-    source: FeatureSource, training: TrainingSet, config: TrainConfig, report: Report
+    source: FeatureSource, training: TrainingSet, report: Report
 ) -> Generator[TrainingBatch, None, None]:
     """Yield at most 256 images of each label, in batches."""
-    order = chunked(training.scale_rows(config, most=_SCALE_IMAGES), config.batch_size)
+    rows = training.scale_rows(source.config, most=_SCALE_IMAGES)
+    order = chunked(rows, source.config.batch_size)
     for done, batch in enumerate(source.batches(training, order), 1):
         yield batch
         report(done, len(order))
 
 
 @torch.no_grad()
-def colour_scale(
-    method: Method,
-    source: FeatureSource,
-    training: TrainingSet,
-    *,
-    config: TrainConfig,
-    report: Report,
-) -> tuple[float, float]:
+def colour_scale(source: FeatureSource, training: TrainingSet, *, report: Report) -> tuple[float, float]:
     """Return the map values (low, high) for the coldest and the hottest colour.
 
     Low is what 99 % of the pixels of normal images stay below, so that these are cold also on things of another
     kind, whose maps lie higher; high is what a quarter of the anomalous pixels exceed, and at least 0.02 more than low.
     Arguments are those of `fit_fusion`.
     """
-    normal, anomalous = Histogram(), Histogram()
-    for batch in _batches(source, training, config, report):
+    method, normal, anomalous = source.method, Histogram(), Histogram()
+    for batch in _batches(source, training, report):
         logits = method.predict(batch.features).logits.float()
         maps = render_map(logits, method.map_spec, size=training.size)
         normal.add(maps[batch.labels == 0])

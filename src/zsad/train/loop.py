@@ -121,23 +121,15 @@ def train(
             folder.begin(identity)
             folder.lock(stack)
         worker.barrier()
-        trainer = Trainer(
-            method, source, training, config=config, folder=folder, worker=worker, notify=notify
-        )
+        trainer = Trainer(source, training, folder=folder, worker=worker, notify=notify)
         if validation:
-            trainer.validation = Validation(
-                source,
-                validation,
-                training,
-                config=config,
-                worker=worker,
-                report=_reporter("features", notify),
-            )
+            report = _reporter("features", notify)
+            trainer.validation = Validation(source, validation, training, worker=worker, report=report)
         trainer.run()
         if worker.is_main:
             report = _reporter("scale", notify)
-            fit_fusion(method, source, training, config=config, report=report)
-            method.map_scale = colour_scale(method, source, training, config=config, report=report)
+            fit_fusion(source, training, report=report)
+            method.map_scale = colour_scale(source, training, report=report)
             trained = training_of(training, sets, config=config, steps=trainer.steps)
             folder.finish(method, card_of(method, card_parts, training=trained))
             notify(Progress("finished", 1, 1, notes=(f"model written to {folder.model}",)))
@@ -206,18 +198,22 @@ class Trainer:
 
     def __init__(
         self,
-        method: Method,
         source: FeatureSource,
         training: TrainingSet,
         *,
-        config: TrainConfig,
         folder: RunFolder,
         worker: Worker,
         notify: Callback,
     ) -> None:
-        self.method, self.source, self.training = method, source, training
-        self.config, self.folder, self.worker, self.notify = config, folder, worker, notify
-        self.device = next(method.parameters()).device
+        self.source, self.training, self.folder, self.worker, self.notify = (
+            source,
+            training,
+            folder,
+            worker,
+            notify,
+        )
+        self.method, self.config = method, config = source.method, source.config
+        self.device = source.device
         self.amp = amp_dtype(config.amp, self.device)
         self.optimizer = torch.optim.Adam(
             _groups(method), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay

@@ -14,7 +14,6 @@ from zsad.train.distributed import Worker
 from zsad.train.feature_cache import content_hash
 from zsad.train.features import FeatureSource, Report
 from zsad.train.samples import Item, TrainingSet, chunked
-from zsad.train.train_config import TrainConfig
 
 VALIDATION_METRIC = "image_auroc"
 """Name of the measurement in a run's log."""
@@ -27,7 +26,6 @@ class Validation:
         source: of their features: the training's own.
         sets: their data sets; images that are also trained on are left out, and those without a label.
         training: what is trained on.
-        config: for batch size.
         worker: this process.
         report: called with images read and in all.
 
@@ -42,7 +40,6 @@ class Validation:
         sets: Sequence[DataSet],
         training: TrainingSet,
         *,
-        config: TrainConfig,
         worker: Worker,
         report: Report,
     ) -> None:
@@ -55,7 +52,7 @@ class Validation:
             if digest is not None and digest not in trained
         ]
         self._check(items, sets)
-        self.source, self.batch_size = source, config.batch_size
+        self.source = source
         self.images = source.usable(TrainingSet(items, (1, 1)), worker=worker, report=report)
         self._check(self.images.items, sets)
 
@@ -75,7 +72,7 @@ class Validation:
         training = method.training
         method.eval()
         try:
-            batches = self.source.batches(self.images, chunked(rows, self.batch_size))
+            batches = self.source.batches(self.images, chunked(rows, self.source.config.batch_size))
             scores = torch.cat([method(batch.features).score.float().cpu() for batch in batches]).numpy()
         finally:
             method.train(training)
