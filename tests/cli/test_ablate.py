@@ -132,7 +132,7 @@ def test_copied_layers_are_those_that_would_be_computed(toy, tmp_path: Path) -> 
     pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     source, target = (FeatureCache(tmp_path, key_parts={"layers": name}) for name in ("wide", "narrow"))
     source.add(["a", "b", "c"], wide.features(pixels))
-    copy_layers(source, target, ["b", "x", "a", "b"], tapped=(2, 3, 4), wanted=(2, 4))
+    copy_layers(source, target, ["b", "x", "a", "b"], tapped=(2, 3, 4), chosen_layers=(2, 4))
     assert "c" not in target and "x" not in target and len(target) == 2
     found, expected = target.read(["a", "b"]), narrow.features(pixels)
     assert torch.equal(found.patches, expected.patches[:2].half().float())

@@ -64,7 +64,7 @@ def ablate_command(
     from zsad.studies.ablations.study import Study, name_targets, shared_images
 
     paper, chosen = ablations(method), find_table(method, table)
-    place, wanted = select_device(device), chosen_seeds(seeds, config)
+    chosen_device, all_seeds = select_device(device), chosen_seeds(seeds, config)
     check_place(out)
     use_threads(threads)
     study = Study(
@@ -72,10 +72,10 @@ def ablate_command(
         table=chosen,
         settings=parse_settings(set_ or []),
         training=training_settings(find(method).load(), config),
-        seeds=wanted,
+        seeds=all_seeds,
         auxiliary=[discover(folder) for folder in train_on],
         targets=name_targets([discover(folder) for folder in test_on]),
-        backbone=load_backbone(backbone, weights=weights, device=place),
+        backbone=load_backbone(backbone, weights=weights, device=chosen_device),
         folder=out,
     )
     results = AblationResults(study, paper)
@@ -140,8 +140,8 @@ def _write(results: AblationResults, out: Path) -> list[str]:
     from zsad.device import describe_environment
     from zsad.files import write_json, write_text
 
-    place = next(results.study.backbone.clip.parameters()).device
-    write_json(out / "ablation.json", {**results.to_dict(), "environment": describe_environment(place)})
+    used_device = next(results.study.backbone.clip.parameters()).device
+    write_json(out / "ablation.json", {**results.to_dict(), "environment": describe_environment(used_device)})
     write_text(out / "ablation.md", results.to_markdown())
     write_text(out / "ablation.csv", results.to_csv())
     return [f"ablation.{kind}" for kind in ("json", "md", "csv")]

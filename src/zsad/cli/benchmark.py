@@ -114,17 +114,17 @@ def _pairs(
     given = [parse_pair(text) for text in pairs or ()]
     if test_on:
         given.append(Pair(train=tuple(train_on or ()), test=tuple(test_on)))
-    found, missing = resolve(given, data, partial=False) if given else ([], [])
+    resolved, missing = resolve(given, data, partial=False) if given else ([], [])
     if protocol is not None:
         if data is None:
             raise ConfigError(f"--protocol {protocol} needs --data ROOT, the folder where its data sets lie")
         named, missing = resolve(find_protocol(protocol).pairs, data, partial=True)
-        found += named
-    if not found:
+        resolved += named
+    if not resolved:
         raise ConfigError(
             "nothing to measure on: give --train-on with --test-on, --pair 'A,B>C', or --protocol"
         )
-    return found, missing
+    return resolved, missing
 
 
 def _request(

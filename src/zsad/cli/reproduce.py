@@ -61,8 +61,8 @@ def reproduce_command(
     papers_on(method)
     out = Path(f"reproduce-{method}") if out is None else out
     check_place(out)
-    place = find_set(dataset, data)
-    name, pair = _candidate(method, place, dataset, model=model, backbone=backbone, data=data)
+    folder = find_set(dataset, data)
+    name, pair = _candidate(method, folder, dataset, model=model, backbone=backbone, data=data)
     request = BenchmarkRequest(
         methods=(name,),
         pairs=(pair,),
@@ -76,11 +76,11 @@ def reproduce_command(
         allow_seen=allow_seen,
         cost=False,
     )
-    return _report(request, method, dataset, place)
+    return _report(request, method, dataset, folder)
 
 
 def _candidate(
-    method: str, place: Path, dataset: str, *, model: Path | None, backbone: str | None, data: Path | None
+    method: str, folder: Path, dataset: str, *, model: Path | None, backbone: str | None, data: Path | None
 ) -> tuple[str, Pair]:
     """Return the name of the candidate, and the sets to train and to measure on.
 
@@ -94,12 +94,13 @@ def _candidate(
     from zsad.studies.benchmark.papers import papers_on
     from zsad.train.checkpoint import is_bundled, read_card, resolve_model
 
-    test = (str(place),)
+    test = (str(folder),)
     if model is not None:
-        own = read_card(resolve_model(model)).method
-        if own != method:
+        card_method = read_card(resolve_model(model)).method
+        if card_method != method:
             raise ConfigError(
-                f"--model {model} is of method {own}, not {method}: reproduce {own}, or give another one"
+                f"--model {model} is of method {card_method}, not {method}: reproduce {card_method}, "
+                "or give another one"
             )
         return f"{method}={model}", Pair(test=test)
     if not find(method).needs_training:
@@ -109,7 +110,7 @@ def _candidate(
         if not is_bundled(bundled):
             raise ConfigError(f"no bundled model of {method}: give --model RUN, or --backbone to train one")
         return f"{method}={bundled}", Pair(test=test)
-    entry = find_entry(dataset, place.resolve().name)
+    entry = find_entry(dataset, folder.resolve().name)
     names = papers_on(method)[0].trained_on("" if entry is None else entry.name)
     if data is None:
         raise ConfigError(
@@ -118,7 +119,7 @@ def _candidate(
     return method, Pair(train=tuple(str(find_set(name, data)) for name in names), test=test)
 
 
-def _report(request: BenchmarkRequest, method: str, dataset: str, place: Path) -> int:
+def _report(request: BenchmarkRequest, method: str, dataset: str, folder: Path) -> int:
     """Measure, print, and write what was printed.
 
     Raises:
@@ -135,10 +136,10 @@ def _report(request: BenchmarkRequest, method: str, dataset: str, place: Path) -
     failed = next((cell for cell in cells if cell.state == "failed"), None)
     if failed is not None:
         raise DataError(failed.reason)
-    found = compare(method, cells, find_entry(dataset, place.resolve().name))
-    say_table(found.table().to_rich())
-    for line in found.remarks:
+    reproduction = compare(method, cells, find_entry(dataset, folder.resolve().name))
+    say_table(reproduction.table().to_rich())
+    for line in reproduction.remarks:
         say(f"note: {printable(line)}")
-    write_json(request.work / "reproduce.json", found.to_dict())
+    write_json(request.work / "reproduce.json", reproduction.to_dict())
     say(f"wrote reproduce.json into {printable(request.work)}")
     return 3 if any(cell.problems for cell in cells) else 0

@@ -147,12 +147,12 @@ def _graph_speeds(
         yield f"onnx, openvino: {error}"
         return
     card = unproven_card(model, loaded.card, graph, recorded, name="bench")
-    wanted: list[tuple[type[OnnxBackend | OpenVINOBackend], Precision]] = [(OnnxBackend, "fp32")]
+    backends: list[tuple[type[OnnxBackend | OpenVINOBackend], Precision]] = [(OnnxBackend, "fp32")]
     if find_spec("openvino") is None:
         yield "openvino: not installed, get it with: pip install 'zsad[openvino]'"
     else:
-        wanted += [(OpenVINOBackend, "fp32"), (OpenVINOBackend, "bf16")]
-    for kind, precision in wanted:
+        backends += [(OpenVINOBackend, "fp32"), (OpenVINOBackend, "bf16")]
+    for kind, precision in backends:
         try:
             runner = kind(graph, card, precision=precision, threads=threads)
         except ZsadError as error:

@@ -31,17 +31,17 @@ class Row(BaseModel, frozen=True, extra="forbid"):
         description="The paper's metrics in percent for each of its data sets; NaN where it prints none."
     )
 
-    def resolve(self, own: dict[str, Any], *, taps: tuple[int, ...]) -> dict[str, Any]:
+    def resolve(self, shared: dict[str, Any], *, taps: tuple[int, ...]) -> dict[str, Any]:
         """Return the settings of the variant on a backbone.
 
         Args:
-            own: settings for all variants; those of the row go before.
+            shared: settings for all variants; those of the row go before.
             taps: the layers that the full method taps.
 
         Raises:
             ConfigError: the row wants more layers than are tapped.
         """
-        settings = {**own, **self.settings}
+        settings = {**shared, **self.settings}
         for name, positions in (("layers", self.taps), ("prompt_layers", self.prompt_taps)):
             if positions is not None:
                 if -min(positions) > len(taps):

@@ -121,11 +121,11 @@ class AblationResults:
         auxiliary = ", ".join(f"{data.name} ({len(data.samples)} images)" for data in study.auxiliary)
         seeds = ("seed " if len(study.seeds) == 1 else "seeds ") + ", ".join(map(str, study.seeds))
         changes = {**study.settings, **self._training()}
-        made = ", ".join([seeds, *(f"{name} = {value}" for name, value in changes.items())])
+        setup = ", ".join([seeds, *(f"{name} = {value}" for name, value in changes.items())])
         theirs = ", ".join(name for name in study.table.data if name != MEAN)
         return (
             f"Ours: {study.backbone.name} at {study.image_size} px, trained on {auxiliary}, measured on "
-            f"{', '.join(study.targets)}; {made}. "
+            f"{', '.join(study.targets)}; {setup}. "
             f"Paper: {paper.backbone} at {paper.image_size} px, trained on {paper.trained_on}, measured on {theirs}. "
             f"Compare the rows of a column; ours and the paper's numbers do not compare."
         )
@@ -134,11 +134,11 @@ class AblationResults:
         """Return the settings of the training that are not the method's own."""
         from zsad.methods.registry import find
 
-        own = TrainConfig(**find(self.study.method).load().training_defaults)
+        defaults = TrainConfig(**find(self.study.method).load().training_defaults)
         return {
             name: value
             for name, value in self.study.training
-            if name not in (*RUN_FIELDS, "seed") and value != getattr(own, name)
+            if name not in (*RUN_FIELDS, "seed") and value != getattr(defaults, name)
         }
 
     def tables(self) -> Iterator[TextTable]:

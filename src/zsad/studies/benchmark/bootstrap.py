@@ -196,16 +196,16 @@ def sample_class(
     values = [counted_metrics(*row, once[0], once[1]) for row in rows]
     drawn = [counted_metrics(*row, normal, anomalous) for row in rows]
     left_out = [_without_each(*row) for row in rows]
-    found = {}
+    sampled = {}
     for metric in IMAGE_METRICS:
-        found[metric] = Sampled.of(
+        sampled[metric] = Sampled.of(
             seeds,
             np.array([each[metric][0] for each in values]),
             np.stack([each[metric] for each in drawn]),
             [each[metric] for each in left_out],
             sizes,
         )
-    return found
+    return sampled
 
 
 def draw_counts(size: int, resamples: int, generator: np.random.Generator) -> Counts:
@@ -242,7 +242,7 @@ def counted_metrics(
     above = np.searchsorted(ordered, ranked[first], side="left")
     reached = np.searchsorted(ordered, ranked[first], side="right")
     resamples = normal_counts.shape[1]
-    found = {metric: np.empty(resamples) for metric in IMAGE_METRICS}
+    metrics = {metric: np.empty(resamples) for metric in IMAGE_METRICS}
     step = max(1, MOST_ELEMENTS // (normal.size + anomalous.size))
     for start in range(0, resamples, step):
         part = slice(start, start + step)
@@ -250,8 +250,8 @@ def counted_metrics(
         np.cumsum(normal_counts[up, part], axis=0, out=false[1:])
         gained = np.add.reduceat(anomalous_counts[down, part], first, axis=0, dtype=np.float64)
         for metric, values in _ranked_metrics(gained, false, above, reached).items():
-            found[metric][part] = values
-    return found
+            metrics[metric][part] = values
+    return metrics
 
 
 def _ranked_metrics(

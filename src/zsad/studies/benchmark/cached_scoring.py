@@ -142,21 +142,21 @@ def copy_layers(
     digests: Sequence[str],
     *,
     tapped: Sequence[int],
-    wanted: Sequence[int],
+    chosen_layers: Sequence[int],
 ) -> None:
     """Copy features of some of the layers into a cache that wants only these.
 
     Args:
         source: features of the layers `tapped`.
-        target: takes the layers `wanted`, all of them tapped.
+        target: takes the layers `chosen_layers`, all of them tapped.
         digests: of the images; those that the source lacks are left out.
         tapped: layers of the source.
-        wanted: layers of the target.
+        chosen_layers: layers of the target.
 
     Raises:
         StorageError: they do not fit.
     """
-    rows = [tapped.index(layer) for layer in wanted]
+    rows = [tapped.index(layer) for layer in chosen_layers]
     todo = iter([digest for digest in dict.fromkeys(digests) if digest in source and digest not in target])
     while chunk := list(islice(todo, 64)):
         features = source.read(chunk)

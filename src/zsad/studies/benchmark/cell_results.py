@@ -148,19 +148,19 @@ def read_cells(work: Path) -> list[CellResult]:
     """
     paths = sorted((work / CELLS).glob("*.json"))
     listed = set(read_list(work).values())
-    found = [read_cell(path) for path in paths if not listed or path.stem in listed]
+    results = [read_cell(path) for path in paths if not listed or path.stem in listed]
     return sorted(
-        found, key=lambda c: (c.target, c.label, c.trained_on, -1 if c.seed is None else c.seed, c.key)
+        results, key=lambda c: (c.target, c.label, c.trained_on, -1 if c.seed is None else c.seed, c.key)
     )
 
 
 def read_list(work: Path) -> dict[str, str]:
     """Return the keys of a work folder's cells by their titles: method, auxiliary sets, target and seed."""
     try:
-        found = json.loads((work / LIST_FILE).read_text(encoding="utf-8"))
+        document = json.loads((work / LIST_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    cells = found.get("cells") if isinstance(found, dict) else None
+    cells = document.get("cells") if isinstance(document, dict) else None
     return cells if isinstance(cells, dict) else {}
 
 

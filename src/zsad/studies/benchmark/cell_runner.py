@@ -150,22 +150,22 @@ class CellRunner:
 
         context = cell.candidate.context
         if self.plan.keep_maps:
-            found = measure_cell(
+            measurement = measure_cell(
                 context, method, data, work=self.plan.work, key=cell.key, card=card, report=report
             )
         else:
-            found = measure_means(context, method, data, report=report)
-        for line in found.remarks:
+            measurement = measure_means(context, method, data, report=report)
+        for line in measurement.remarks:
             self._remark(f"{cell.target.name}: {line}")
         log = self.training_log(cell)
         return self._base(cell).model_copy(
             update={
                 "seen": bool(overlap) or bool(cell.overlap),
-                "rows": found.rows,
-                "notes": (*found.notes, *(f"training: {line}" for line in log.left_out)),
-                "problems": found.problems,
+                "rows": measurement.rows,
+                "notes": (*measurement.notes, *(f"training: {line}" for line in log.left_out)),
+                "problems": measurement.problems,
                 "seconds_training": log.seconds,
-                "files": found.files,
+                "files": measurement.files,
                 **(self._cost(cell.candidate) if self.plan.cost else {}),
             }
         )

@@ -117,8 +117,8 @@ class BackboneContext:
             )
         digests = [digest for digest in map(self.digests, samples) if digest is not None] if copies else []
         for (source, source_cache), (method, cache) in copies:
-            tapped, wanted = source.config.layers, method.config.layers
-            copy_layers(source_cache, cache, digests, tapped=tapped, wanted=wanted)
+            tapped, chosen_layers = source.config.layers, method.config.layers
+            copy_layers(source_cache, cache, digests, tapped=tapped, chosen_layers=chosen_layers)
         for _, cache in readers.values():
             cache.close()
 

@@ -68,19 +68,19 @@ def direction_means(cells: Iterable[CellResult]) -> list[DirectionMean]:
     directions = {cell.trained_on: dict[str, None]() for cell in trained} or {(): dict[str, None]()}
     for cell in trained or known:
         directions[cell.trained_on if trained else ()].setdefault(cell.target)
-    found = []
+    means = []
     for direction, targets in directions.items():
         for label in dict.fromkeys(cell.label for cell in known):
-            own = [
+            measured = [
                 cell
                 for cell in known
                 if cell.label == label
                 and cell.target in targets
                 and (not _learns(cell) or cell.trained_on == direction)
             ]
-            if own:
-                found.append(_mean(direction, label, own, list(targets)))
-    return found
+            if measured:
+                means.append(_mean(direction, label, measured, list(targets)))
+    return means
 
 
 def _learns(cell: CellResult) -> bool:
@@ -109,10 +109,10 @@ def _mean(
         if defined:
             by_seed[column] = {
                 "" if seed is None else str(seed): math.fsum(
-                    table[target][place] or 0.0 for target in defined
+                    table[target][index] or 0.0 for target in defined
                 )
                 / len(defined)
-                for place, seed in enumerate(seeds)
+                for index, seed in enumerate(seeds)
             }
     missing = tuple(target for target in targets if any((target, seed) not in values for seed in seeds))
     return DirectionMean(

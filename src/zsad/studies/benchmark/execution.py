@@ -50,11 +50,11 @@ def run_cells(
     finished = {key: result for key, cell in cells.items() if (result := runner.kept(cell)) is not None}
     for key, result in finished.items():
         yield cells[key], result
-    said: set[str] = set()
+    known_remarks: set[str] = set()
     for outcome in execute(runner, dict(runner.steps([cells[key] for key in cells if key not in finished]))):
         for line in outcome.remarks:
-            if line not in said:
-                said.add(line)
+            if line not in known_remarks:
+                known_remarks.add(line)
                 remark(line)
         error = outcome.error
         if error is not None and (isinstance(error, StorageError) or not keep_failures):

@@ -52,9 +52,9 @@ def masked(data: DataSet, *, folder: Path, workers: int) -> tuple[DataSet, list[
     Raises:
         StorageError: the folder cannot be written.
     """
-    place = folder / f"{data.fingerprint()}.json"
-    found = _kept(place)
-    if found is None:
+    path = folder / f"{data.fingerprint()}.json"
+    reasons_by_mask = _kept(path)
+    if reasons_by_mask is None:
         checked = [sample for sample in data.samples if sample.label != 0 and sample.mask is not None]
         with ThreadPoolExecutor(workers, thread_name_prefix="zsad-mask") as pool:
             reasons = list(pool.map(_mask_fault, checked))
@@ -63,21 +63,21 @@ def masked(data: DataSet, *, folder: Path, workers: int) -> tuple[DataSet, list[
             reason or (_not_its_own(sample) if sample.image in crossed else None)
             for sample, reason in zip(checked, reasons, strict=True)
         ]
-        found = {
+        reasons_by_mask = {
             _name(sample, data): reason
             for sample, reason in zip(checked, reasons, strict=True)
             if reason is not None
         }
-        write_json(place, found)
+        write_json(path, reasons_by_mask)
     faults = [
-        Fault(sample, "mask", str(sample.mask), found[_name(sample, data)])
+        Fault(sample, "mask", str(sample.mask), reasons_by_mask[_name(sample, data)])
         for sample in data.samples
-        if sample.label != 0 and _name(sample, data) in found
+        if sample.label != 0 and _name(sample, data) in reasons_by_mask
     ]
     if not faults:
         return data, []
-    bare = {fault.sample for fault in faults}
-    samples = [replace(sample, mask=None) if sample in bare else sample for sample in data.samples]
+    unmasked = {fault.sample for fault in faults}
+    samples = [replace(sample, mask=None) if sample in unmasked else sample for sample in data.samples]
     return replace(data, samples=samples), faults
 
 
@@ -137,9 +137,9 @@ def _mask_fault(sample: Sample) -> str | None:
 def _crossed(data: DataSet) -> Iterator[Sample]:
     """Yield samples with the mask of another image, in classes whose masks mostly have the names of their images."""
     for group in data.groups().values():
-        found = list(misnamed(group))
-        if 2 * len(found) <= sum(sample.mask is not None for sample in group):
-            yield from found
+        crossed = list(misnamed(group))
+        if 2 * len(crossed) <= sum(sample.mask is not None for sample in group):
+            yield from crossed
 
 
 def _not_its_own(sample: Sample) -> str:
@@ -178,9 +178,9 @@ def relative(path: Path, data: DataSet) -> str:
         return path.as_posix()
 
 
-def _kept(place: Path) -> dict[str, str] | None:
+def _kept(path: Path) -> dict[str, str] | None:
     try:
-        found = json.loads(place.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None

@@ -203,13 +203,13 @@ def _one_sided(data: DataSet) -> Iterator[str]:
 def _row(row: ResultRow, faults: Sequence[Fault], data: DataSet) -> ClassRow:
     """Return the row of a class; metrics that a broken file would change are undefined."""
     name = class_title(row.dataset, row.name, data)
-    own = [
+    class_faults = [
         fault for fault in faults if class_title(fault.sample.dataset, fault.sample.class_name, data) == name
     ]
     lost: set[str] = set()
-    if any(fault.kind == "image" for fault in own):
+    if any(fault.kind == "image" for fault in class_faults):
         lost = set(COLUMNS)
-    elif own:
+    elif class_faults:
         lost = set(_PIXEL)
     metrics = {
         column: None if column in lost or math.isnan(row.metrics[column]) else row.metrics[column]
@@ -220,7 +220,7 @@ def _row(row: ResultRow, faults: Sequence[Fault], data: DataSet) -> ClassRow:
         value = metrics[column]
         if value is not None and not math.isnan(low):
             bounds[column] = max(value - low, high - value)
-    bad = {fault.sample.image for fault in own}
+    bad = {fault.sample.image for fault in class_faults}
     masks = sum(
         sample.label != 0
         and sample.mask is not None
@@ -240,11 +240,11 @@ def _emptied(name: str) -> ClassRow:
 
 def _holes(name: str, faults: Sequence[Fault], data: DataSet) -> Iterator[str]:
     """Yield a line for the metrics that a class lacks because of broken files."""
-    own = [
+    class_faults = [
         fault for fault in faults if class_title(fault.sample.dataset, fault.sample.class_name, data) == name
     ]
-    images = [fault for fault in own if fault.kind == "image"]
-    masks = [fault for fault in own if fault.kind == "mask"]
+    images = [fault for fault in class_faults if fault.kind == "image"]
+    masks = [fault for fault in class_faults if fault.kind == "mask"]
     if images:
         yield f"class {name}: {len(images)} images cannot be read, no metrics ({images[0].path})"
     if masks:

@@ -48,11 +48,11 @@ def named(cells: Sequence[CellResult], letters: Mapping[str, str]) -> dict[tuple
     for field in ("method", "backbone", "protocol", "trained_on", "backbone_sha256"):
         suffixes = {key: _suffix(cell, field, letters) for key, cell in firsts.items()}
         _lengthen(names, suffixes)
-    found = {
+    rows = {
         key: MethodRow(names[key], cell.label, cell.method, cell.backbone, cell.protocol, cell.provenance)
         for key, cell in firsts.items()
     }
-    return dict(sorted(found.items(), key=lambda item: (item[0] in trained, item[1].name.lower())))
+    return dict(sorted(rows.items(), key=lambda item: (item[0] in trained, item[1].name.lower())))
 
 
 def _suffix(cell: CellResult, field: str, letters: Mapping[str, str]) -> str:
@@ -65,7 +65,7 @@ def _suffix(cell: CellResult, field: str, letters: Mapping[str, str]) -> str:
 def _lengthen(names: dict[tuple[object, ...], str], suffixes: Mapping[tuple[object, ...], str]) -> None:
     """Add suffixes to those equal names that they tell apart."""
     for name in set(names.values()):
-        keys = [key for key, own in names.items() if own == name]
+        keys = [key for key, shared in names.items() if shared == name]
         if len({suffixes[key] for key in keys}) > 1:
             for key in keys:
                 names[key] = f"{name} ({suffixes[key]})"

@@ -79,8 +79,8 @@ def find_set(name: str, root: Path | None) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    if root is not None and (found := _below(name, root.expanduser())) is not None:
-        return found
+    if root is not None and (folder := _below(name, root.expanduser())) is not None:
+        return folder
     path = Path(name).expanduser()
     if path.exists():
         return path
@@ -93,7 +93,7 @@ def _below(name: str, root: Path) -> Path | None:
         return root / name
     entry = bundled().get(name)
     spellings = {name} if entry is None else {name, entry.name, entry.title, *entry.aliases}
-    wanted = {letters(spelling) for spelling in spellings}
+    spelt = {letters(spelling) for spelling in spellings}
     folders = [root]
     for _ in range(_DEPTH):
         folders = [
@@ -103,8 +103,8 @@ def _below(name: str, root: Path) -> Path | None:
             for child in sorted(folder.iterdir())
             if child.is_dir()
         ]
-        if found := next((folder for folder in folders if letters(folder.name) in wanted), None):
-            return found
+        if match := next((folder for folder in folders if letters(folder.name) in spelt), None):
+            return match
     return None
 
 
@@ -119,24 +119,24 @@ def resolve(pairs: Iterable[Pair], root: Path | None, *, partial: bool) -> tuple
     Raises:
         ConfigError: a set is not there (unless `partial`), or nothing is left.
     """
-    found: list[Pair] = []
+    resolved: list[Pair] = []
     missing: list[str] = []
 
     def paths(names: Iterable[str]) -> list[str]:
-        kept = []
+        located = []
         for name in names:
             try:
-                kept.append(str(find_set(name, root)))
+                located.append(str(find_set(name, root)))
             except ConfigError:
                 if not partial:
                     raise
                 missing.append(name)
-        return kept
+        return located
 
     for pair in pairs:
         train, test = paths(pair.train), paths(pair.test)
         if len(train) == len(pair.train) and test:
-            found.append(Pair(train=tuple(train), test=tuple(test)))
-    if not found:
+            resolved.append(Pair(train=tuple(train), test=tuple(test)))
+    if not resolved:
         raise ConfigError(f"no pair is left to run: not in {root}: {', '.join(dict.fromkeys(missing))}")
-    return found, list(dict.fromkeys(missing))
+    return resolved, list(dict.fromkeys(missing))

@@ -96,22 +96,22 @@ def compare(method: str, cells: Sequence[CellResult], entry: CatalogEntry | None
     Raises:
         ConfigError: no paper with results of the method is known.
     """
-    own = papers_on(method)
+    known_papers = papers_on(method)
     target = cells[0].target if entry is None else entry.name
-    found = [] if entry is None else printed(method, entry.name)
+    published = [] if entry is None else printed(method, entry.name)
     comparisons = []
-    for place in found:
-        row = "" if place.table.of is None else place.row
-        for metric, value in place.values.items():
+    for printed_value in published:
+        row = "" if printed_value.table.of is None else printed_value.row
+        for metric, value in printed_value.values.items():
             comparisons.append(
-                PublishedComparison(place.source, row, metric, value, _ours(cells, row, metric))
+                PublishedComparison(printed_value.source, row, metric, value, _ours(cells, row, metric))
             )
     asked = {entry.metric for entry in comparisons}
     for metric in COLUMNS:
         found_here = _ours(cells, "", metric)
         if metric not in asked and found_here is not None:
             comparisons.append(PublishedComparison("not published", "", metric, None, found_here))
-    remarks = tuple(dict.fromkeys(_remarks(method, cells, entry, found, own)))
+    remarks = tuple(dict.fromkeys(_remarks(method, cells, entry, published, known_papers)))
     return Reproduction(method, target, tuple(comparisons), remarks)
 
 
@@ -127,33 +127,35 @@ def _ours(cells: Sequence[CellResult], row: str, metric: str) -> float | None:
 
 
 def _of_class(cell: CellResult, name: str, metric: str) -> float | None:
-    found = next((row for row in cell.rows if letters(row.name.rpartition("/")[2]) == letters(name)), None)
-    return None if found is None else found.metrics.get(metric)
+    match = next((row for row in cell.rows if letters(row.name.rpartition("/")[2]) == letters(name)), None)
+    return None if match is None else match.metrics.get(metric)
 
 
 def _remarks(
     method: str,
     cells: Sequence[CellResult],
     entry: CatalogEntry | None,
-    found: Sequence[Printed],
-    own: Sequence[Paper],
+    published: Sequence[Printed],
+    known_papers: Sequence[Paper],
 ) -> Iterator[str]:
     """Yield what is to be known before comparing."""
     first = cells[0]
     size = first.settings.get("image_size")
     seeds = [str(cell.seed) for cell in cells if cell.seed is not None]
     trained = f"trained on {', '.join(first.trained_on)}" if first.trained_on else "without training"
-    made = f", seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}" if seeds else ""
-    yield f"ours: {first.label} on {first.backbone} at {size} px, {trained}{made}"
+    seed_text = f", seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}" if seeds else ""
+    yield f"ours: {first.label} on {first.backbone} at {size} px, {trained}{seed_text}"
     if entry is None:
         yield f"{first.target} is no set of the catalogue (zsad data list): there is nothing published to compare with"
-    for paper in dict.fromkeys(place.paper.paper for place in found):
-        one = next(place.paper for place in found if place.paper.paper == paper)
+    for paper in dict.fromkeys(printed_value.paper.paper for printed_value in published):
+        one = next(printed_value.paper for printed_value in published if printed_value.paper.paper == paper)
         yield from _setting(one, first, entry, size)
-    if entry is not None and not found:
+    if entry is not None and not published:
         yield f"no published value of {method} on {entry.name} is known"
     for source in (
-        own if not found else [source for source in own if source.paper in {p.paper.paper for p in found}]
+        known_papers
+        if not published
+        else [source for source in known_papers if source.paper in {p.paper.paper for p in published}]
     ):
         yield from (f"{source.paper}: {line}" for line in source.caveats)
         if entry is not None and entry.name in source.notes:

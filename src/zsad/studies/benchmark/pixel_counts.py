@@ -66,7 +66,7 @@ class ClassPixels:
             counted = np.stack([np.add.reduceat(part.astype(float), starts)[::-1] for part in parts])
             (marked if state.regions else clean).append((name, counted))
         names = [np.array([name for name, _ in group], dtype=str) for group in (clean, marked)]
-        without, held = (
+        without, with_defects = (
             np.array([counted for _, counted in group]).reshape(-1, 3, starts.size)
             for group in (clean, marked)
         )
@@ -74,16 +74,16 @@ class ClassPixels:
             names[0],
             names[1],
             clean_normal=without[:, 0].astype(np.uint32),
-            normal=held[:, 0].astype(np.uint32),
-            anomalous=held[:, 1].astype(np.uint32),
-            weight=held[:, 2].astype(np.float32),
+            normal=with_defects[:, 0].astype(np.uint32),
+            anomalous=with_defects[:, 1].astype(np.uint32),
+            weight=with_defects[:, 2].astype(np.float32),
         )
 
     def taken(self, clean: Sequence[str], marked: Sequence[str]) -> ClassPixels:
         """Return some of the images, in the order given."""
         rows = {name: row for row, name in enumerate(self.clean.tolist())}
-        own = {name: row for row, name in enumerate(self.marked.tolist())}
-        first, second = [rows[name] for name in clean], [own[name] for name in marked]
+        marked_rows = {name: row for row, name in enumerate(self.marked.tolist())}
+        first, second = [rows[name] for name in clean], [marked_rows[name] for name in marked]
         return ClassPixels(
             self.clean[first],
             self.marked[second],
@@ -102,7 +102,7 @@ class ClassPixels:
     def drawn(self, clean: NDArray[np.uint16], marked: NDArray[np.uint16]) -> dict[str, Float64]:
         """Return metrics (R,) of draws with each clean image `clean` (n, R) and each other `marked` (m, R) times."""
         resamples = marked.shape[1]
-        found = {name: np.empty(resamples) for name in PIXEL_METRICS}
+        metrics = {name: np.empty(resamples) for name in PIXEL_METRICS}
         images = [
             part.astype(float) for part in (self.clean_normal, self.normal, self.anomalous, self.weight)
         ]
@@ -112,8 +112,8 @@ class ClassPixels:
             times = marked[:, part].T.astype(float)
             normal = clean[:, part].T.astype(float) @ images[0] + times @ images[1]
             for name, values in grouped_metrics(normal, times @ images[2], times @ images[3]).items():
-                found[name][part] = values
-        return found
+                metrics[name][part] = values
+        return metrics
 
     def without_each(self) -> dict[str, Float64]:
         """Return metrics (n + m,) with one image left out, clean ones first; all alike where there are very many."""
@@ -139,8 +139,8 @@ class ClassPixels:
 def group_starts(whole: PixelMetrics, *, groups: int = GROUPS) -> NDArray[np.intp]:
     """Return the first bins (G,) of at most `groups` groups, each with its part of normal and of anomalous pixels."""
     shares = [part / max(part.sum(), 1) for part in (whole.normal, whole.anomalous, whole.weight)]
-    place = np.cumsum(np.sum(shares, axis=0))
-    number = np.minimum(place * (groups / place[-1]), groups - 1).astype(np.intp)
+    position = np.cumsum(np.sum(shares, axis=0))
+    number = np.minimum(position * (groups / position[-1]), groups - 1).astype(np.intp)
     return np.append(0, np.flatnonzero(np.diff(number)) + 1)
 
 
@@ -159,14 +159,14 @@ def grouped_metrics(normal: Float64, anomalous: Float64, weight: Float64) -> dic
         false - normal / 2,
     )  # in the middle of a group, its pixels evenly mixed
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = {
+        metrics = {
             "pixel_auroc": 1 - (anomalous * beside).sum(1) / (positives * negatives)[:, 0],
             "pixel_ap": (anomalous * (true / np.maximum(true + beside, 1e-9))).sum(1) / positives[:, 0],
             "pixel_f1_max": (2 * hits / (hits + false + positives)).max(1),
             "pixel_pro": _area(false / negatives, covered / regions),
         }
     undefined = (positives == 0) | (negatives == 0)
-    return {name: np.where(undefined[:, 0], np.nan, values) for name, values in found.items()}
+    return {name: np.where(undefined[:, 0], np.nan, values) for name, values in metrics.items()}
 
 
 def _area(rates: Float64, overlaps: Float64) -> Float64:
@@ -227,14 +227,14 @@ def read_pixels(path: Path) -> dict[str, ClassPixels]:
     names = {name.rpartition("/")[0] for name in arrays}
     parts = {name: [arrays.get(f"{name}/{part}") for part in _ARRAYS] for name in names}
     return {
-        name: ClassPixels(*[part for part in own if part is not None])
-        for name, own in parts.items()
-        if all(part is not None for part in own)
+        name: ClassPixels(*[part for part in arrays_of_class if part is not None])
+        for name, arrays_of_class in parts.items()
+        if all(part is not None for part in arrays_of_class)
     }
 
 
 def sample_pixels(
-    found: Sequence[ClassPixels],
+    counts: Sequence[ClassPixels],
     exact: Sequence[Mapping[str, float | None]],
     *,
     seeds: Sequence[int | None],
@@ -248,7 +248,7 @@ def sample_pixels(
     Two methods are on the same resamples when the generators start alike.
 
     Args:
-        found: of the S seeds.
+        counts: of the S seeds.
         exact: the metrics of all images of each, as they were measured; those undefined for a seed are left out.
         seeds: which.
         clean: the images without anomalous pixels that are drawn from.
@@ -258,8 +258,8 @@ def sample_pixels(
     """
     sizes = [len(clean), len(marked)]
     times = [draw_counts(size, resamples, generator) for size in sizes]
-    parts = [each.taken(clean, marked) for each in found]
-    whole, own = [each.once() for each in found], [each.once() for each in parts]
+    parts = [each.taken(clean, marked) for each in counts]
+    whole, drawn_from = [each.once() for each in counts], [each.once() for each in parts]
     drawn = [each.drawn(*times) for each in parts]
     left_out = [each.without_each() for each in parts]
     sampled = {}
@@ -272,7 +272,7 @@ def sample_pixels(
         off = np.array([value - each[metric] for value, each in zip(known, whole, strict=True)])
         sampled[metric] = Sampled.of(
             seeds,
-            np.array([each[metric] for each in own]) + off,
+            np.array([each[metric] for each in drawn_from]) + off,
             np.clip(np.stack([each[metric] for each in drawn]) + off[:, None], 0.0, 1.0),
             [each[metric] for each in left_out],
             sizes,

@@ -143,7 +143,7 @@ def _overlap(auxiliary: Iterable[Target], target: Target) -> str:
     if target.data is None:
         return ""
     book = bundled()
-    own = set(map(str.casefold, names_of(target.data)))
+    target_names = set(map(str.casefold, names_of(target.data)))
     images = {sample.image.resolve() for sample in target.data.samples}
     for part in auxiliary:
         if part.data is None:
@@ -156,7 +156,7 @@ def _overlap(auxiliary: Iterable[Target], target: Target) -> str:
             sharing = (
                 set() if entry is None else {other.casefold() for other in (entry.name, *book.sharing(entry))}
             )
-            known = {found.name.casefold() for text in own if (found := book.get(text)) is not None}
-            if name.casefold() in own or sharing & known:
+            known = {match.name.casefold() for text in target_names if (match := book.get(text)) is not None}
+            if name.casefold() in target_names or sharing & known:
                 return f"{target.name} shares images with {part.name}, which is trained on"
     return ""

@@ -48,11 +48,11 @@ class BenchmarkRequest(BaseModel, frozen=True, extra="forbid"):
         Raises:
             ConfigError: a training setting that is unknown or impossible.
         """
-        common, own = (self.recipes.get(name, Recipe()) for name in ("common", method))
+        common, specific = (self.recipes.get(name, Recipe()) for name in ("common", method))
         training = {
             **find(method).load().training_defaults,
             **common.training,
-            **own.training,
+            **specific.training,
             **self.training,
         }
         try:
@@ -63,7 +63,7 @@ class BenchmarkRequest(BaseModel, frozen=True, extra="forbid"):
             raise ConfigError(
                 f"training setting {where} = {first['input']!r} of {method}: {first['msg'].lower()}"
             ) from error
-        return {**common.settings, **own.settings}, settled
+        return {**common.settings, **specific.settings}, settled
 
     @property
     def execution(self) -> TrainConfig:

@@ -45,7 +45,7 @@ class ImageTable:
 
     def by_class(self) -> ScoresByClass:
         """Return label and score of each image, by class."""
-        found: ScoresByClass = {}
+        classes: ScoresByClass = {}
         for image, class_name, label, score in zip(
             self.image.tolist(),
             self.class_name.tolist(),
@@ -53,8 +53,8 @@ class ImageTable:
             self.score.tolist(),
             strict=True,
         ):
-            found.setdefault(class_name, {})[image] = (label, score)
-        return found
+            classes.setdefault(class_name, {})[image] = (label, score)
+        return classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +110,12 @@ def sample_target(
                 collected[method][name] = sampled
     for method, name, sampled in _sample_pixels(cells, work=work, target=target, resamples=resamples):
         collected.setdefault(method, {}).setdefault(name, {}).update(sampled)
-    found = {}
+    samples = {}
     for method, classes in collected.items():
         macro = _macro(list(classes.values()), cells[method], complete=not left_out) if classes else {}
         if macro:
-            found[method] = TargetSamples(classes, macro)
-    return found, left_out
+            samples[method] = TargetSamples(classes, macro)
+    return samples, left_out
 
 
 def _sample_pixels(
@@ -131,14 +131,14 @@ def _sample_pixels(
     }
     names = sorted({name for seeds in tables.values() for table in seeds.values() for name in table})
     for name in names:
-        held = {
+        counted = {
             method: {seed: table[name] for seed, table in seeds.items()}
             for method, seeds in tables.items()
             if seeds and all(name in table for table in seeds.values())
         }
-        every = [pixels for seeds in held.values() for pixels in seeds.values()]
+        every = [pixels for seeds in counted.values() for pixels in seeds.values()]
         clean, marked = (_common(every, kind) for kind in ("clean", "marked"))
-        for method, seeds in held.items() if marked else ():
+        for method, seeds in counted.items() if marked else ():
             exact = [_metrics_of(cells[method][seed], name) for seed in seeds]
             yield (
                 method,
@@ -176,16 +176,16 @@ def _macro(
     classes: Sequence[Mapping[str, Sampled]], cells: Mapping[int | None, CellResult], *, complete: bool
 ) -> dict[str, Sampled]:
     """Return means over classes; where all images are there, only those that agree with the cells' metrics."""
-    found = {}
+    macro = {}
     for metric in dict.fromkeys(name for each in classes for name in each):
         mean = Sampled.mean([each[metric] for each in classes if metric in each])
-        told = [cells[seed].mean(metric) for seed in mean.seeds]
+        cell_means = [cells[seed].mean(metric) for seed in mean.seeds]
         if not complete or all(
             value is not None and abs(value - ours) <= _AGREEMENT
-            for value, ours in zip(told, mean.values.tolist(), strict=True)
+            for value, ours in zip(cell_means, mean.values.tolist(), strict=True)
         ):
-            found[metric] = mean
-    return found
+            macro[metric] = mean
+    return macro
 
 
 def _digest(text: str) -> int:

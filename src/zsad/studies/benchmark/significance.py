@@ -136,7 +136,7 @@ def holm(probabilities: Sequence[float]) -> list[float]:
     """
     corrected = [0.0] * len(probabilities)
     highest = 0.0
-    for rank, index in enumerate(sorted(range(len(probabilities)), key=lambda place: probabilities[place])):
+    for rank, index in enumerate(sorted(range(len(probabilities)), key=probabilities.__getitem__)):
         highest = max(highest, min(1.0, (len(probabilities) - rank) * probabilities[index]))
         corrected[index] = highest
     return corrected
@@ -183,6 +183,6 @@ def stand(
         return None
     best = max(defined, key=lambda name: defined[name])
     comparisons = {name: compare(best, name) for name in defined if name != best}
-    tested = {name: found.p for name, found in comparisons.items() if found is not None}
+    tested = {name: comparison.p for name, comparison in comparisons.items() if comparison is not None}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     return Standing(best, comparisons, corrected)

@@ -139,7 +139,7 @@ class Summary:
     def trained_on(self, name: str, target: str = OVERALL) -> tuple[str, ...]:
         """Return the auxiliary sets behind a row's results on a target, or on all of them."""
         targets = self.targets if target == OVERALL else [target]
-        sets = [each for place in targets for each in self._trained_on.get((name, place), ())]
+        sets = [each for each_target in targets for each in self._trained_on.get((name, each_target), ())]
         return tuple(dict.fromkeys(" + ".join(names) for names in sets if names))
 
     def asked(self, name: str, target: str) -> bool:
@@ -156,14 +156,14 @@ class Summary:
     @cached_property
     def metrics(self) -> list[str]:
         """The metrics that are defined for some class of some cell, in the order of the tables."""
-        held = {
+        defined = {
             column
             for cell in self.cells
             for row in cell.rows
             for column, value in row.metrics.items()
             if value is not None
         }
-        return [column for column in COLUMNS if column in held]
+        return [column for column in COLUMNS if column in defined]
 
     def classes(self, target: str) -> list[str]:
         """Return all classes of a target."""
@@ -198,7 +198,7 @@ class Summary:
     @property
     def has_intervals(self) -> bool:
         """True if some method's scores are known image by image."""
-        return any(found for found, _ in self._samples.values())
+        return any(samples for samples, _ in self._samples.values())
 
     def left_out(self, target: str) -> int:
         """Return how many images of a target are in no interval and no comparison, as some method lacks them."""
@@ -227,8 +227,8 @@ class Summary:
         )
         hole = self.hole(name, target) or ("" if spread.count else "undefined")
         sampled = self._samples[target][0].get(name)
-        found = sampled.classes.get(class_name, {}).get(metric) if sampled else None
-        interval = found.interval() if found is not None and not hole else None
+        metric_sample = sampled.classes.get(class_name, {}).get(metric) if sampled else None
+        interval = metric_sample.interval() if metric_sample is not None and not hole else None
         return TableEntry(spread, interval, seen=self.seen(name, target), hole=hole)
 
     def entry(self, name: str, target: str, metric: str) -> TableEntry:
@@ -259,14 +259,14 @@ class Summary:
         if target == OVERALL:
             return self._overall(name, metric)
         reference = {part for other in self.names for part in self.by_class(other, target, metric)}
-        own = self.by_class(name, target, metric)
+        values = self.by_class(name, target, metric)
         spread = Spread.of(cell.mean(metric) for cell in self.finished(name, target).values())
         hole = self.hole(name, target) or ("" if spread.count else "undefined")
         partial = any(
-            cell.problems and len(cell.rows) > len(own) for cell in self.finished(name, target).values()
+            cell.problems and len(cell.rows) > len(values) for cell in self.finished(name, target).values()
         )
         return TableEntry(
-            spread, None, (len(own), len(reference)), self.seen(name, target), hole=hole, partial=partial
+            spread, None, (len(values), len(reference)), self.seen(name, target), hole=hole, partial=partial
         )
 
     def measured(self, name: str, metric: str) -> list[str]:
@@ -278,9 +278,9 @@ class Summary:
         ]
 
     def _overall(self, name: str, metric: str) -> TableEntry:
-        own = self.measured(name, metric)
+        measured = self.measured(name, metric)
         reference = {target for other in self.names for target in self.measured(other, metric)}
-        if not own:
+        if not measured:
             reasons = {self.hole(name, target) for target in self.targets} - {""}
             return TableEntry(Spread.of(()), hole=min(reasons, default="undefined"))
         means = {
@@ -289,24 +289,25 @@ class Summary:
                 for seed, cell in self.finished(name, target).items()
                 if (value := cell.mean(metric)) is not None
             }
-            for target in own
+            for target in measured
         }
-        common = [seed for seed in means[own[0]] if all(seed in each for each in means.values())]
+        common = [seed for seed in means[measured[0]] if all(seed in each for each in means.values())]
         if common:
-            spread = Spread.of(math.fsum(means[t][seed] for t in own) / len(own) for seed in common)
+            spread = Spread.of(math.fsum(means[t][seed] for t in measured) / len(measured) for seed in common)
         else:  # no seed is everywhere: the mean of the means, of no known deviation
             spread = Spread.of(
-                [math.fsum(Spread.of(each.values()).mean for each in means.values()) / len(own)]
+                [math.fsum(Spread.of(each.values()).mean for each in means.values()) / len(measured)]
             )
-        return TableEntry(spread, None, (len(own), len(reference)))
+        return TableEntry(spread, None, (len(measured), len(reference)))
 
     def _sampled(self, name: str, target: str, metric: str) -> Sampled | None:
         """Return the resamples of a metric; None where some of the scores they need are missing."""
         targets = self.measured(name, metric) if target == OVERALL else [target]
         parts = [
-            found.macro[metric]
+            target_samples.macro[metric]
             for each in targets
-            if (found := self._samples[each][0].get(name)) is not None and metric in found.macro
+            if (target_samples := self._samples[each][0].get(name)) is not None
+            and metric in target_samples.macro
         ]
         if not parts or len(parts) < len(targets):
             return None

@@ -84,8 +84,8 @@ class Paper(BaseModel, frozen=True, extra="forbid"):
     def trained_on(self, target: str) -> tuple[str, ...]:
         """Return the auxiliary sets behind the paper's numbers on a set, by catalogue names."""
         pairs = find_protocol(self.protocol).pairs
-        found = next((pair.train for pair in pairs if target in pair.test), None)
-        return pairs[0].train if found is None else found
+        auxiliary = next((pair.train for pair in pairs if target in pair.test), None)
+        return pairs[0].train if auxiliary is None else auxiliary
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +108,13 @@ class Printed:
 @cache
 def papers() -> dict[str, Paper]:
     """Return all papers by the method they are about."""
-    found = {}
+    by_method = {}
     for entry in sorted(files(__name__).iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith(_SUFFIX):
-            found[entry.name[: -len(_SUFFIX)]] = Paper.model_validate(
+            by_method[entry.name[: -len(_SUFFIX)]] = Paper.model_validate(
                 parse_toml(entry.read_text(encoding="utf-8"))
             )
-    return found
+    return by_method
 
 
 def covered() -> tuple[str, ...]:
@@ -128,12 +128,12 @@ def papers_on(method: str) -> list[Paper]:
     Raises:
         ConfigError: there are none.
     """
-    found = [paper for paper in papers().values() if method in paper.columns.values()]
-    if not found:
+    matching = [paper for paper in papers().values() if method in paper.columns.values()]
+    if not matching:
         raise ConfigError(
             f"no published results of {method!r} are known; there are those of {', '.join(covered())}"
         )
-    return sorted(found, key=lambda paper: paper.method != method)
+    return sorted(matching, key=lambda paper: paper.method != method)
 
 
 def printed(method: str, target: str) -> list[Printed]:
