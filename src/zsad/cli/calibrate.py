@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from cyclopts import Parameter
-
-from zsad.cli.input_options import InputArguments, with_inputs, with_view
+from zsad.cli.input_options import InputArguments, with_inputs
+from zsad.cli.model_options import ModelOptions, SubjectOptions
 
 if TYPE_CHECKING:
+    from zsad.calibration.calibration import Calibration
     from zsad.errors import ZsadError
     from zsad.types import Sample
 
@@ -26,14 +26,9 @@ def calibrate_command(
     labelled: Path | None = None,
     goal: str = "f1",
     out: Path | None = None,
-    object_: Annotated[str | None, Parameter(name="--object")] = None,
-    roi: Path | None = None,
-    ignore: Path | None = None,
-    backbone: str | None = None,
-    weights: Path | None = None,
-    device: str = "auto",
     batch_size: int | None = None,
-    threads: int | None = None,
+    subject: SubjectOptions | None = None,
+    tower: ModelOptions | None = None,
     look: InputArguments | None = None,
 ) -> int:
     """Find the thresholds above which an image is anomalous, from normal images of your own.
@@ -51,25 +46,15 @@ def calibrate_command(
         labelled: Data set with normal and anomalous images, to choose the image threshold on.
         goal: With --labelled: f1, or recall=0.99.
         out: File to write; needed for bundled models.
-        object_: What the images show, such as 'metal nut', for methods whose prompts name it.
-        roi: Look only here: a mask file, or a .json with polygons in pixels.
-        ignore: Do not look here: a mask file, or a .json with polygons in pixels.
-        backbone: Another tower, by name or path, for methods without training; else where the model's own lies.
-        weights: File or folder of the backbone's weights.
-        device: auto, cpu, cuda, cuda:1 or mps.
         batch_size: Images a pass; by default what suits the device.
-        threads: Processor threads; by default all cores.
     """
     from zsad.calibration.calibration import write_calibration
     from zsad.calibration.thresholds import CalibrationTarget
-    from zsad.cli.console import note, plural, printable, progress, say
-    from zsad.device import use_threads
+    from zsad.cli.console import note, printable, progress
     from zsad.errors import CalibrationError
-    from zsad.loading import load
-    from zsad.predict.roi import read_region
     from zsad.runs.folder import check_place
 
-    wish = CalibrationTarget.of(
+    target = CalibrationTarget.of(
         target_fpr=target_fpr, pixel_fpr=pixel_fpr, confidence=confidence, pixel_rule=pixel_rule, goal=goal
     )
     if normals is None and labelled is None:
@@ -78,39 +63,47 @@ def calibrate_command(
         )
     path = _place(model, out)
     check_place(path.parent)
-    samples = [] if normals is None else _normals(normals)
-    held = [] if labelled is None else _labelled(labelled)
-    region = read_region(roi, ignore)
-    use_threads(threads)
-    detector = load(model, backbone=backbone, weights=weights, device=device, calibration=None)
+    normal_samples = [] if normals is None else _normals(normals)
+    labelled_samples = [] if labelled is None else _labelled(labelled)
+    subject = subject or SubjectOptions()
+    region = subject.region()
+    detector = (tower or ModelOptions()).load(model)
     if look is not None and not look.is_default:
         detector = with_inputs(detector, look)
-    detector = with_view(detector, region=region, object_name=object_)
+    detector = subject.apply(detector, region)
     failed = 0
-    with progress("calibrating", len(samples) + len(held)) as advance:
+    with progress("calibrating", len(normal_samples) + len(labelled_samples)) as advance:
 
         def report(sample: Sample, error: ZsadError) -> None:
             nonlocal failed
             failed += 1
             note(f"zsad: skipped: {printable(error)}")
 
-        made = detector.calibrate(
-            samples,
-            labelled=held,
+        calibration = detector.calibrate(
+            normal_samples,
+            labelled=labelled_samples,
             batch_size=batch_size,
             on_error=report,
             progress=advance,
             on_tile=advance.tiles,
-            **wish.model_dump(),
+            **target.model_dump(),
         )
-    write_calibration(made, path)
-    say(f"{plural(len(made.scores), 'normal image')}, scores {made.scores[0]:.3f} to {made.scores[-1]:.3f}")
-    for line in made.summary():
+    write_calibration(calibration, path)
+    _print_calibration(calibration, path)
+    return 3 if failed else 0
+
+
+def _print_calibration(calibration: Calibration, path: Path) -> None:
+    """Print what a calibration promises, and where it was written."""
+    from zsad.cli.console import note, plural, printable, say
+
+    scores = calibration.scores
+    say(f"{plural(len(scores), 'normal image')}, scores {scores[0]:.3f} to {scores[-1]:.3f}")
+    for line in calibration.summary():
         say(line)
-    for line in made.warnings():
+    for line in calibration.warnings():
         note(f"zsad: {line}")
     say(f"wrote {printable(path)}")
-    return 3 if failed else 0
 
 
 def _place(model: str, out: Path | None) -> Path:

@@ -8,12 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zsad.cli.console import printable, progress, say
+from zsad.cli.model_options import ModelOptions
 from zsad.cli.printing import Printer, print_summary
 from zsad.detector import Detector
 from zsad.device import available_cores, thread_count
 from zsad.errors import ConfigError, ZsadError
 from zsad.runs.folder import RunWriter, file_state
-from zsad.runs.predict_run import Outcome, RunOptions, run_details, run_settings, write_products
+from zsad.runs.predict_run import (
+    Outcome,
+    RunOptions,
+    check_regions,
+    run_details,
+    run_settings,
+    write_products,
+)
 from zsad.scale.parquet import write_table
 from zsad.scale.predictor import Loading
 from zsad.scale.ray_engine import Cluster, need_ray, predict_with_ray
@@ -25,11 +33,8 @@ class ClusterRequest:
     """What the command line says of model and cluster."""
 
     model: str
-    backbone: str | None
-    weights: Path | None
-    device: str
+    tower: ModelOptions
     calibration: str
-    threads: int | None
     address: str | None
     workers: int | None
     column: str | None
@@ -42,7 +47,7 @@ class ClusterRequest:
         """
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"--workers is {self.workers}, expected 1 or more")
-        cores = self.threads or max(1, available_cores() // (self.workers or 1))
+        cores = self.tower.threads or max(1, available_cores() // (self.workers or 1))
         return Cluster(self.address, self.workers, cores)
 
     def loading(self, detector: Detector) -> Loading:
@@ -53,13 +58,13 @@ class ClusterRequest:
         """
         return Loading(
             model=_everywhere(self.model),
-            backbone=None if self.backbone is None else _everywhere(self.backbone),
-            weights=None if self.weights is None else _everywhere(str(self.weights)),
-            device=self.device,
+            backbone=None if self.tower.backbone is None else _everywhere(self.tower.backbone),
+            weights=None if self.tower.weights is None else _everywhere(str(self.tower.weights)),
+            device=self.tower.device,
             calibration=_everywhere(self.calibration),
             backend=detector.backend.name,
             precision=detector.backend.precision,
-            threads=thread_count(self.threads),
+            threads=thread_count(self.tower.threads),
             object_name=detector.object_name,
             pixel_threshold=detector.view.pixel_threshold,
             min_area=detector.view.min_area,
@@ -91,6 +96,7 @@ def score_on_ray(
         StorageError: the disk is full or the folder cannot be written.
     """
     need_ray()
+    check_regions(options, detector)
     if detector.comparison is not None:
         raise ConfigError("--engine ray scores each image alone; leave out --references, or --engine")
     cluster, plain = request.cluster(), replace(options, overlay=False, report=False)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from zsad.cli.model_options import ModelOptions
+
 if TYPE_CHECKING:
     from zsad.errors import ZsadError
     from zsad.metrics.table import ResultTable
@@ -20,11 +22,8 @@ def evaluate_command(
     data: Path,
     out: Path,
     classes: list[str] | None = None,
-    backbone: str | None = None,
-    weights: Path | None = None,
-    device: str = "auto",
     batch_size: int | None = None,
-    threads: int | None = None,
+    tower: ModelOptions | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     metrics: Literal["streaming", "exact"] = "streaming",
     pro: Literal["aupro", "anomalyclip", "mvtec3d"] = "aupro",
@@ -45,11 +44,7 @@ def evaluate_command(
         data: Folder or manifest; its layout is found out by looking.
         out: Folder for the results.
         classes: Measure only these classes; may be repeated.
-        backbone: Another tower, by name or path, for methods without training; else where the model's own lies.
-        weights: File or folder of the backbone's weights.
-        device: auto, cpu, cuda, cuda:1 or mps.
         batch_size: Images a pass; by default what suits the device.
-        threads: Processor threads; by default all cores.
         overwrite: Throw away what lies in the folder; else images scored there by the same model are not again.
         metrics: Streaming takes constant memory and says how exact it is; exact keeps every pixel.
         pro: Every score a threshold, as in MVTec AD's evaluation; AnomalyCLIP's 200 thresholds; MVTec 3D-AD's 100.
@@ -61,8 +56,6 @@ def evaluate_command(
     """
     from zsad.cli.console import Position, note, plural, printable, progress, say
     from zsad.datasets.manifest import discover
-    from zsad.device import use_threads
-    from zsad.loading import load
     from zsad.runs.evaluate_run import EvaluateOptions, evaluate
     from zsad.runs.folder import check_place
 
@@ -72,8 +65,7 @@ def evaluate_command(
     check_place(out)
     dataset = discover(data)
     note(f"zsad: {printable(dataset.name)}: {plural(len(dataset.samples), 'image')}, layout {dataset.layout}")
-    use_threads(threads)
-    detector = load(model, backbone=backbone, weights=weights, device=device, calibration=None)
+    detector = (tower or ModelOptions()).load(model)
     options = EvaluateOptions(
         classes=classes,
         metrics=metrics,

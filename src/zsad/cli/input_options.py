@@ -13,7 +13,6 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from zsad.detector import Detector
     from zsad.predict.prediction import Prediction
-    from zsad.predict.roi import RegionOfInterest
     from zsad.predict.view import InputOptions
     from zsad.types import Sample
 
@@ -145,44 +144,6 @@ def keep_references(detector: Detector, out: Path, arguments: InputArguments) ->
 
         save_references(detector.model, detector.view, out / _FILE)
         say(f"wrote the references into {printable(out / _FILE)}, to be given to --references again")
-
-
-def with_view(
-    detector: Detector,
-    *,
-    region: RegionOfInterest | None = None,
-    object_name: str | None = None,
-    pixel_threshold: float | None = None,
-    min_area: float = 0.0,
-) -> Detector:
-    """Return the detector with what the user asks for; a calibration that was made otherwise does not hold for it.
-
-    Raises:
-        CalibrationError: the calibration has another region of interest or object name.
-        ConfigError: a number that makes no sense.
-    """
-    from zsad.errors import CalibrationError, ConfigError
-
-    if min_area < 0:
-        raise ConfigError(f"--min-area is {min_area:g}, expected 0 or more pixels")
-    if pixel_threshold is not None and not math.isfinite(pixel_threshold):
-        raise ConfigError(f"--pixel-threshold is {pixel_threshold:g}, expected a map value between 0 and 1")
-    view = detector.view
-    for asked, calibrated, option in (
-        (region, view.region, "--roi or --ignore"),
-        (object_name, detector.object_name, "--object"),
-    ):
-        if view.calibration is not None and asked is not None and asked != calibrated:
-            raise CalibrationError(
-                f"the calibration was made with another {option}; calibrate with the same, leave it out to take "
-                "the calibration's, or go without by --calibration none"
-            )
-    return detector.with_(
-        region=region or view.region,
-        object_name=object_name or view.object_name,
-        pixel_threshold=view.pixel_threshold if pixel_threshold is None else pixel_threshold,
-        min_area=min_area,
-    )
 
 
 def _pair(text: str, option: str, example: str) -> tuple[float, float]:

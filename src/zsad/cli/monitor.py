@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from zsad.cli.model_options import ModelOptions
+
 if TYPE_CHECKING:
     from zsad.calibration.calibration import Calibration
     from zsad.calibration.drift import Drift
@@ -25,11 +27,8 @@ def monitor_command(
     alarm_rate: float = 0.01,
     last: int | None = None,
     model: str | None = None,
-    backbone: str | None = None,
-    weights: Path | None = None,
-    device: str = "auto",
     batch_size: int | None = None,
-    threads: int | None = None,
+    tower: ModelOptions | None = None,
     json_: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> int:
     """Compare the scores of new images with the calibration's, and warn of drift (exit code 4).
@@ -43,11 +42,7 @@ def monitor_command(
         alarm_rate: Rate of false alarms while nothing has changed.
         last: Look only at so many of the latest results.
         model: Model that scores a folder of images; must be the calibrated one.
-        backbone: Where the model's tower lies, if not bundled or cached.
-        weights: File or folder of the backbone's weights.
-        device: auto, cpu, cuda, cuda:1 or mps.
         batch_size: Images a pass; by default what suits the device.
-        threads: Processor threads; by default all cores.
         json_: Print the numbers as JSON.
     """
     from zsad.calibration.calibration import read_calibration
@@ -61,11 +56,7 @@ def monitor_command(
     if model is None:
         scores = _of_results(made, results)
     else:
-        from zsad.device import use_threads
-        from zsad.loading import load
-
-        use_threads(threads)
-        detector = load(model, backbone=backbone, weights=weights, device=device, calibration=calibration)
+        detector = (tower or ModelOptions()).load(model, calibration=calibration)
         found = detector.predict_folder(results, batch_size=batch_size, on_error=_report)
         scores = [prediction.score for prediction in found]
     drift = compare(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
-_Backend = Literal["auto", "torch", "onnx", "openvino"]
-_Precision = Literal["auto", "fp32", "bf16", "fp16"]
+from zsad.cli.model_options import ModelOptions, RuntimeOptions, ViewOptions
 
 
 def serve_command(
@@ -23,18 +21,10 @@ def serve_command(
     max_bytes: int = 32 * 1024 * 1024,
     max_pixels: int = 64_000_000,
     timeout: float = 30.0,
-    object_: Annotated[str | None, Parameter(name="--object")] = None,
-    backbone: str | None = None,
-    weights: Path | None = None,
-    device: str = "auto",
-    backend: _Backend | None = None,
-    precision: _Precision = "auto",
-    threads: int | None = None,
     calibration: str = "auto",
-    roi: Path | None = None,
-    ignore: Path | None = None,
-    pixel_threshold: float | None = None,
-    min_area: float = 0.0,
+    view: ViewOptions | None = None,
+    runtime: RuntimeOptions | None = None,
+    tower: ModelOptions | None = None,
     verbose: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Serve a model over HTTP: a web page at /, the interface under /v1, its description at /api.
@@ -52,29 +42,14 @@ def serve_command(
         max_bytes: Of one image, as it is sent.
         max_pixels: Of one image, checked before it is decoded.
         timeout: Seconds an image may take to arrive, and then to be answered.
-        object_: What the images show, such as 'metal nut', for methods whose prompts name it.
-        backbone: Another tower, by name or path, for methods without training; else where the model's own lies.
-        weights: File or folder of the backbone's weights.
-        device: auto, cpu, cuda, cuda:1 or mps.
-        backend: torch; onnx or openvino for what zsad export wrote; auto for what is fastest here.
-        precision: fp32, bf16 or fp16.
-        threads: Processor threads of the model; by default all cores.
         calibration: File of zsad calibrate; auto takes the one beside the model, if any; none gives scores only.
-        roi: Look only here: a mask file, or a .json with polygons in pixels. A calibration brings its own.
-        ignore: Do not look here: a mask file, or a .json with polygons in pixels.
-        pixel_threshold: Map value above which regions lie; by default the calibration's.
-        min_area: Leave out regions of fewer pixels of the image.
         verbose: Log each request on stderr.
     """
     import logging
     from importlib.util import find_spec
 
     from zsad.cli.console import printable, say
-    from zsad.cli.input_options import with_view
-    from zsad.device import thread_count, use_threads
     from zsad.errors import ConfigError
-    from zsad.loading import load
-    from zsad.predict.roi import read_region
 
     missing = [name for name in ("fastapi", "uvicorn", "python_multipart") if find_spec(name) is None]
     if missing:
@@ -87,27 +62,14 @@ def serve_command(
         max_queue=max_queue, batch=batch, max_bytes=max_bytes, max_pixels=max_pixels, timeout=timeout
     )
     check_token(token, host)
-    region = read_region(roi, ignore)
+    view, runtime, tower = view or ViewOptions(), runtime or RuntimeOptions(), tower or ModelOptions()
+    region = view.region()
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
     )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     with bind(host, port) as bound:
-        detector = load(
-            model,
-            backbone=backbone,
-            weights=weights,
-            device=device,
-            calibration=calibration,
-            backend=backend,
-            precision=precision,
-            threads=thread_count(threads),
-        )
-        if detector.backend.name == "torch":
-            use_threads(threads)
-        detector = with_view(
-            detector, region=region, object_name=object_, pixel_threshold=pixel_threshold, min_area=min_area
-        )
+        detector = view.apply(runtime.load(model, tower, calibration=calibration), region)
         service = Service(detector, limits)
         service.warm_up()
         address = address_of(bound)

@@ -177,8 +177,7 @@ def predict(
         ConfigError: regions are wanted and there is no pixel threshold.
     """
     options, reporter = options or RunOptions(Path(out)), reporter or RunReporter()
-    if options.regions and detector.view.map_threshold is None:
-        raise ConfigError("--regions needs a pixel threshold: run zsad calibrate, or give --pixel-threshold")
+    check_regions(options, detector)
     if not isinstance(inputs, RunInputs):
         names = [inputs] if isinstance(inputs, str | Path) else list(inputs)
         title = title or run_title([str(name) for name in names])
@@ -191,6 +190,12 @@ def predict(
     run.outcome.check(len(inputs))
     run.outcome.files = write_products(options, run.thumbnails)
     return run.outcome
+
+
+def check_regions(options: RunOptions, detector: Detector) -> None:
+    """Raise a ConfigError where files of regions are asked for and there is no pixel threshold."""
+    if options.regions and detector.view.map_threshold is None:
+        raise ConfigError("--regions needs a pixel threshold: run zsad calibrate, or give --pixel-threshold")
 
 
 def named_inputs(inputs: RunInputs, detector: Detector) -> RunInputs:
