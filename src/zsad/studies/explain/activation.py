@@ -14,13 +14,12 @@ from zsad.studies.explain.collect import GROUPS, Pool, Usage
 from zsad.studies.explain.explanation import Explanation
 from zsad.studies.explain.figure_parts import (
     GROUP_COLOURS,
-    MARGIN,
     MAX_WIDTH,
     ExplanationFigure,
     short_names,
     wrapped,
 )
-from zsad.studies.report.drawing import ACCENT, INK, PANEL, Drawing, shortened, styled, text_width
+from zsad.studies.report.drawing import ACCENT, INK, MARGIN, PANEL, Drawing, shortened, styled, text_width
 
 _ROW, _GAP, _APART = 21.0, 26.0, 6.0
 _LEGEND_WIDTH, _LEGEND_STEPS = 200.0, 20

@@ -154,18 +154,20 @@ class RoutingCollector:
         batch_size: int,
         progress: Callable[[int], None],
     ) -> Collected:
-        """Count the samples' routing; `progress` is called with the number of images done since.
+        """Count the samples' routing; `progress` is called with the number of images done.
 
         Raises:
             ConfigError: the method routes nothing, or its weights have impossible shapes.
         """
+        done = 0
         with closing(iter_batches(samples, preprocess, batch_size=batch_size)) as batches:
             for batch in batches:
                 for sample, error in batch.errors:
                     self._skip(sample, error)
                 if batch.samples:
                     self._add(batch)
-                progress(len(batch.samples) + len(batch.errors))
+                done += len(batch.samples) + len(batch.errors)
+                progress(done)
         return self.collected
 
     def _skip(self, sample: Sample, error: ZsadError) -> None:
@@ -254,20 +256,28 @@ class RoutingCollector:
     def _check(
         self, images: dict[str, Weights], patches: dict[str, Weights], features: ImageFeatures
     ) -> None:
+        """Raise a ConfigError where weights have not the shape that the methods' interface states."""
         batch, tokens = len(features.cls), features.grid[0] * features.grid[1]
-        for pool, weights in images.items():
-            if weights.ndim != 3 or len(weights) != batch:
-                raise self._misshapen("Output.routing", pool, weights, f"(B={batch}, L, E)")
+        checks = [
+            (
+                "Output.routing",
+                pool,
+                weights,
+                weights.ndim == 3 and len(weights) == batch,
+                f"(B={batch}, L, E)",
+            )
+            for pool, weights in images.items()
+        ]
+        expected = f"(B={batch}, L, N={tokens}, E) without the class token"
         for pool, weights in patches.items():
-            if weights.ndim != 4 or len(weights) != batch or weights.shape[2] != tokens:
-                expected = f"(B={batch}, L, N={tokens}, E) without the class token"
-                raise self._misshapen("token_routing", pool, weights, expected)
-
-    def _misshapen(self, source: str, pool: str, weights: Weights, expected: str) -> ConfigError:
-        return ConfigError(
-            f"{source} of method {self.method.name!r} has shape {weights.shape} for the pool {pool!r}, "
-            f"expected {expected}; correct the method"
-        )
+            right = weights.ndim == 4 and len(weights) == batch and weights.shape[2] == tokens
+            checks.append(("token_routing", pool, weights, right, expected))
+        for source, pool, weights, right, expected in checks:
+            if not right:
+                raise ConfigError(
+                    f"{source} of method {self.method.name!r} has shape {weights.shape} for the pool {pool!r}, "
+                    f"expected {expected}; correct the method"
+                )
 
     def _register(self, routing: Mapping[str, Weights], unit: Unit) -> None:
         for pool, weights in routing.items():

@@ -11,15 +11,19 @@ from matplotlib.ticker import NullLocator
 
 from zsad.studies.explain.embeddings import ExpertMap
 from zsad.studies.explain.explanation import Explanation
-from zsad.studies.explain.figure_parts import (
+from zsad.studies.explain.figure_parts import POOL_COLOURS, ExplanationFigure
+from zsad.studies.report.drawing import (
+    FAINT,
+    LINE,
     MARGIN,
-    POOL_COLOURS,
-    ExplanationFigure,
+    PANEL,
+    Drawing,
     KeyEntry,
     draw_key,
     key_places,
+    shortened,
+    styled,
 )
-from zsad.studies.report.drawing import FAINT, LINE, PANEL, Drawing, shortened, styled
 
 _SIDE, _GAP, _BELOW = 250.0, 22.0, 96.0
 

@@ -164,8 +164,14 @@ def explain(
         pictured = choose_pictures(samples, images) if "patches" in kinds else []
         collector = RoutingCollector(method, rule=rule, pictures=pictured, on_error=on_error or _warn)
         size = default_batch_size(next(method.parameters()).device) if batch_size is None else batch_size
-        step = _stepper(progress, len(samples))
-        result.collected = collector.run(samples, detector.model.preprocess, batch_size=size, progress=step)
+
+        def advance(done: int) -> None:
+            if progress is not None:
+                progress(done, len(samples))
+
+        result.collected = collector.run(
+            samples, detector.model.preprocess, batch_size=size, progress=advance
+        )
         if not result.collected.images:
             raise DataError(f"none of the {len(samples)} images could be used; check the files")
         _order(result, pictured)
@@ -254,18 +260,6 @@ def _count(samples: Sequence[Sample]) -> dict[str, tuple[int, int, int]]:
     return {
         name: (labels.count((name, 0)), labels.count((name, 1)), labels.count((name, None))) for name in names
     }
-
-
-def _stepper(progress: Progress | None, total: int) -> Callable[[int], None]:
-    done = 0
-
-    def step(images: int) -> None:
-        nonlocal done
-        done += images
-        if progress is not None:
-            progress(done, total)
-
-    return step
 
 
 def _order(result: Explanation, pictured: Sequence[Sample]) -> None:

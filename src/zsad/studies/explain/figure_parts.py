@@ -1,4 +1,4 @@
-"""Parts that the figures of an explanation share: colours, names that fit, keys."""
+"""Parts that the figures of an explanation share: colours, names that fit."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zsad.studies.explain.explanation import Explanation
-from zsad.studies.report.drawing import COLOURS, INK, SOFT, Drawing, shortened, text_width
+from zsad.studies.report.drawing import COLOURS, SOFT, Drawing, shortened, text_width
 
 POOL_COLOURS = tuple(
     COLOURS[name] for name in ("normal", "anomalous", "series1", "accent", "series5", "series10")
 )
 GROUP_COLOURS = {"normal": COLOURS["normal"], "anomalous": COLOURS["anomalous"], "unlabelled": SOFT}
-MARGIN = 16.0
 MAX_WIDTH = 1160.0  # of a figure, in CSS pixels
 
 
@@ -24,43 +23,6 @@ class ExplanationFigure:
     title: str
     caption: str
     drawing: Drawing
-
-
-@dataclass(frozen=True, slots=True)
-class KeyEntry:
-    """A name in a key, with its colour and its marker or, where `line` is given, a stretch of line in that style."""
-
-    name: str
-    colour: str
-    marker: str = "o"
-    line: str | tuple[int, tuple[float, ...]] = ""
-
-
-def key_places(entries: Sequence[KeyEntry], width: float) -> tuple[list[tuple[float, float]], float]:
-    """Return where the entries of a key begin (x, base line) on a drawing of a width, and where the key ends."""
-    places = []
-    x, y = MARGIN, 22.0
-    for entry in entries:
-        room = 52 + text_width(entry.name, 12)
-        if x + room - 22 > width and x > MARGIN:
-            x, y = MARGIN, y + 20
-        places.append((x, y))
-        x += room
-    return places, y + 4
-
-
-def draw_key(drawing: Drawing, entries: Sequence[KeyEntry]) -> float:
-    """Draw a key at the top; return where it ends."""
-    places, end = key_places(entries, drawing.width)
-    for entry, (x, y) in zip(entries, places, strict=True):
-        if entry.line:
-            drawing.line((x, x + 24), (y - 4, y - 4), color=entry.colour, linewidth=2, linestyle=entry.line)
-        else:
-            drawing.line(
-                (x + 15, x + 15), (y - 4, y - 4), color=entry.colour, marker=entry.marker, markersize=10
-            )
-        drawing.text(x + 30, y, entry.name, color=INK)
-    return end
 
 
 def short_names(names: Sequence[str], room: float) -> tuple[list[str], list[str]]:

@@ -9,16 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from zsad.studies.explain.figure_parts import (
-    MARGIN,
-    POOL_COLOURS,
-    ExplanationFigure,
-    KeyEntry,
-    draw_key,
-    key_places,
-)
+from zsad.studies.explain.figure_parts import POOL_COLOURS, ExplanationFigure
 from zsad.studies.explain.training_curves import IMAGE_AUROC, LossCurve, RunCurves
-from zsad.studies.report.drawing import SOFT, Drawing, styled
+from zsad.studies.report.drawing import MARGIN, SOFT, Drawing, KeyEntry, draw_key, key_places, styled
 
 _WIDTH, _HEIGHT, _GAP, _BELOW = 290.0, 150.0, 62.0, 72.0
 _CAPTION = (

@@ -13,18 +13,8 @@ from PIL import Image
 
 from zsad.studies.explain.collect import Bools, PatchPicture, Pool
 from zsad.studies.explain.explanation import Explanation
-from zsad.studies.explain.figure_parts import (
-    GROUP_COLOURS,
-    MARGIN,
-    MAX_WIDTH,
-    ExplanationFigure,
-    KeyEntry,
-    draw_key,
-    key_places,
-    slug,
-    titled,
-)
-from zsad.studies.report.drawing import Drawing, shortened, styled
+from zsad.studies.explain.figure_parts import GROUP_COLOURS, MAX_WIDTH, ExplanationFigure, slug, titled
+from zsad.studies.report.drawing import MARGIN, Drawing, KeyEntry, draw_key, key_places, shortened, styled
 
 _SIDE, _GAP, _BETWEEN, _BELOW = 150, 10, 30, 30
 _LABELS = {0: "normal", 1: "anomalous", None: "unlabelled"}

@@ -13,18 +13,25 @@ from zsad.studies.explain.collect import REGIONS, Pool, Usage
 from zsad.studies.explain.explanation import Explanation
 from zsad.studies.explain.figure_parts import (
     GROUP_COLOURS,
-    MARGIN,
     MAX_WIDTH,
     ExplanationFigure,
-    KeyEntry,
-    draw_key,
-    key_places,
     short_names,
     slug,
     titled,
     wrapped,
 )
-from zsad.studies.report.drawing import INK, Drawing, round_values, shortened, styled, text_width
+from zsad.studies.report.drawing import (
+    INK,
+    MARGIN,
+    Drawing,
+    KeyEntry,
+    draw_key,
+    key_places,
+    round_values,
+    shortened,
+    styled,
+    text_width,
+)
 
 _RULES = {
     "any": "with at least one marked pixel, all others are normal",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -17,7 +17,7 @@ from zsad.studies.report.examples import KINDS, Example
 from zsad.studies.report.method_charts import (
     RADAR_METRICS,
     Style,
-    costs,
+    mean_of_cells,
     methods_over_sets,
     quality_over_time,
     styles,
@@ -43,13 +43,17 @@ def render_benchmark(
         ConfigError: jinja2 is not installed.
     """
     lines = notes(summary)
+    overall = OVERALL if len(summary.targets) > 1 else next(iter(summary.targets), OVERALL)
     content = {
         "title": title,
         "methods": [_method(summary, name, style) for name, style in styles(summary.names).items()],
         "tiles": _tiles(summary),
         "metrics": [{"key": metric, "title": COLUMNS[metric]} for metric in summary.metrics],
-        "means": _means(summary),
-        "mean_title": MEAN if len(summary.targets) > 1 else next(iter(summary.targets), ""),
+        "means": [
+            {"name": name, "entries": [_entry(summary.entry(name, overall, m)) for m in summary.metrics]}
+            for name in summary.names
+        ],
+        "mean_title": overall or (MEAN if summary.targets else ""),
         "radars": _radars(summary),
         "by_set": {metric: _by_set(summary, metric) for metric in summary.metrics},
         "by_class": [
@@ -77,22 +81,14 @@ def _inline(drawings: Iterable[Drawing | None]) -> list[Any]:
 
 
 def _method(summary: Summary, name: str, style: Style) -> dict[str, Any]:
-    row = summary.rows[name]
+    seeds = sorted({seed for t in summary.targets for seed in summary.finished(name, t) if seed is not None})
     return {
         "name": name,
         "swatch": _inline([swatch(style)])[0],
-        "backbone": row.backbone,
-        "provenance": row.provenance,
+        "backbone": summary.rows[name].backbone,
         "trained_on": ", ".join(summary.trained_on(name)) or "no training",
-        "seeds": _seeds(summary, name),
+        "seeds": ("seeds " if len(seeds) > 1 else "seed ") + ", ".join(map(str, seeds)) if seeds else "",
     }
-
-
-def _seeds(summary: Summary, name: str) -> str:
-    seeds = {
-        seed for target in summary.targets for seed in summary.finished(name, target) if seed is not None
-    }
-    return ("seeds " if len(seeds) > 1 else "seed ") + ", ".join(map(str, sorted(seeds))) if seeds else ""
 
 
 def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
@@ -157,14 +153,6 @@ def _entry(entry: TableEntry) -> dict[str, Any]:
     }
 
 
-def _means(summary: Summary) -> list[dict[str, Any]]:
-    target = OVERALL if len(summary.targets) > 1 else next(iter(summary.targets), OVERALL)
-    return [
-        {"name": name, "entries": [_entry(summary.entry(name, target, metric)) for metric in summary.metrics]}
-        for name in summary.names
-    ]
-
-
 def _radars(summary: Summary) -> list[dict[str, Any]]:
     """Two charts as in PromptMoE's figure 2, or of those metrics that there are."""
     metrics = [metric for metric in RADAR_METRICS if metric in summary.metrics] or summary.metrics[:1]
@@ -172,40 +160,46 @@ def _radars(summary: Summary) -> list[dict[str, Any]]:
     return [{"title": COLUMNS[metric], "svg": svg[0]} for metric, svg in drawn.items() if svg]
 
 
+def _row(
+    summary: Summary,
+    target: str,
+    metric: str,
+    *,
+    name: str,
+    class_name: str | None = None,
+    mean: bool = False,
+) -> dict[str, Any]:
+    """A row of all methods: a target, one of its classes, or a mean, which has no counts."""
+    entries = [
+        summary.entry(method, target, metric)
+        if class_name is None
+        else summary.class_entry(method, target, class_name, metric)
+        for method in summary.names
+    ]
+    counts = "" if mean else "{:,} + {:,}".format(*summary.counts(target, class_name))
+    return {"name": name, "mean": mean, "counts": counts, "entries": [_entry(entry) for entry in entries]}
+
+
 def _by_set(summary: Summary, metric: str) -> list[dict[str, Any]]:
-    rows = []
-    for target in table_targets(summary):
-        normal, anomalous = summary.counts(target) if target else (0, 0)
-        rows.append(
-            {
-                "name": target or MEAN,
-                "mean": target == OVERALL,
-                "counts": f"{normal:,} + {anomalous:,}" if target else "",
-                "entries": [_entry(summary.entry(name, target, metric)) for name in summary.names],
-            }
-        )
-    return rows
+    return [
+        _row(summary, target, metric, name=target or MEAN, mean=target == OVERALL)
+        for target in table_targets(summary)
+    ]
 
 
 def _by_class(summary: Summary, target: str) -> dict[str, Any]:
     """The classes of a target by metric, those that are defined nowhere left out."""
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for metric in summary.metrics:
-        rows: list[dict[str, Any]] = [
-            {
-                "name": class_name,
-                "mean": False,
-                "counts": "{:,} + {:,}".format(*summary.counts(target, class_name)),
-                "entries": [
-                    _entry(summary.class_entry(name, target, class_name, metric)) for name in summary.names
-                ],
-            }
-            for class_name in summary.classes(target)
-        ]
+    names = summary.classes(target)
+    tables = {
+        metric: [_row(summary, target, metric, name=name, class_name=name) for name in names]
+        for metric in summary.metrics
+    }
+    for metric, rows in list(tables.items()):
         if any(entry["value"] for row in rows for entry in row["entries"]):
-            last = [_entry(summary.entry(name, target, metric)) for name in summary.names]
-            tables[metric] = [*rows, {"name": "mean", "mean": True, "counts": "", "entries": last}]
-    return {"target": target, "classes": len(summary.classes(target)), "tables": tables}
+            rows.append(_row(summary, target, metric, name="mean", mean=True))
+        else:
+            del tables[metric]
+    return {"target": target, "classes": len(names), "tables": tables}
 
 
 def _curves(summary: Summary, work: Path) -> list[dict[str, Any]]:
@@ -235,27 +229,30 @@ def _card(example: Example, names: Sequence[str]) -> dict[str, Any]:
         "picture": data_uri(example.picture),
         "mask": data_uri(example.mask),
         "maps": [
-            {"name": name, "uri": data_uri(example.maps.get(name)), "score": _score(example.scores, name)}
+            {
+                "name": name,
+                "uri": data_uri(example.maps.get(name)),
+                "score": f"{example.scores[name]:.3f}" if name in example.scores else "",
+            }
             for name in names
         ],
     }
 
 
-def _score(scores: Mapping[str, float], name: str) -> str:
-    return f"{scores[name]:.3f}" if name in scores else ""
-
-
 def _costs(summary: Summary) -> list[dict[str, str]]:
+    """Seconds for an image and for a training, and the peak of memory, by method."""
     rows = []
-    for row in costs(summary):
-        image, training, memory = (row[key] for key in ("image", "training", "memory"))
+    for name in summary.names:
+        image, training = (mean_of_cells(summary, name, f"seconds_{of}") for of in ("per_image", "training"))
+        cells = [cell for target in summary.targets for cell in summary.finished(name, target).values()]
+        peaks = [cell.peak_memory_mb for cell in cells if cell.peak_memory_mb is not None]
         rows.append(
             {
-                "name": str(row["name"]),
-                "image": _brief(float(image)) if image is not None else "–",
-                "rate": _rate(1 / float(image)) if image else "–",
-                "training": _duration(float(training)) if training is not None else "–",
-                "memory": f"{float(memory):,.0f} MB" if memory is not None else "–",
+                "name": name,
+                "image": "–" if image is None else _brief(image),
+                "rate": _rate(1 / image) if image else "–",
+                "training": "–" if training is None else _duration(training),
+                "memory": f"{max(peaks):,.0f} MB" if peaks else "–",
             }
         )
     return rows

@@ -10,6 +10,8 @@ import base64
 import io
 import re
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
 from typing import Any, Literal
@@ -48,6 +50,7 @@ COLOURS = {
 """The named colours in light mode."""
 
 INK, SOFT, LINE, FAINT, PANEL, ACCENT = (COLOURS[name] for name in list(COLOURS)[:6])
+MARGIN = 16.0  # of drawings, in CSS pixels
 _VARIABLES = {value: name for name, value in reversed(COLOURS.items())}
 _FAMILY = "DejaVu Sans"  # ships with matplotlib; screen fonts are narrower
 _FONTS = f"system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', '{_FAMILY}', sans-serif"
@@ -223,6 +226,42 @@ def _jpeg(match: re.Match[str]) -> str:
     picture = Image.open(io.BytesIO(base64.b64decode(match[1]))).convert("RGB")
     picture.save(content, format="JPEG", quality=88, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyEntry:
+    """A name in a key, with its colour, its marker and the style of its line; either may be empty."""
+
+    name: str
+    colour: str
+    marker: str = ""
+    line: str | tuple[int, tuple[float, ...]] = ""
+
+
+def key_places(entries: Sequence[KeyEntry], width: float) -> tuple[list[tuple[float, float]], float]:
+    """Return where the entries of a key begin (x, base line) on a drawing of a width, and the key's height."""
+    places = []
+    x, y = MARGIN, 22.0
+    for entry in entries:
+        room = 56 + text_width(entry.name, 12)
+        if x + room - 22 > width - MARGIN and x > MARGIN:
+            x, y = MARGIN, y + 20
+        places.append((x, y))
+        x += room
+    return places, y + 4
+
+
+def draw_key(drawing: Drawing, entries: Sequence[KeyEntry], *, top: float = 0.0) -> float:
+    """Draw a key below `top`; return where it ends."""
+    places, height = key_places(entries, drawing.width)
+    for entry, (x, y) in zip(entries, places, strict=True):
+        middle = (top + y - 4, top + y - 4)
+        if entry.line:
+            drawing.line((x, x + 26), middle, color=entry.colour, linewidth=2, linestyle=entry.line)
+        if entry.marker:
+            drawing.line((x + 13, x + 13), middle, color=entry.colour, marker=entry.marker, markersize=9)
+        drawing.text(x + 34, top + y, entry.name, color=INK)
+    return top + height
 
 
 @lru_cache(maxsize=4096)

@@ -22,6 +22,9 @@ from zsad.studies.report.drawing import (
     PANEL,
     SOFT,
     Drawing,
+    KeyEntry,
+    draw_key,
+    key_places,
     round_values,
     shortened,
     styled,
@@ -239,32 +242,11 @@ def _draw_dots(drawing: Drawing, summary: Summary, metric: str, targets: Sequenc
             y += 18
 
 
-def seconds_per_image(summary: Summary, name: str) -> float | None:
-    """Return a method's mean time for an image, over the cells in which it was measured."""
-    return _mean_of(summary, name, "seconds_per_image")
-
-
-def _mean_of(summary: Summary, name: str, field: str) -> float | None:
+def mean_of_cells(summary: Summary, name: str, field: str) -> float | None:
+    """Return the mean of a field over the finished cells of a method that have it; None where none has."""
     cells = [cell for target in summary.targets for cell in summary.finished(name, target).values()]
     values = [value for cell in cells if (value := getattr(cell, field)) is not None]
     return math.fsum(values) / len(values) if values else None
-
-
-def costs(summary: Summary) -> list[dict[str, float | str | None]]:
-    """Return seconds for an image and for a training, and the peak of memory, by method."""
-    rows: list[dict[str, float | str | None]] = []
-    for name in summary.names:
-        cells = [cell for target in summary.targets for cell in summary.finished(name, target).values()]
-        peaks = [cell.peak_memory_mb for cell in cells if cell.peak_memory_mb is not None]
-        rows.append(
-            {
-                "name": name,
-                "image": seconds_per_image(summary, name),
-                "training": _mean_of(summary, name, "seconds_training"),
-                "memory": max(peaks, default=None),
-            }
-        )
-    return rows
 
 
 @styled
@@ -274,7 +256,7 @@ def quality_over_time(summary: Summary, metric: str) -> Drawing | None:
     measured = {
         name: (1000 * seconds, entry)
         for name in summary.names
-        if (seconds := seconds_per_image(summary, name))
+        if (seconds := mean_of_cells(summary, name, "seconds_per_image"))
         and not (entry := summary.entry(name, target, metric)).hole
     }
     if len(measured) < 2:
@@ -282,7 +264,7 @@ def quality_over_time(summary: Summary, metric: str) -> Drawing | None:
     values = "; ".join(f"{name}: {ms:.3g} ms, {entry_text(entry)}" for name, (ms, entry) in measured.items())
     height, below, names = 330, 0.0, summary.names
     if len(measured) > _MAX_NAMED:
-        below = legend_height(names, CHART_WIDTH - 32) + 12
+        below = key_places(method_key(names), CHART_WIDTH)[1] + 8
     title = f"{COLUMNS[metric]} over milliseconds for an image. {values}"
     drawing = Drawing(CHART_WIDTH, height + below, title)
     axes = drawing.axes(52, 34, CHART_WIDTH - 80, height - 84)
@@ -302,7 +284,7 @@ def quality_over_time(summary: Summary, metric: str) -> Drawing | None:
             ms, entry = measured[name]
             _draw_marker(drawing, axes, ms, style, entry, f"{name}: {ms:.3g} ms")
     if below:
-        draw_legend(drawing, names, 16, height, CHART_WIDTH - 32)
+        draw_key(drawing, method_key(names), top=height)
     else:
         _name_points(drawing, axes, {name: (ms, entry.spread.mean) for name, (ms, entry) in measured.items()})
     return drawing
@@ -333,24 +315,9 @@ def _name_points(drawing: Drawing, axes: Axes, points: dict[str, tuple[float, fl
         drawing.text(left, drawing.height - anchor[1] + 4.5, name, color=INK)
 
 
-def draw_legend(drawing: Drawing, names: Sequence[str], x: float, y: float, width: float) -> None:
-    """Draw a key of methods in columns within `width`, `legend_height` high."""
-    columns, step = _legend_columns(names, width)
-    for index, (name, style) in enumerate(styles(names).items()):
-        left, middle = x + index % columns * step, y + 11 + index // columns * 22
-        drawing.line((left, left + 26), (middle, middle), **style.line())
-        drawing.line(
-            (left + 13, left + 13), (middle, middle), color=style.colour, marker=style.marker, markersize=8
-        )
-        drawing.text(left + 34, middle + 4.5, shortened(name, 13, step - 40), fontsize=13, color=INK)
-
-
-def legend_height(names: Sequence[str], width: float) -> float:
-    """Return the height of a key of methods."""
-    return 22 * math.ceil(len(names) / _legend_columns(names, width)[0])
-
-
-def _legend_columns(names: Sequence[str], width: float) -> tuple[int, float]:
-    """Number of columns and the width of each."""
-    step = min(width, 54 + max(text_width(name, 13) for name in names))
-    return max(1, int((width + 20) // step)), step
+def method_key(names: Sequence[str]) -> list[KeyEntry]:
+    """Return the key of the methods' lines and markers."""
+    return [
+        KeyEntry(name, style.colour, style.marker, style.line()["linestyle"])
+        for name, style in styles(names).items()
+    ]

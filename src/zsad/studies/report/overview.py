@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from zsad.metrics.table import COLUMNS
 from zsad.studies.benchmark.summary import OVERALL, Summary
-from zsad.studies.report.drawing import ACCENT, INK, SOFT, Drawing, shortened, styled, text_width
+from zsad.studies.report.drawing import (
+    ACCENT,
+    INK,
+    SOFT,
+    Drawing,
+    draw_key,
+    key_places,
+    shortened,
+    styled,
+    text_width,
+)
 from zsad.studies.report.method_charts import (
     MIN_SPOKES,
     RADAR_METRICS,
-    draw_legend,
     draw_radar,
-    legend_height,
+    method_key,
     styles,
 )
 from zsad.studies.report.result_tables import MEAN, plural
@@ -26,7 +35,7 @@ def overview(summary: Summary, *, title: str = "zsad benchmark") -> Drawing:
     radars = {metric: targets for metric, targets in radars.items() if len(targets) >= MIN_SPOKES}
     table = 140 + _ROW * len(summary.names)
     room = _WIDTH - 2 * _MARGIN
-    key = legend_height(summary.names, room) + 20 if radars else 0
+    key = key_places(method_key(summary.names), _WIDTH)[1] + 12 if radars else 0
     height = table + (_RADAR + 24 + key if radars else 40)
     description = f"{title}: {', '.join(summary.names)} on {', '.join(summary.targets)}"
     drawing = Drawing(_WIDTH, height, description)
@@ -42,7 +51,7 @@ def overview(summary: Summary, *, title: str = "zsad benchmark") -> Drawing:
         drawing.text(x + half / 2, table + 22, COLUMNS[metric], **heading)
         draw_radar(drawing, summary, metric, targets, (x, table + 24, half, _RADAR))
     if radars:
-        draw_legend(drawing, summary.names, _MARGIN, height - key, room)
+        draw_key(drawing, method_key(summary.names), top=height - key)
     return drawing
 
 
