@@ -57,7 +57,6 @@ SHARED_CLASS_NAMES: dict[str, str] = {}
 BREACHES: dict[str, set[str]] = {
     "long files": {
         "detector.py",
-        "serve/app.py",
     },
     "settings": {
         "moeclip",

@@ -15,7 +15,7 @@ pytest.importorskip("uvicorn", reason="needs the extra serve")
 
 from zsad.detector import Detector
 from zsad.loading import load
-from zsad.serve.limits import Limits
+from zsad.serve.limits import RequestLimits
 from zsad.serve.service import Service
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def make_service(detector: Detector) -> Iterator[Callable[..., Service]]:
     made: list[Service] = []
 
     def make(**limits: Any) -> Service:
-        service = Service(detector, Limits.of(**{"timeout": 120, **limits}))
+        service = Service(detector, RequestLimits.of(**{"timeout": 120, **limits}))
         made.append(service)
         return service
 

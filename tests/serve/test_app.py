@@ -20,7 +20,7 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("httpx2", reason="the test client needs it")
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.testclient import TestClient
 from zsad_tests_serve_tools import decoded, form, png
 
@@ -29,9 +29,10 @@ from zsad.errors import ConfigError
 from zsad.images.decode import read_image
 from zsad.loading import load
 from zsad.predict.overlay import colour_table
-from zsad.serve.app import _attended, create_app
+from zsad.serve.app import create_app
 from zsad.serve.gate import is_loopback
-from zsad.serve.limits import ClientGone, Refusal
+from zsad.serve.limits import Refusal, RequestLimits
+from zsad.serve.routes import run_until_disconnect
 from zsad.serve.service import Service
 
 TOKEN = "correct-horse-battery"
@@ -136,7 +137,7 @@ def test_bad_images_are_refused_with_a_reason(
     assert problem["detail"] and "\n" not in problem["detail"] and "Traceback" not in problem["detail"]
     assert problem["request"] == answer.headers["x-request-id"]
     service: Service = client.service  # type: ignore[attr-defined]
-    assert service.places.taken == 0 and service.budget.held == 0
+    assert service.capacity.borrowed_tokens == 0 and service.budget.reserved == 0
     assert predict(client, png(1)).status_code == 200
 
 
@@ -252,9 +253,9 @@ def test_what_the_service_says_of_itself(client: TestClient) -> None:
     predict(client, png(1))
     predict(client, b"broken")
     text = client.get("/metrics").text
-    assert 'zsad_requests_total{endpoint="/v1/predict",status="200"} 1' in text
-    assert 'zsad_requests_total{endpoint="/v1/predict",status="422"} 1' in text
-    assert 'zsad_images_total{outcome="broken_image"} 1' in text and "zsad_inside_images 0" in text
+    assert 'zsad_requests_total{endpoint="/v1/predict",status="200"} 1.0' in text
+    assert 'zsad_requests_total{endpoint="/v1/predict",status="422"} 1.0' in text
+    assert 'zsad_images_total{outcome="broken_image"} 1.0' in text and "zsad_inside_images 0.0" in text
     client.get("/made/up/by/a/scanner")
     assert 'endpoint="other",status="404"' in client.get("/metrics").text
 
@@ -369,10 +370,10 @@ def test_tokens_are_compared_in_constant_time(
 
 def test_a_bug_is_told_without_its_traceback(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     service: Service = client.service  # type: ignore[attr-defined]
-    monkeypatch.setattr(service, "_finish", lambda *_: 1 / 0)
+    monkeypatch.setattr(service, "_answer", lambda *_: 1 / 0)
     answer = predict(client, png(1))
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
-    assert "ZeroDivision" not in answer.text and service.places.taken == 0
+    assert "ZeroDivision" not in answer.text and service.capacity.borrowed_tokens == 0
     [row] = send(client, "/v1/batch", [png(1)]).json()["results"]
     assert row["error"]["code"] == "internal"
 
@@ -386,14 +387,13 @@ def test_unknown_addresses_and_verbs(client: TestClient) -> None:
 
 def test_a_region_of_interest_holds_for_all(toy: Any, tmp_path: Path) -> None:
     from zsad.predict.roi import Area, RegionOfInterest
-    from zsad.serve.limits import Limits
 
     detector = load(toy.model, device="cpu")
     mask = np.zeros((48, 64), dtype=bool)
     mask[:, :32] = True
     detector = detector.with_(region=RegionOfInterest(include=Area.from_mask(mask)))
     expected = detector.predict(png(5)).score
-    service = Service(detector, Limits())
+    service = Service(detector, RequestLimits())
     with TestClient(create_app(service), base_url="http://localhost") as client:
         assert predict(client, png(5)).json()["score"] == pytest.approx(expected, abs=1e-8)
         other = predict(client, png(5, size=(60, 64)))
@@ -433,8 +433,8 @@ def test_work_that_fails_after_its_client_has_gone_is_no_news_for_the_event_loop
 
     async def ask() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
-        with pytest.raises(ClientGone):
-            await _attended(Request({"type": "http"}, receive), work())
+        with pytest.raises(ClientDisconnect):
+            await run_until_disconnect(Request({"type": "http"}, receive), work())
         await asyncio.sleep(0.01)
         gc.collect()
 

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from zsad_tests_serve_browser import EXECUTABLE, Browser
@@ -131,7 +130,7 @@ def _take_home(
     assert [row["name"] for row in told["results"]] == [path.name for path in pictures]
     assert [row.get("score") for row in told["results"][:3]] == pytest.approx(scores, abs=2e-3)
     assert "error" in told["results"][3] and "heatmap" not in told["results"][0]
-    again = load(server.service.detector.name, device="cpu").use(files["calibration"])
+    again = load(server.service.model.name, device="cpu").use(files["calibration"])
     assert again.calibration is not None and again.calibration.digest() == told["results"][0]["calibration"]
     report = files[".html"].read_text()
     assert "<script" not in report and "<b>bold" not in report and 'src="http' not in report
@@ -234,14 +233,13 @@ def test_it_waits_where_the_service_is_busy(
     for seed in range(6):
         paths.append(tmp_path / f"{seed}.png")
         paths[-1].write_bytes(png(seed))
-    taken: Any = server.service.places
-    taken.taken = 1  # somebody else's image
+    server.service.capacity.total_tokens = 0  # as if other images were inside
     browser.open(f"{server.url}/")
     browser.until("document.getElementById('served').textContent.includes('promptmoe')")
     browser.choose("#files", paths)
     wait_for(lambda: 'status="429"' in server.service.metrics.render())
     time.sleep(0.2)
     assert "6 to go" in browser.text("#tally")
-    taken.taken = 0
+    server.service.capacity.total_tokens = 1
     browser.until(FINISHED)
     assert browser.text("#tally") == "6 images"

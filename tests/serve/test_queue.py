@@ -1,22 +1,20 @@
-"""The queue, the places and the counters, without images."""
+"""The queue, the budget of bytes and the metrics, without images."""
 
 from __future__ import annotations
 
-import asyncio
 import math
-import re
 import threading
 import time
 from concurrent.futures import Future
+from itertools import chain
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 from zsad.errors import ConfigError
-from zsad.serve.limits import Budget, Limits, Places, Refusal
-from zsad.serve.metrics import Metric, Metrics
+from zsad.serve.limits import ByteBudget, Refusal, RequestLimits
+from zsad.serve.metrics import Metrics
 from zsad.serve.queue import Batcher, QueueClosed, QueueFull, TooLate
 
 
@@ -121,63 +119,15 @@ def test_what_is_too_late_is_not_worked_on() -> None:
     assert work.batches == [["first"]]
 
 
-@settings(max_examples=30)
-@given(st.integers(1, 4), st.lists(st.sampled_from(["try", "take", "give", "leave"]), max_size=40))
-def test_places_never_exceed_their_count(count: int, steps: list[str]) -> None:
-    async def play() -> None:
-        places, held = Places(count), 0
-        waiting: list[asyncio.Task[None]] = []
-        for step in steps:
-            if step == "try":
-                held += places.try_take()
-            elif step == "take":
-                waiting.append(asyncio.create_task(places.take()))
-            elif step == "give" and held:
-                places.give()
-                held -= 1
-            elif step == "leave" and waiting:
-                waiting.pop().cancel()
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            for task in [one for one in waiting if one.done()]:
-                waiting.remove(task)
-                held += not task.cancelled()
-            assert places.taken == held <= count
-            assert not waiting or held == count  # nobody waits beside a free place
-
-    asyncio.run(play())
-
-
-def test_who_waits_longest_is_served_first() -> None:
-    async def play() -> list[int]:
-        places, order = Places(1), list[int]()
-        assert places.try_take()
-
-        async def one(number: int) -> None:
-            await places.take()
-            order.append(number)
-            places.give()
-
-        tasks = [asyncio.create_task(one(number)) for number in range(5)]
-        await asyncio.sleep(0)
-        assert not places.try_take()
-        places.give()
-        await asyncio.gather(*tasks)
-        assert places.taken == 0
-        return order
-
-    assert asyncio.run(play()) == [0, 1, 2, 3, 4]
-
-
 def test_a_budget_says_no_before_it_is_exceeded() -> None:
-    budget = Budget(10)
-    budget.take(7)
+    budget = ByteBudget(10)
+    budget.reserve(7)
     with pytest.raises(Refusal) as caught:
-        budget.take(4)
+        budget.reserve(4)
     assert caught.value.status == 429 and caught.value.retry_after == 1
-    budget.give(7)
-    budget.take(10)
-    assert budget.held == 10
+    budget.release(7)
+    budget.reserve(10)
+    assert budget.reserved == 10
 
 
 @pytest.mark.parametrize(
@@ -185,31 +135,42 @@ def test_a_budget_says_no_before_it_is_exceeded() -> None:
 )
 def test_impossible_limits_name_their_option(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"--{field.replace('_', '-')} is"):
-        Limits.of(**{field: value})
+        RequestLimits.of(**{field: value})
 
 
 def test_metrics_are_prometheus_text() -> None:
     metrics = Metrics()
-    metrics.requests.add('a"b\\c\nd', "200")
+    metrics.requests.labels('a"b\\c\nd', "200").inc()
     metrics.passes.observe(0.02)
     metrics.passes.observe(99)
-    metrics.state("zsad_x_info", "A fact.", {"name": "m"})
+    metrics.describe_model(name="m")
+    metrics.watch("zsad_waiting", "Waiting.", lambda: 7)
     text = metrics.render()
-    sample = re.compile(
-        r'[a-z_]+(\{[a-z]+="(?:[^"\\\n]|\\.)*"(,[a-z]+="(?:[^"\\\n]|\\.)*")*\})? (NaN|[+-]?[0-9.e+-]+)'
-    )
-    for line in text.splitlines():
-        assert line.startswith(("# HELP ", "# TYPE ")) or sample.fullmatch(line), line
-    assert 'zsad_requests_total{endpoint="a\\"b\\\\c\\nd",status="200"} 1' in text
-    assert 'zsad_model_seconds_bucket{le="0.025"} 1' in text
-    assert 'zsad_model_seconds_bucket{le="+Inf"} 2' in text and "zsad_model_seconds_count 2" in text
-    assert "zsad_model_seconds_sum 99.02" in text and 'zsad_x_info{name="m"} 1' in text
-    names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
-    assert len(names) == len(set(names))
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert len(families) == text.count("# TYPE ")  # each once, and nothing but these
+    samples = {
+        (one.name, *one.labels.values()): one.value for one in chain(*(f.samples for f in families.values()))
+    }
+    assert samples["zsad_requests_total", 'a"b\\c\nd', "200"] == 1
+    assert samples["zsad_model_seconds_bucket", "0.025"] == 1
+    assert samples["zsad_model_seconds_bucket", "+Inf"] == samples["zsad_model_seconds_count",] == 2
+    assert samples["zsad_model_seconds_sum",] == 99.02
+    assert samples["zsad_model_info", "m"] == 1 and samples["zsad_waiting",] == 7
+    assert samples["process_cpu_seconds_total",] > 0 and samples["process_start_time_seconds",] > 1e9
+    assert families["process_cpu_seconds"].type == "counter" and families["zsad_model_info"].type == "gauge"
+    assert families["zsad_requests"].documentation == "Requests by endpoint and status."
+    assert "_created" not in text
+
+
+def test_services_count_apart() -> None:
+    one, other = Metrics(), Metrics()
+    one.batches.observe(3)
+    assert "zsad_batch_images_count 1.0" in one.render() and "zsad_batch_images_count 0.0" in other.render()
 
 
 def test_a_value_on_a_border_counts_below_it() -> None:
-    family = Metric("histogram", "h", "h", (), (1.0, 2.0))
+    metrics = Metrics()
     for value in (1.0, 1.5, 2.0, 2.1):
-        family.observe(value)
-    assert [line.split()[-1] for line in family.lines() if "bucket" in line] == ["1", "3", "4"]
+        metrics.batches.observe(value)
+    lines = [line for line in metrics.render().splitlines() if line.startswith("zsad_batch_images_bucket")]
+    assert [line.split()[-1] for line in lines[:3]] == ["1.0", "3.0", "4.0"]

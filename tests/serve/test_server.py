@@ -33,13 +33,13 @@ class Gate:
 
     def __init__(self, service: Service) -> None:
         self.open, self.entered, self.seen = threading.Event(), threading.Event(), list[str]()
-        infer = service._infer
+        score = service._score
 
         def held(images: list[Any]) -> Any:
             self.seen += [image.name for image in images]
             self.entered.set()
             assert self.open.wait(60)
-            return infer(images)
+            return score(images)
 
         service._queue._work = held
 
@@ -80,9 +80,9 @@ def test_each_of_many_images_gets_its_own_answer(run_service: Run, detector: Det
         assert answer.json["sha256"] == hashlib.sha256(images[number]).hexdigest()
         assert answer.json["score"] == pytest.approx(expected[number], abs=2e-6), number
     metrics = server.ask("/metrics").body.decode()
-    passes = int(metrics.split("zsad_model_seconds_count ")[1].split()[0])
-    assert passes <= 64 and "zsad_inside_images 0" in metrics
-    assert server.service.places.taken == server.service.budget.held == 0
+    passes = float(metrics.split("zsad_model_seconds_count ")[1].split()[0])
+    assert passes <= 64 and "zsad_inside_images 0.0" in metrics
+    assert server.service.capacity.borrowed_tokens == server.service.budget.reserved == 0
 
 
 def test_overload_is_refused_and_never_piles_up(make_service: Make, run_service: Run) -> None:
@@ -91,12 +91,12 @@ def test_overload_is_refused_and_never_piles_up(make_service: Make, run_service:
     server = run_service(service=service)
     with ThreadPoolExecutor(12) as pool:
         first = [pool.submit(server.post, "/v1/predict", png(n)) for n in range(3)]
-        wait_for(lambda: service.places.taken == 3)
+        wait_for(lambda: service.capacity.borrowed_tokens == 3)
         late = [pool.submit(server.post, "/v1/predict", png(n)).result(60) for n in range(3, 9)]
         for answer in late:
             assert (answer.status, answer.json["code"]) == (429, "busy")
             assert 1 <= int(answer.headers["retry-after"]) <= 60
-        assert service.places.taken == 3
+        assert service.capacity.borrowed_tokens == 3
         gate.open.set()
         assert [one.result(60).status for one in first] == [200, 200, 200]
     assert server.post("/v1/predict", png(0)).status == 200
@@ -111,9 +111,11 @@ def test_an_answer_that_takes_too_long_is_504_and_keeps_its_place(
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda n: server.post("/v1/predict", png(n)), range(2)))
     assert [(one.status, one.json["code"]) for one in answers] == [(504, "too_slow")] * 2
-    wait_for(lambda: service.places.taken == 1)  # the model still works on one; the other never came to it
+    wait_for(
+        lambda: service.capacity.borrowed_tokens == 1
+    )  # the model still works on one; the other never came to it
     gate.open.set()
-    wait_for(lambda: service.places.taken == 0)
+    wait_for(lambda: service.capacity.borrowed_tokens == 0)
     assert len(gate.seen) == 1
 
 
@@ -127,8 +129,8 @@ def test_who_hangs_up_frees_the_place(make_service: Make, run_service: Run) -> N
         with raw(server) as connection:
             body = png(2)
             connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-            wait_for(lambda: service.places.taken == 2)
-        wait_for(lambda: service.places.taken == 1)
+            wait_for(lambda: service.capacity.borrowed_tokens == 2)
+        wait_for(lambda: service.capacity.borrowed_tokens == 1)
         gate.open.set()
         assert stays.result(60).status == 200
     assert len(gate.seen) == 1
@@ -235,7 +237,7 @@ def test_so_many_batches_and_no_more(make_service: Make, run_service: Run) -> No
     assert [row["sha256"] for row in answer["results"]] == [
         hashlib.sha256(png(n)).hexdigest() for n in range(6)
     ]
-    assert service.streams == service.places.taken == 0
+    assert service.streams == service.capacity.borrowed_tokens == 0
 
 
 def test_answers_belong_to_one_calibration(run_service: Run) -> None:
@@ -277,7 +279,7 @@ def test_the_end_finishes_what_was_accepted(make_service: Make, run_service: Run
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(server.post, "/v1/predict", png(n)) for n in range(5)]
         many = pool.submit(server.post, "/v1/batch", [png(n) for n in range(10, 14)])
-        wait_for(lambda: service.places.taken >= 6)
+        wait_for(lambda: service.capacity.borrowed_tokens >= 6)
         with raw(server) as half:  # and one that is still on its way
             body = png(9)
             half.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body[:100])
@@ -373,7 +375,7 @@ def test_nothing_is_written_to_disk(run_service: Run) -> None:
     with raw(server) as connection:
         head = HEAD.replace(b"image/png", kind.encode())
         connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body[:-10])
-        wait_for(lambda: server.service.budget.held > 1_000_000)
+        wait_for(lambda: server.service.budget.reserved > 1_000_000)
         assert opened() == before
         connection.sendall(body[-10:])
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")

@@ -24,7 +24,7 @@ from zsad_golden.case import Case
 from zsad_golden.outputs import summary
 from zsad_golden.workspace import Workspace
 
-NEEDS = ("fastapi", "uvicorn", "python_multipart")
+NEEDS = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "anyio")
 
 
 class Server:

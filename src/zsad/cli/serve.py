@@ -51,14 +51,15 @@ def serve_command(
     from zsad.cli.console import printable, say
     from zsad.errors import ConfigError
 
-    missing = [name for name in ("fastapi", "uvicorn", "python_multipart") if find_spec(name) is None]
+    packages = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "anyio")
+    missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ConfigError(f"zsad serve needs {', '.join(missing)}, get it with: pip install 'zsad[serve]'")
-    from zsad.serve.limits import Limits
+    from zsad.serve.limits import RequestLimits
     from zsad.serve.server import address_of, bind, check_token, run
     from zsad.serve.service import Service
 
-    limits = Limits.of(
+    limits = RequestLimits.of(
         max_queue=max_queue, batch=batch, max_bytes=max_bytes, max_pixels=max_pixels, timeout=timeout
     )
     check_token(token, host)

@@ -1,4 +1,4 @@
-"""What every request passes first: who may ask, what every answer carries, and what is counted.
+"""Middleware that every request passes first: access, headers of every answer, and counting.
 
 Without a token the service answers its own machine only. That machine's browser visits strangers' pages, too: these
 may send requests, or let their name resolve to 127.0.0.1. So a request must name this machine as its host, and what
@@ -39,14 +39,14 @@ _HEADERS = {
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
 _OPEN = frozenset({"/", "/api", "/openapi.json", "/healthz", "/readyz"})
-_DISCARDED, _DISCARDING = 256 * MEGA, 5.0  # bytes and seconds of a body that is not wanted
+_DISCARDED, _DISCARDING = 256 * MEGA, 5.0  # bytes and seconds of a refused body that are read on
 _log = logging.getLogger("zsad.serve")
 
 
-def problem(refusal: Refusal, request: str) -> Response:
-    """A refusal as an answer (RFC 9457)."""
+def problem_response(refusal: Refusal, request: str) -> Response:
+    """Return a refusal as an answer (RFC 9457)."""
     document = {
-        "title": _title(refusal.status),
+        "title": HTTPStatus(refusal.status).phrase,
         "status": refusal.status,
         "code": refusal.code,
         "detail": refusal.reason,
@@ -60,15 +60,8 @@ def problem(refusal: Refusal, request: str) -> Response:
     return answer
 
 
-def _title(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Client Closed Request" if status == 499 else "Error"
-
-
 def is_loopback(host: str) -> bool:
-    """Whether a name or address means this machine and cannot be reached from another."""
+    """Return true for a name or address that means this machine and cannot be reached from another."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -89,7 +82,7 @@ class Gate:
         self._token = None if token is None else token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handles a connection."""
+        """Handle a connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -97,7 +90,7 @@ class Gate:
         identity = secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = identity
         status: list[int] = []
-        body = _Body(receive)
+        body = _BodyEnd(receive)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -115,18 +108,18 @@ class Gate:
             self._check(scope)
             await self._app(scope, body.receive, sending)
         except Refusal as refusal:
-            await problem(refusal, identity)(scope, receive, sending)
+            await problem_response(refusal, identity)(scope, receive, sending)
         except Exception as error:
             _log.error("internal error in request %s", identity, exc_info=error)
             if status:
                 raise
             unforeseen = Refusal(500, "internal", "internal error; the log of the service says more")
-            await problem(unforeseen, identity)(scope, receive, sending)
+            await problem_response(unforeseen, identity)(scope, receive, sending)
         finally:
             self._count(scope, status[0] if status else 499, time.perf_counter() - start)
 
     def _check(self, scope: Scope) -> None:
-        """Refusal for who may not ask."""
+        """Refuse clients that may not ask."""
         headers = Headers(scope=scope)
         if self._token is None:
             self._check_local(headers)
@@ -156,8 +149,8 @@ class Gate:
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route: Any = scope.get("route")
         endpoint = getattr(route, "path", "other")
-        self._metrics.requests.add(endpoint, str(status))
-        self._metrics.latency.observe(seconds, endpoint)
+        self._metrics.requests.labels(endpoint, str(status)).inc()
+        self._metrics.latency.labels(endpoint).observe(seconds)
         _log.info(
             "%s %s %d %.0f ms %s",
             scope["method"],
@@ -168,21 +161,21 @@ class Gate:
         )
 
 
-class _Body:
-    """Knows whether the body of a request has been read to its end."""
+class _BodyEnd:
+    """The messages of a request, and the end of its body."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._more = True
 
     async def receive(self) -> Message:
-        """The next message of the client."""
+        """Return the next message of the client."""
         message = await self._receive()
         self._more = self._more and bool(message.get("more_body", False))
         return message
 
     async def discard(self) -> None:
-        """Reads a while on: many clients look for an answer only when they have sent all, or else lose it."""
+        """Read on for a while: many clients look for an answer only when they have sent all, or else lose it."""
         left = _DISCARDED
 
         async def rest() -> None:
@@ -195,7 +188,7 @@ class _Body:
 
 
 def _sends_unasked(scope: Scope) -> bool:
-    """Whether the client sends its body without waiting to be told that it is wanted."""
+    """Return true for a client that sends its body without waiting for 100 Continue."""
     return "expect" not in Headers(scope=scope)
 
 

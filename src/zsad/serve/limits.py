@@ -1,10 +1,8 @@
-"""What a request may cost, and how a refusal is told: before anything costly has begun."""
+"""Limits on what a request may cost, and the refusal of a request that exceeds them."""
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections import deque
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from zsad.errors import ConfigError
 
 MEGA = 1024 * 1024
-_UPLOADS = 8  # bodies of the largest size that may lie in memory at once
+_BODIES = 8  # bodies of the largest size that may be in memory at once
+_AROUND = MEGA // 4  # bytes of a form besides its images, and of pieces that have not been looked at
 
 
-class Limits(BaseModel):
+class RequestLimits(BaseModel):
     """Limits of the service."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -41,8 +40,8 @@ class Limits(BaseModel):
     connections: int = Field(default=512, ge=1, description="Open connections; more are refused with 503.")
 
     @classmethod
-    def of(cls, **fields: Any) -> Limits:
-        """Limits of these fields.
+    def of(cls, **fields: Any) -> RequestLimits:
+        """Return limits with these fields.
 
         Raises:
             ConfigError: a number that makes no sense.
@@ -55,9 +54,9 @@ class Limits(BaseModel):
             raise ConfigError(f"{name} is {first['input']}: {first['msg'].lower()}") from None
 
     @property
-    def held_bytes(self) -> int:
-        """Of all images that are arriving one by one, together."""
-        return _UPLOADS * self.max_bytes
+    def upload_bytes(self) -> int:
+        """Bytes of all bodies that are in memory at once."""
+        return _BODIES * (self.max_bytes + _AROUND)
 
 
 class Refusal(Exception):
@@ -78,67 +77,25 @@ class Refusal(Exception):
         self.retry_after = None if retry_after is None else max(1, math.ceil(retry_after))
 
 
-class ClientGone(Exception):
-    """The client has hung up, so nobody waits for an answer."""
-
-
-class Places:
-    """So many images may be inside at once. Used on the event loop alone."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.taken = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    def try_take(self) -> bool:
-        """Takes a place if one is free and nobody was here before."""
-        if self.taken >= self.count or self._waiting:
-            return False
-        self.taken += 1
-        return True
-
-    async def take(self) -> None:
-        """Takes a place, waiting for it in turn. How many may wait is bounded by `Limits.streams`."""
-        if self.try_take():
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # the place came with the cancellation
-                self.give()
-            raise
-
-    def give(self) -> None:
-        """Gives a place back: to who waits longest, if anybody does."""
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)  # the place passes on, so as many are taken as before
-                return
-        self.taken -= 1
-
-
-class Budget:
-    """So many bytes may be held at once. Used on the event loop alone."""
+class ByteBudget:
+    """The bytes of bodies that may be in memory at once. Used on the event loop alone."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.held = 0
+        self.reserved = 0
 
-    def take(self, count: int) -> None:
-        """Holds so many more.
+    def reserve(self, count: int) -> None:
+        """Count more bytes.
 
         Raises:
             Refusal: 429, there is no room.
         """
-        if self.held + count > self.size:
+        if self.reserved + count > self.size:
             raise Refusal(
                 429, "busy", "too much is being uploaded at once; try again in a moment", retry_after=1
             )
-        self.held += count
+        self.reserved += count
 
-    def give(self, count: int) -> None:
-        """Gives so many back."""
-        self.held -= count
+    def release(self, count: int) -> None:
+        """Count bytes no longer."""
+        self.reserved -= count

@@ -19,15 +19,15 @@ Answer = TypeVar("Answer")
 
 
 class QueueFull(Exception):
-    """There are as many items in the queue as it may hold."""
+    """Error: the queue holds as many items as it may."""
 
 
 class QueueClosed(Exception):
-    """The queue takes no more items."""
+    """Error: the queue takes no more items."""
 
 
 class TooLate(Exception):
-    """The time limit of an item passed before its turn came."""
+    """Error: the time limit of an item passed before its turn came."""
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Batcher(Generic[Item, Answer]):
         self._thread.start()
 
     def submit(self, item: Item, *, deadline: float = float("inf")) -> Future[Answer]:
-        """Puts an item at the end.
+        """Put an item at the end.
 
         Args:
             item: for `work`.
@@ -88,7 +88,7 @@ class Batcher(Generic[Item, Answer]):
         return ticket.future
 
     def close(self) -> None:
-        """Takes no more, finishes what was taken, and ends the thread."""
+        """Take no more, finish what was taken, and end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -96,22 +96,22 @@ class Batcher(Generic[Item, Answer]):
 
     @property
     def waiting(self) -> int:
-        """Items that wait."""
+        """Number of items that wait."""
         return len(self._waiting)
 
     @property
     def alive(self) -> bool:
-        """Whether the thread is there and takes items."""
+        """True while the thread is there and takes items."""
         return self._thread.is_alive() and not self._closed
 
     def _run(self) -> None:
         while batch := self._take():
-            wanted = [ticket for ticket in batch if _is_wanted(ticket)]
-            if wanted:
-                self._answer(wanted)
+            pending = [ticket for ticket in batch if _is_pending(ticket)]
+            if pending:
+                self._answer(pending)
 
     def _take(self) -> list[_Ticket[Item, Answer]]:
-        """The next batch; empty once the queue is closed and worked off."""
+        """Return the next batch; empty once the queue is closed and worked off."""
         with self._changed:
             while not self._waiting and not self._closed:
                 self._changed.wait()
@@ -123,7 +123,7 @@ class Batcher(Generic[Item, Answer]):
             answers = self._work([ticket.item for ticket in tickets])
             if len(answers) != len(tickets):
                 raise RuntimeError(f"{len(answers)} answers to {len(tickets)} items")
-        except BaseException as error:  # whatever it is, the thread lives on and the waiting are told
+        except BaseException as error:  # whatever it is, the thread lives on and each item gets the error
             if len(tickets) == 1:
                 tickets[0].future.set_exception(error)
                 return
@@ -140,7 +140,7 @@ class Batcher(Generic[Item, Answer]):
                 ticket.future.set_result(answer)
 
 
-def _is_wanted(ticket: _Ticket[Item, Answer]) -> bool:
+def _is_pending(ticket: _Ticket[Item, Answer]) -> bool:
     if not ticket.future.set_running_or_notify_cancel():
         return False
     if time.monotonic() > ticket.deadline:

@@ -1,4 +1,4 @@
-"""What the service says, as data: the source of the OpenAPI document."""
+"""Answers of the service as data: the source of the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from zsad.calibration.calibration import Calibration
 Include = Literal["heatmap", "picture", "grid"]
 
 
-class Problem(BaseModel):
-    """Why a request was not served (RFC 9457)."""
+class ProblemDetails(BaseModel):
+    """Reason why a request was not served (RFC 9457)."""
 
     title: str = Field(description="The status in words.")
     status: int = Field(description="Of HTTP.")
@@ -41,7 +41,7 @@ class HeatMap(BaseModel):
 
 
 class PredictionAnswer(BaseModel):
-    """What the model says of one image."""
+    """Prediction for one image."""
 
     name: str = Field(description="Of the file as it was sent.")
     sha256: str = Field(description="Of the bytes that were sent: which image this answer is about.")
@@ -75,7 +75,7 @@ class PredictionAnswer(BaseModel):
 
 
 class Failure(BaseModel):
-    """Why an image was left out."""
+    """Reason why an image was left out."""
 
     status: int
     code: str

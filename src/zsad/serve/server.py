@@ -1,4 +1,4 @@
-"""Sockets, slow clients and the end: uvicorn, made strict."""
+"""Sockets, slow clients and the end: uvicorn with strict limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from zsad.errors import ConfigError, StorageError
 from zsad.serve.app import create_app
 from zsad.serve.gate import is_loopback
-from zsad.serve.limits import Limits
+from zsad.serve.limits import RequestLimits
 from zsad.serve.service import Service
 
 _SHORTEST_TOKEN = 16
@@ -26,7 +26,7 @@ _KEEP_ALIVE = 15  # seconds that an idle connection is kept
 
 
 def check_token(token: str | None, host: str) -> None:
-    """Refuses to be reached from elsewhere without a token.
+    """Refuse to be reached from elsewhere without a token.
 
     Raises:
         ConfigError: it is missing, too short, or cannot be sent in a header.
@@ -47,40 +47,40 @@ def check_token(token: str | None, host: str) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to an address, not yet listening; before the model is loaded, so that errors come at once.
+    """Return a socket bound to an address, not yet listening: before the model is loaded, so that errors come at once.
 
     Raises:
         ConfigError: the port is taken or may not be used, or there is no such address here.
     """
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port is {port}, expected 0 (any free one) to 65535")
-    made: socket.socket | None = None
+    bound: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        made = socket.socket(family, kind, protocol)
+        bound = socket.socket(family, kind, protocol)
         if hasattr(socket, "SO_REUSEADDR") and not hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
     except (OSError, UnicodeError) as error:
-        if made is not None:
-            made.close()
+        if bound is not None:
+            bound.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
             f"cannot serve at {host}:{port} ({reason.lower()}); choose another --port or --host"
         ) from error
-    return made
+    return bound
 
 
 def address_of(bound: socket.socket) -> str:
-    """The address at which a bound socket is reached, as in "http://127.0.0.1:8080"."""
+    """Return the address at which a bound socket is reached, as in "http://127.0.0.1:8080"."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def run(service: Service, bound: socket.socket, *, token: str | None, started: Callable[[], None]) -> None:
-    """Serves until SIGINT or SIGTERM, finishes what was accepted, and returns.
+    """Serve until SIGINT or SIGTERM, finish what was accepted, and return.
 
     Args:
         service: the model; closed at the end.
@@ -102,7 +102,7 @@ def run(service: Service, bound: socket.socket, *, token: str | None, started: C
 def make_server(
     service: Service, *, token: str | None = None, started: Callable[[], None] = lambda: None
 ) -> uvicorn.Server:
-    """A server to be run in any thread, which ends when its `should_exit` is set; arguments as `run`."""
+    """Return a server to be run in any thread, which ends when its `should_exit` is set; arguments as `run`."""
     limits = service.limits
     config = uvicorn.Config(
         create_app(service, token=token),
@@ -121,16 +121,16 @@ def make_server(
 
 
 class _Server(uvicorn.Server):
-    """Tells when it has started; ends by itself after a signal, instead of by the signal."""
+    """Server that reports its start and ends by itself after a signal, instead of by the signal."""
 
     def __init__(self, config: uvicorn.Config, service: Service, started: Callable[[], None]) -> None:
         super().__init__(config)
-        self._service, self._tell = service, started
+        self._service, self._on_start = service, started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._tell()
+            self._on_start()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -147,7 +147,7 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _protocol(limits: Limits) -> type[H11Protocol]:
+def _protocol(limits: RequestLimits) -> type[H11Protocol]:
     class Bounded(StrictProtocol):
         limits_ = limits
 
@@ -158,10 +158,10 @@ class StrictProtocol(H11Protocol):
     """HTTP/1.1 in which a client cannot keep a connection busy by doing nothing.
 
     Its clocks run while the service waits for the client: for the head of a request, for the rest of a body that was
-    refused, and for the client to read an answer. While a body is wanted the application keeps the time.
+    refused, and for the client to read an answer. While a body is being read the application keeps the time.
     """
 
-    limits_: Limits
+    limits_: RequestLimits
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -169,15 +169,15 @@ class StrictProtocol(H11Protocol):
         self._write_clock: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Starts the clock for the first head, or turns the client away."""
+        """Start the clock for the first head, or turn the client away."""
         super().connection_made(transport)
         if len(self.connections) > self.limits_.connections:
-            self._tell_and_close(503, "connections", "too many connections; try again later")
+            self._answer_and_close(503, "connections", "too many connections; try again later")
         else:
             self._start()
 
     def data_received(self, data: bytes) -> None:
-        """Stops the clock when a head is whole; starts it when the next begins."""
+        """Stop the clock when a head is whole; start it when the next begins."""
         super().data_received(data)
         if self._in_request():
             self._stop()
@@ -185,7 +185,7 @@ class StrictProtocol(H11Protocol):
             self._start()
 
     def on_response_complete(self) -> None:
-        """Gives the client a while to finish a body that nobody wants any more, and to read the answer."""
+        """Give the client a while to finish a body that is not needed any more, and to read the answer."""
         super().on_response_complete()
         if self.cycle.more_body:
             self._start()
@@ -193,17 +193,17 @@ class StrictProtocol(H11Protocol):
             self._watch_reader()
 
     def pause_writing(self) -> None:
-        """The client does not read: it has a while."""
+        """Start the clock of a client that does not read."""
         super().pause_writing()
         self._watch_reader()
 
     def resume_writing(self) -> None:
-        """The client reads again."""
+        """Stop the clock of a client that reads again."""
         super().resume_writing()
         self._stop_watching()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops all clocks."""
+        """Stop all clocks."""
         self._stop()
         self._stop_watching()
         super().connection_lost(exc)
@@ -213,7 +213,7 @@ class StrictProtocol(H11Protocol):
         return cycle is not None and not cycle.response_complete
 
     def _request(self) -> RequestResponseCycle | None:
-        """The latest request of this connection; None before the first."""
+        """Return the latest request of this connection; None before the first."""
         return self.cycle
 
     def _start(self) -> None:
@@ -232,7 +232,7 @@ class StrictProtocol(H11Protocol):
             return
         if cycle is None:
             seconds = self.limits_.head_timeout
-            self._tell_and_close(408, "slow_head", f"the request had not arrived after {seconds:g} s")
+            self._answer_and_close(408, "slow_head", f"the request had not arrived after {seconds:g} s")
         elif cycle.more_body or self.conn.trailing_data[0]:
             self.transport.abort()
 
@@ -250,8 +250,8 @@ class StrictProtocol(H11Protocol):
         if self.transport.get_write_buffer_size() > 0:
             self.transport.abort()
 
-    def _tell_and_close(self, status: int, code: str, reason: str) -> None:
-        """An answer without a request."""
+    def _answer_and_close(self, status: int, code: str, reason: str) -> None:
+        """Answer without a request, and close."""
         title = {408: "Request Timeout", 503: "Service Unavailable"}[status]
         body = json.dumps({"title": title, "status": status, "code": code, "detail": reason, "request": ""})
         head = (

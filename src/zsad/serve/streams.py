@@ -1,67 +1,72 @@
-"""Requests with many images: each is passed on when it has arrived, and the next is read when there is room."""
+"""Requests with many images: each is scored when it has arrived, and the next is read when there is room."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from zsad.calibration.calibration import make_calibration
+from zsad.calibration.calibration import Calibration, make_calibration
 from zsad.calibration.thresholds import CalibrationTarget, NormalScores
 from zsad.errors import CalibrationError, ImageError
+from zsad.predict.pipeline import judge
 from zsad.predict.prediction import Prediction
 from zsad.serve.limits import Refusal
-from zsad.serve.service import Scored, Service
+from zsad.serve.service import Service
 from zsad.serve.uploads import Upload, read_uploads
 
 Value = TypeVar("Value")
 Row = dict[str, Any]
-Work = Callable[[Upload, Callable[[], None]], Coroutine[Any, Any, Value]]
 
 _log = logging.getLogger("zsad.serve")
 
 
-async def in_order(
-    uploads: AsyncIterator[Upload], work: Work[Value], *, ahead: int
-) -> AsyncGenerator[Value, None]:
-    """Yields the results in the order of the uploads, while at most `ahead` of them are in the works.
+async def map_uploads(
+    service: Service,
+    request: Request,
+    work: Callable[[Upload], Coroutine[Any, Any, Value]],
+    emit: Callable[[Value], Awaitable[None]],
+) -> None:
+    """Work on each image of a request and pass on the results in the order of the images.
 
     Args:
-        uploads: the images.
-        work: gets an image, and what it calls once the image's bytes are not needed any more; only then the next
-            image is read.
-        ahead: at least 1.
+        service: decides how many images of a request are worked on at once: enough to fill a batch while another is
+            in the model.
+        request: its body not yet read.
+        work: drops the image when its bytes are not needed any more; only then the next image is read.
+        emit: gets each result.
+
+    Raises:
+        Refusal: the request as a whole cannot be served.
     """
+    ahead = min(2 * service.batch + 1, service.limits.max_queue)
     tasks: deque[asyncio.Task[Value]] = deque()
 
-    async def attended(upload: Upload, decoded: asyncio.Event) -> Value:
+    async def start(upload: Upload) -> None:
+        task = asyncio.create_task(work(upload))
+        task.add_done_callback(lambda _: upload.drop())
+        tasks.append(task)
+        await upload.dropped.wait()
+        while tasks and (len(tasks) >= ahead or tasks[0].done()):
+            await emit(await tasks.popleft())
+
+    with service.stream():
         try:
-            return await work(upload, decoded.set)
+            await read_uploads(request, service.limits, start)
+            while tasks:
+                await emit(await tasks.popleft())
         finally:
-            decoded.set()
-
-    try:
-        async for upload in uploads:
-            decoded = asyncio.Event()
-            tasks.append(asyncio.create_task(attended(upload, decoded)))
-            await decoded.wait()
-            while tasks and (len(tasks) >= ahead or tasks[0].done()):
-                yield await tasks.popleft()
-        while tasks:
-            yield await tasks.popleft()
-    finally:
-        for task in tasks:
-            task.cancel()
+            for task in tasks:
+                task.cancel()
 
 
-def failure(name: str, error: Exception) -> Row:
-    """The row of an image that could not be used."""
+def failed_image(name: str, error: Exception) -> Row:
+    """Return the row of an image that could not be used."""
     if not isinstance(error, Refusal):
         _log.error("internal error on %s", name, exc_info=error)
         error = Refusal(500, "internal", "internal error; the log of the service says more")
@@ -69,63 +74,68 @@ def failure(name: str, error: Exception) -> Row:
 
 
 async def score_batch(service: Service, request: Request) -> Row:
-    """A row for each image of the request.
+    """Return a row for each image of the request.
 
     Raises:
         Refusal: the request as a whole cannot be served.
     """
+    rows: list[Row] = []
 
-    async def row(upload: Upload, decoded: Callable[[], None]) -> Row:
+    async def score(upload: Upload) -> Row:
         try:
-            return await service.answer(upload, wait=True, decoded=decoded)
+            return await service.answer(upload, wait=True)
         except Exception as error:
-            return failure(upload.name, error)
+            return failed_image(upload.name, error)
 
-    with service.stream():
-        async with (
-            aclosing(read_uploads(request, service.limits)) as uploads,
-            aclosing(in_order(uploads, row, ahead=_ahead(service))) as found,
-        ):
-            rows = [one async for one in found]
+    async def collect(row: Row) -> None:
+        rows.append(row)
+
+    await map_uploads(service, request, score, collect)
     if not rows:
         raise Refusal(422, "no_image", "the form holds no image; send files as multipart/form-data")
-    return {"images": len(rows), "failed": sum("error" in one for one in rows), "results": rows}
+    return {"images": len(rows), "failed": sum("error" in row for row in rows), "results": rows}
 
 
-async def calibrate(service: Service, request: Request, wish: CalibrationTarget) -> Row:
-    """Thresholds from the normal images of the request, in use from now on.
+async def calibrate(
+    service: Service, request: Request, target: CalibrationTarget
+) -> tuple[Calibration, list[Row]]:
+    """Find thresholds on the normal images of the request, and use them from now on.
+
+    Returns:
+        The calibration, and a row for each image that was left out.
 
     Raises:
         Refusal: the request as a whole cannot be served, or no image of it can be used.
     """
-    normals, skipped, bare = NormalScores(), [], service.bare
+    normals, skipped, view = NormalScores(), list[Row](), service.base.without_thresholds()
 
-    def collect(prediction: Prediction) -> None:
-        prediction.confine(bare.view.region)
-        normals.add(prediction)
-
-    async def score(upload: Upload, decoded: Callable[[], None]) -> Scored | Row:
+    async def score(upload: Upload) -> tuple[str, Prediction] | Row:
         try:
-            return await service.raw(upload, decoded=decoded)
+            return upload.name, await service.score(upload)
         except Exception as error:
-            return failure(upload.name, error)
+            return failed_image(upload.name, error)
 
-    with service.stream():
-        async with (
-            aclosing(read_uploads(request, service.limits)) as uploads,
-            aclosing(in_order(uploads, score, ahead=_ahead(service))) as found,
-        ):
-            async for one in found:
-                if isinstance(one, dict):
-                    skipped.append(one)
-                    continue
-                try:
-                    await service.hand(partial(collect, one.prediction))
-                except ImageError as error:
-                    skipped.append(failure(one.image.name, Refusal(422, "outside_region", str(error))))
+    async def collect(result: tuple[str, Prediction] | Row) -> None:
+        if isinstance(result, dict):
+            skipped.append(result)
+            return
+        name, prediction = result
+        try:
+            await service.run_in_worker(lambda: normals.add(judge(prediction, view)))
+        except ImageError as error:
+            skipped.append(failed_image(name, Refusal(422, "outside_region", str(error))))
+
+    await map_uploads(service, request, score, collect)
     try:
-        made = make_calibration(
-            normals, wish, model=bare.key(), object_name=bare.object_name, region=bare.view.region
+        calibration = await service.run_in_worker(
+            partial(
+                make_calibration,
+                normals,
+                target,
+                model=service.key,
+                object_name=view.object_name or service.model.object_name,
+                region=view.region,
+            )
         )
     except CalibrationError as error:
         reason = str(error)
@@ -134,10 +144,5 @@ async def calibrate(service: Service, request: Request, wish: CalibrationTarget)
                 f"none of the {len(skipped)} images can be used; the first: {skipped[0]['error']['detail']}"
             )
         raise Refusal(422, "no_calibration", reason) from None
-    service.use(made)
-    return {"calibration": made, "summary": made.summary(), "warnings": made.warnings(), "skipped": skipped}
-
-
-def _ahead(service: Service) -> int:
-    """Images of one request in the works: enough to fill a batch while another is in the model."""
-    return min(2 * service.batch + 1, service.limits.max_queue)
+    service.use(calibration)
+    return calibration, skipped

@@ -1,4 +1,4 @@
-"""Pictures that travel with an answer: the heat map as a layer to lay over the picture, and a preview."""
+"""Pictures in an answer as data URIs: the heat map as a layer to lay over the image, and a preview."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ PREVIEW_SIDE = 1024
 
 
 def heat_layer(prediction: Prediction) -> str:
-    """The heat map as a PNG in a data URI, transparent wherever the map is low.
+    """Return the heat map as a PNG in a data URI, transparent wherever the map is low.
 
     Stretched over the picture with some opacity it is what `Prediction.overlay` draws: the same colours on the same
     scale. Outside the region of interest it is transparent.
     """
     values = prediction.canonical_map()
-    places = levels(values, prediction.scale)
+    indices = levels(values, prediction.scale)
     inside = prediction.inside(values.shape)
     if inside is not None:
-        places *= inside
-    layer = Image.fromarray(places)
+        indices *= inside
+    layer = Image.fromarray(indices)
     layer.putpalette(colour_table().tobytes())
     content = io.BytesIO()
     layer.save(content, format="PNG", transparency=bytes(opacity_table(1.0)), compress_level=6)
@@ -33,7 +33,7 @@ def heat_layer(prediction: Prediction) -> str:
 
 
 def preview(content: bytes, image: Image.Image, size: tuple[int, int]) -> str:
-    """A small JPEG of the picture in a data URI, for programs that cannot show the file itself.
+    """Return a small JPEG of the picture in a data URI, for programs that cannot show the file itself.
 
     Args:
         content: of the file.
