@@ -35,7 +35,7 @@ def found(router, discs):
 
 def slow_routing(router, sample: Sample) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Weights (L, E) of the image and (L, N, E) of its patches, of one image alone."""
-    pixels = torch.from_numpy(router.preprocess(read_image(sample.image)[0]))[None]
+    pixels = torch.from_numpy(router.model.preprocess(read_image(sample.image)[0]))[None]
     with torch.no_grad():
         features = router.method.features(pixels)
         images = router.method(features).routing
