@@ -63,9 +63,6 @@ BREACHES: dict[str, set[str]] = {
         "mpama",
         "wmoeclip",
     },
-    "shared names": {
-        "regions.py",
-    },
 }
 
 

@@ -71,11 +71,11 @@ def test_category_names_the_object_and_sizes_are_the_models(toy, model) -> None:
         class datamodule:
             category = "metal_nut"
 
-    model.model.shows, model._trainer = None, Trainer()
+    model.model.object_name, model._trainer = None, Trainer()
     try:
         model.setup("test")
     finally:
         model._trainer = None
-    assert model.model.shows == "metal nut"
+    assert model.model.object_name == "metal nut"
     with pytest.raises(ConfigError, match="leave it out"):
         model.configure_pre_processor((32, 32))

@@ -1,1 +1,1 @@
-"""zsad behind the interfaces of other packages: each module needs the one it is named after, nothing imports them."""
+"""Adapters to other packages. Each module needs the package it is named after and is imported only on request."""

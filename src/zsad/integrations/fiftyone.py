@@ -1,4 +1,4 @@
-"""Predictions as labels of FiftyOne, to look at, filter and correct a data set with.
+"""Conversion of predictions to FiftyOne labels, for viewing, filtering and correcting a data set.
 
 dataset = fiftyone.Dataset.from_images_dir("parts")
 add_predictions(dataset, detector.predict_folder("parts"), field="zsad")
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def to_labels(prediction: Prediction, *, label: str = "anomaly") -> dict[str, Any]:
-    """The labels of a prediction by what they show.
+    """Return the labels of a prediction by name.
 
     | key | label |
     |---|---|
     | score | a number |
     | verdict | Classification, `confidence` 1 - p-value; with a calibration |
-    | heatmap | Heatmap of the canonical map, its `range` the colours' scale, shared by all images of a run |
-    | regions | Detections, boxes in shares of the image; with a pixel threshold |
+    | heatmap | Heatmap of the canonical map; `range` is the colour scale, shared by all images of a run |
+    | regions | Detections, boxes relative to the image; with a pixel threshold |
     | outlines | Polylines, closed and filled; with a pixel threshold |
 
     Args:
@@ -46,11 +46,11 @@ def to_labels(prediction: Prediction, *, label: str = "anomaly") -> dict[str, An
         confidence = None if prediction.p_value is None else 1 - prediction.p_value
         labels["verdict"] = fiftyone.Classification(label=prediction.verdict, confidence=confidence)
     if prediction.regions is not None:
-        found, size = prediction.regions, prediction.size
+        regions, size = prediction.regions, prediction.size
         labels["regions"] = fiftyone.Detections(
             detections=[
                 fiftyone.Detection(label=label, bounding_box=_box(region, size), confidence=region.score)
-                for region in found
+                for region in regions
             ]
         )
         labels["outlines"] = fiftyone.Polylines(
@@ -62,7 +62,7 @@ def to_labels(prediction: Prediction, *, label: str = "anomaly") -> dict[str, An
                     filled=True,
                     confidence=region.score,
                 )
-                for region in found
+                for region in regions
             ]
         )
     return labels
@@ -71,17 +71,17 @@ def to_labels(prediction: Prediction, *, label: str = "anomaly") -> dict[str, An
 def add_predictions(
     dataset: Any, predictions: Iterable[Prediction], *, field: str = "zsad", label: str = "anomaly"
 ) -> int:
-    """Puts labels into the samples of a data set, as fields FIELD_score, FIELD_heatmap and so on; returns how many.
+    """Set the fields FIELD_score, FIELD_heatmap and so on of a data set's samples; return the number of samples.
 
     Args:
-        dataset: a `fiftyone.Dataset` or a view; samples are found by their path. Others are left as they are.
+        dataset: a `fiftyone.Dataset` or a view; samples are matched by their path.
         predictions: of files.
-        field: beginning of the fields' names.
+        field: prefix of the field names.
         label: of regions and outlines.
 
     Raises:
         ConfigError: FiftyOne is not installed.
-        DataError: no prediction is of a file that the data set holds.
+        DataError: no prediction belongs to a file of the data set.
     """
     known = {str(Path(path).absolute()): path for path in dataset.values("filepath")}
     done, first = 0, None
@@ -106,7 +106,7 @@ def add_predictions(
 
 
 def _box(region: Region, size: tuple[int, int]) -> list[float]:
-    """(x, y, width, height) in shares of the image, within it."""
+    """Return (x, y, width, height) relative to the image, clipped to it."""
     corners = np.array([region.box[:2], np.add(region.box[:2], region.box[2:])]) / (size[1], size[0])
     (left, top), (right, bottom) = np.clip(corners, 0, 1).tolist()
     return [left, top, right - left, bottom - top]

@@ -1,4 +1,4 @@
-"""Regions of a prediction as `supervision.Detections`, to annotate, track, filter or count with."""
+"""Conversion of predicted regions to `supervision.Detections`, for annotation, tracking, filtering or counting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from zsad.errors import ConfigError
-from zsad.integrations.regions import needed_regions
 
 if TYPE_CHECKING:
     from zsad.predict.prediction import Prediction
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def to_detections(prediction: Prediction, *, class_name: str = "anomaly", masks: str = "polygons") -> Any:
-    """The regions as `supervision.Detections`, the highest score first; empty where there are none.
+    """Return the regions as `supervision.Detections`, the highest score first.
 
     `confidence` is a region's highest map value; `data` has `class_name` and `area` in pixels, `metadata` the image's
     `score`, `verdict` and `p_value`.
@@ -35,7 +34,11 @@ def to_detections(prediction: Prediction, *, class_name: str = "anomaly", masks:
         import supervision
     except ImportError as error:
         raise ConfigError("this needs supervision, get it with: pip install supervision") from error
-    regions = needed_regions(prediction)
+    regions = prediction.regions
+    if regions is None:
+        raise ConfigError(
+            "the prediction has no pixel threshold, so no regions: calibrate the detector, or set its pixel_threshold"
+        )
     if not regions:
         return supervision.Detections.empty()
     boxes = np.array([region.box for region in regions], dtype=np.float32)
@@ -53,8 +56,8 @@ def to_detections(prediction: Prediction, *, class_name: str = "anomaly", masks:
 
 
 def _filled(region: Region, size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """(H, W) of a region's outline, filled."""
+    """Return the mask (H, W) of a region's outline."""
     picture = Image.new("1", (size[1], size[0]))
-    # Outlines are told between pixels, the drawing counts pixels by their centres.
+    # Outlines run between pixels, Pillow's coordinates are those of pixel centres.
     ImageDraw.Draw(picture).polygon([(x - 0.5, y - 0.5) for x, y in region.polygon], fill=1)
     return np.asarray(picture)

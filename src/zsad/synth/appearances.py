@@ -1,4 +1,4 @@
-"""What the pixels of a defect become: one function a kind, from window to window (h, w, 3) in [0, 1]."""
+"""Appearances of defects: one function per kind, which returns the changed window (h, w, 3) in [0, 1]."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Site:
 
 
 def _sign(site: Site, rng: np.random.Generator, *, darker: float) -> float:
-    """-1 to darken (with probability `darker`), 1 to brighten; never towards a side without room."""
+    """Sign of a change: -1 to darken (with probability `darker`), 1 to brighten; never towards a side without room."""
     level = float(site.tone.mean())
     if level < site.contrast * 0.6:
         return 1.0
@@ -68,7 +68,7 @@ def _sign(site: Site, rng: np.random.Generator, *, darker: float) -> float:
 
 
 def _contrasting(site: Site, rng: np.random.Generator, *, tint: float = 0.6) -> FloatArray:
-    """A colour (3,) that differs from the place by the contrast."""
+    """A colour (3,) that differs from the surroundings by the contrast."""
     sign = _sign(site, rng, darker=0.55)
     target = site.tone + np.float32(sign * max(site.contrast, 0.12))
     hue = colour(rng, brightness=(0.2, 1), saturation=(0.2, 0.9))
@@ -157,7 +157,7 @@ def draw_missing(site: Site, rng: np.random.Generator) -> FloatArray:
 
 
 def _surroundings(site: Site, rng: np.random.Generator) -> FloatArray:
-    """What shows where a piece is gone: pixels off the part, or a smooth fill of another tone."""
+    """Background behind a missing piece: pixels beside the part, or a smooth fill of another tone."""
     if site.foreground is not None and not site.foreground.all():
         outside = site.image[~site.foreground]
         picks = outside[rng.integers(0, len(outside), 256)].astype(np.float32) / 255

@@ -1,4 +1,4 @@
-"""What a camera adds: light, lens, sensor and file format."""
+"""Effects of a camera: light, lens, sensor and file format."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ NOUNS: dict[str, tuple[str, ...]] = {
     "texture": ("an irregular texture", "a break in the pattern", "a pattern defect"),
     "speckle": ("a cluster of specks", "scattered spots", "speckles"),
 }
-"""How each defect kind is called after the word "with"."""
+"""Names of each defect kind after the word "with"."""
 
 VIEWS = (
     "a photo of",

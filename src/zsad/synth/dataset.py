@@ -1,4 +1,4 @@
-"""An auxiliary data set of drawn scenes on disk, in MVTec's layout: to train on where nothing real is at hand."""
+"""An auxiliary data set of drawn scenes on disk, in MVTec's layout, for training without real images."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def write_data_set(
     size: tuple[int, int] = (320, 320),
     defective: float = 0.5,
 ) -> Path:
-    """Writes `count` scenes below `folder` as `MATERIAL/test/KIND/*.png` with masks in `MATERIAL/ground_truth`.
+    """Write `count` scenes below `folder` as `MATERIAL/test/KIND/*.png` with masks in `MATERIAL/ground_truth`.
 
     Every scene depends on `seed` and its number alone, so a longer set begins like a shorter one.
 
     Args:
-        folder: made if need be; `zsad train --data` takes it.
+        folder: created if missing; `zsad train --data` takes it.
         count: scenes, at least 1.
         seed: of all of them.
         size: rows and columns of the pictures.
@@ -35,7 +35,7 @@ def write_data_set(
         The folder.
 
     Raises:
-        ConfigError: no scenes asked for, or a share that is none.
+        ConfigError: no scenes asked for, or a share outside [0, 1].
         StorageError: the disk is full or cannot be written.
     """
     if count < 1 or not 0 <= defective <= 1:

@@ -215,7 +215,7 @@ def _finish(
     if count < least:
         return None
     level = float(difference[region].mean())
-    if level < (1.4 if forced else 1.8) * VISIBLE or not _seen(window, drawn, region):
+    if level < (1.4 if forced else 1.8) * VISIBLE or not _is_visible(window, drawn, region):
         return None
     result = image.copy()
     # A rim below the visible threshold is kept: cutting it would draw a hard edge that no defect has.
@@ -228,7 +228,7 @@ def _finish(
 
 
 def _closing(kind: str, support: Support) -> int:
-    """How wide gaps are closed, in pixels: a dent is one region, although its middle may look as before."""
+    """Width of the gaps that are closed, in pixels: a dent is one region even if its middle looks unchanged."""
     if kind not in _REGIONS:
         return 2
     return int(np.clip(np.sqrt(float(support.alpha.sum())) / 4, 2, 16))
@@ -257,8 +257,8 @@ def _clean(changed: BoolArray, alpha: FloatArray, *, radius: int) -> BoolArray:
     return cleaned
 
 
-def _seen(window: ByteArray, drawn: ByteArray, region: BoolArray) -> bool:
-    """Whether the change outlasts a 2x2 mean: shuffling noise changes pixels and yet nobody sees it."""
+def _is_visible(window: ByteArray, drawn: ByteArray, region: BoolArray) -> bool:
+    """Return True if the change survives a 2x2 mean, which shuffled noise does not."""
     before = np.asarray(Image.fromarray(window).reduce(2), dtype=np.int16)
     after = np.asarray(Image.fromarray(drawn).reduce(2), dtype=np.int16)
     inside = np.asarray(Image.fromarray(region.astype(np.uint8) * 255).reduce(2)) > 100

@@ -1,4 +1,4 @@
-"""Tells a part from the ground it lies on, by colour alone."""
+"""Segmentation of a part from an even background by colour."""
 
 from __future__ import annotations
 

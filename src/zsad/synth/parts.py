@@ -30,7 +30,7 @@ PartFunction = Callable[[np.random.Generator, FloatArray, FloatArray, float], Dr
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """How an object is drawn, its height over its length, and whether several of it may lie in one image."""
+    """Drawing function of an object, its height over its length, and `many` if images may show several."""
 
     draw: PartFunction
     aspect: float = 1.0

@@ -195,7 +195,7 @@ def _fitted(background: ByteArray, size: tuple[int, int]) -> FloatArray:
 
 
 def _ground(rng: np.random.Generator, size: tuple[int, int]) -> FloatArray:
-    """What a part lies on: an even sheet as in most inspection cells, or a quiet material."""
+    """Background of a part: an even sheet as in most inspection cells, or a quiet material."""
     draw = rng.random()
     if draw < 0.65:
         dark_or_bright = (0.0, 0.12) if rng.random() < 0.35 else (0.55, 1.0)

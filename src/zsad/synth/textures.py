@@ -26,7 +26,7 @@ from zsad.synth.noise import (
 
 @dataclass(frozen=True, slots=True)
 class Texture:
-    """How a material is drawn; `regular` ones repeat, so a block put in the wrong place is seen on them."""
+    """Drawing function of a material; on `regular`, repeating ones a misplaced block is visible."""
 
     draw: Callable[[np.random.Generator, Shape], FloatArray]
     regular: bool = False
@@ -37,7 +37,7 @@ def _scale(shape: Shape) -> float:
 
 
 def _angle(rng: np.random.Generator) -> float:
-    """Mostly straight, as products lie under a camera; sometimes any direction."""
+    """A direction: mostly straight, as products lie under a camera, sometimes any."""
     straight = int(rng.integers(2)) * np.pi / 2 + rng.normal(0, 0.03)
     return float(straight if rng.random() < 0.7 else rng.uniform(0, np.pi))
 

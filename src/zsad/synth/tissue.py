@@ -1,4 +1,4 @@
-"""Normal pictures that medicine takes: scans, endoscopy, retina, skin; each with its foreground."""
+"""Normal medical images: scans, endoscopy, retina, skin; each with its foreground."""
 
 from __future__ import annotations
 
