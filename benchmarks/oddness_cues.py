@@ -23,7 +23,7 @@ from zsad.methods.fusion import TOP_SHARE
 from zsad.metrics.evaluation import evaluate
 from zsad.nn.maps import MapSpec
 from zsad.nn.oddness import CUES, top_mean
-from zsad.studies.benchmark.cached_scoring import CachedScore
+from zsad.predict.prediction import Prediction
 from zsad.types import Sample
 
 BATCH = 64
@@ -37,7 +37,7 @@ class CueScorer:
         self.bench, self.cue = bench, cue
         self.spec = MapSpec(size=bench.preprocess.image_size)
 
-    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[CachedScore]:
+    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[Prediction]:
         """What `evaluate` asks a detector for."""
         stems = self.bench.stems
         for start in range(0, len(samples), BATCH):
@@ -46,8 +46,9 @@ class CueScorer:
             scores = top_mean(cues, TOP_SHARE).tolist()
             grids = 10 * cues.reshape(-1, 1, *stems.grid).numpy()  # as logits: the map's order is the cue's
             for sample, score, grid in zip(chunk, scores, grids, strict=True):
-                yield CachedScore(
-                    str(sample.image), sample.label, score, np.ascontiguousarray(grid), self.spec
+                grid = np.ascontiguousarray(grid)
+                yield Prediction(
+                    str(sample.image), self.spec.size, score, None, 0.0, grid, self.spec, sample=sample
                 )
 
 

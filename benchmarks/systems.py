@@ -39,7 +39,7 @@ from zsad.methods.base import ImageFeatures, Method
 from zsad.methods.registry import METHODS, build
 from zsad.metrics import protocols
 from zsad.metrics.evaluation import evaluate
-from zsad.studies.benchmark.cached_scoring import CachedScore
+from zsad.predict.prediction import Prediction
 from zsad.train import samples as training_samples
 from zsad.train.checkpoint import build_method, read_card, save_checkpoint
 from zsad.train.feature_cache import FeatureCache
@@ -203,13 +203,13 @@ class Scorer:
         self.method, self.bench = method.eval(), bench
 
     @torch.inference_mode()
-    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[CachedScore]:
+    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[Prediction]:
         """What `evaluate` asks a detector for."""
         for chunk, features in self.bench.batches(self.method, samples):
             output = self.method.predict(features)
             grids, spec = output.logits.numpy(), self.method.map_spec
             for sample, score, grid in zip(chunk, output.score.tolist(), grids, strict=True):
-                yield CachedScore(str(sample.image), sample.label, score, grid, spec)
+                yield Prediction(str(sample.image), spec.size, score, None, 0.0, grid, spec, sample=sample)
 
 
 def measure(method: Method, bench: Bench, sets: Sequence[DataSet]) -> dict[str, dict[str, float]]:

@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from zsad.errors import ZsadError
-from zsad.images.loader import iter_batches
-from zsad.images.preprocess import Preprocess
-from zsad.methods.base import ImageFeatures, Method, Output
-from zsad.nn.maps import MapSpec, render_map_numpy
+from zsad.backends.torch import TorchBackend
+from zsad.images.decode import image_size
+from zsad.methods.base import Method
+from zsad.predict.pipeline import OnError, stream
+from zsad.predict.prediction import Prediction
+from zsad.predict.view import Model, View
 from zsad.train.feature_cache import FeatureCache, RecordLayout, content_hash
+from zsad.train.training_card import CardParts, card_of
 from zsad.types import Sample
 
-OnError = Callable[[Sample, ZsadError], None]
-_BY_TAP = (
-    "projected",
-    "normed",
-)  # kinds of features with a grid for each tapped layer, whatever else is tapped
-
-
-@dataclass(slots=True)
-class CachedScore:
-    """The result of an image, as an evaluation reads it."""
-
-    source: str
-    label: int | None
-    score: float
-    grid: npt.NDArray[np.float32]
-    spec: MapSpec
-
-    def canonical_map(self) -> npt.NDArray[np.float32]:
-        """Return the map (H, W) at the model's own size."""
-        return render_map_numpy(self.grid, self.spec)
+# Kinds of features with a grid for each tapped layer, whatever else is tapped.
+_BY_TAP = ("projected", "normed")
 
 
 class Digests:
@@ -55,12 +38,12 @@ class Digests:
 
 
 class FeatureCacheScorer:
-    """A method that scores images by their kept features, and reports those that cannot be read.
+    """A method that scores images by their cached features; others go the way of all predictions.
 
     Args:
         method: in evaluation mode.
-        preprocess: of images whose features are not there yet.
-        cache: of the features; None computes them every time.
+        parts: backbone and preprocessing.
+        cache: of the features, filled before; None: there is none.
         digests: shared by all that score the same images.
         batch_size: images a pass.
         workers: threads that read files.
@@ -70,7 +53,7 @@ class FeatureCacheScorer:
     def __init__(
         self,
         method: Method,
-        preprocess: Preprocess,
+        parts: CardParts,
         *,
         cache: FeatureCache | None,
         digests: Digests,
@@ -78,62 +61,57 @@ class FeatureCacheScorer:
         workers: int,
         on_error: OnError,
     ) -> None:
-        self.method, self.preprocess = method, preprocess
-        self.cache, self.digests = cache, digests
+        self.method, self.cache, self.digests = method, cache, digests
+        self._model = Model(TorchBackend(method), card_of(method, parts, created=""))
         self._batch_size, self._workers, self._on_error = batch_size, workers, on_error
-        self._device = next(method.parameters()).device
 
-    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[CachedScore]:
-        """Results in the order of the samples.
-
-        Raises:
-            StorageError: the features of the images do not fit into the cache.
-        """
-        if self.cache is not None:
-            self.cache.check_space(sum(self.digests(sample) not in self.cache for sample in samples))
+    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[Prediction]:
+        """Yield predictions in the order of the samples."""
+        if self.cache is None:
+            yield from self._read(samples)
+            return
         rest = iter(samples)
         while chunk := list(islice(rest, self._batch_size)):
-            read, features = self._features(chunk) if self.cache is None else self._kept(chunk, self.cache)
-            if features is not None:
-                yield from self._score(read, features)
-        if self.cache is not None:
-            self.cache.close()
+            cached = [sample for sample in chunk if self.digests(sample) in self.cache]
+            predictions = {id(p.sample): p for p in self._score(cached, self.cache)}
+            missing = [sample for sample in chunk if id(sample) not in predictions]
+            predictions |= {id(p.sample): p for p in self._read(missing)}
+            yield from (predictions[id(sample)] for sample in chunk if id(sample) in predictions)
+
+    def _read(self, samples: Sequence[Sample]) -> Iterator[Prediction]:
+        """Yield predictions from the images themselves."""
+        return stream(
+            self._model,
+            samples,
+            View(),
+            on_error=self._on_error,
+            batch_size=self._batch_size,
+            workers=self._workers,
+        )
 
     @torch.inference_mode()
-    def _score(self, samples: list[Sample], features: ImageFeatures) -> list[CachedScore]:
-        words = tuple(sample.word for sample in samples)
-        output: Output = self.method.predict(replace(features, words=words))
+    def _score(self, samples: list[Sample], cache: FeatureCache) -> list[Prediction]:
+        """Return predictions from cached features."""
+        if not samples:
+            return []
+        device = next(self.method.parameters()).device
+        features = cache.read([str(self.digests(sample)) for sample in samples], device=device)
+        output = self.method.predict(replace(features, words=tuple(sample.word for sample in samples)))
         grids = output.logits.float().cpu().numpy()
         scores, spec = output.score.float().cpu().tolist(), self.method.map_spec
         return [
-            CachedScore(str(sample.image), sample.label, score, np.ascontiguousarray(grid), spec)
+            Prediction(
+                source=str(sample.image),
+                size=image_size(sample.image),
+                score=score,
+                verdict=None,
+                seconds=0.0,
+                grid=np.ascontiguousarray(grid),
+                spec=spec,
+                sample=sample,
+            )
             for sample, score, grid in zip(samples, scores, grids, strict=True)
         ]
-
-    def _features(self, samples: list[Sample]) -> tuple[list[Sample], ImageFeatures | None]:
-        """The readable samples and their features, computed."""
-        batches = iter_batches(
-            samples, self.preprocess, batch_size=len(samples), workers=min(self._workers, len(samples))
-        )
-        [batch] = batches
-        for sample, error in batch.errors:
-            self._on_error(sample, error)
-        if not batch.samples:
-            return [], None
-        with torch.no_grad():
-            return batch.samples, self.method.encode_image(torch.from_numpy(batch.pixels).to(self._device))
-
-    def _kept(self, samples: list[Sample], cache: FeatureCache) -> tuple[list[Sample], ImageFeatures | None]:
-        """The readable samples and their features, always read back, so that a repeated run sees the same."""
-        missing = [sample for sample in samples if self.digests(sample) not in cache]
-        if missing:
-            computed, features = self._features(missing)
-            if features is not None:
-                cache.add([str(self.digests(sample)) for sample in computed], features)
-        read = [sample for sample in samples if self.digests(sample) in cache]
-        if not read:
-            return [], None
-        return read, cache.read([str(self.digests(sample)) for sample in read], device=self._device)
 
 
 def copy_layers(

@@ -13,7 +13,8 @@ from zsad.clip.weights import Backbone
 from zsad.images.preprocess import Preprocess
 from zsad.methods.base import Method, MethodConfig
 from zsad.methods.registry import build
-from zsad.studies.benchmark.cached_scoring import Digests, FeatureCacheScorer, OnError, copy_layers, is_part
+from zsad.predict.pipeline import OnError
+from zsad.studies.benchmark.cached_scoring import Digests, FeatureCacheScorer, copy_layers, is_part
 from zsad.train.distributed import Worker
 from zsad.train.feature_cache import FeatureCache
 from zsad.train.features import extract, open_cache
@@ -131,7 +132,7 @@ class BackboneContext:
         """
         return FeatureCacheScorer(
             method.eval(),
-            self.parts(method).preprocess,
+            self.parts(method),
             cache=self.open_cache(method),
             digests=self.digests,
             batch_size=self.batch_size,

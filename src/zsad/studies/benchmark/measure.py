@@ -16,7 +16,6 @@ from zsad.card import Card
 from zsad.datasets.manifest import DataSet
 from zsad.errors import ZsadError
 from zsad.files import atomic_write
-from zsad.images.decode import image_size
 from zsad.methods.base import Method
 from zsad.metrics.classes import EXACT_HINT, ClassScores
 from zsad.metrics.curve_points import curves
@@ -26,7 +25,7 @@ from zsad.predict.prediction import Prediction
 from zsad.runs.folder import RunWriter, file_state
 from zsad.runs.remeasure import KeptRun, keep_states
 from zsad.runs.store import OVERLAYS, as_stored
-from zsad.studies.benchmark.cached_scoring import CachedScore, FeatureCacheScorer
+from zsad.studies.benchmark.cached_scoring import FeatureCacheScorer
 from zsad.studies.benchmark.cell_results import CELLS, CellFiles, ClassRow, FileProblem
 from zsad.studies.benchmark.context import BackboneContext
 from zsad.studies.benchmark.faults import Fault, masked, missing_masks, of_the_set, relative, without_normals
@@ -60,27 +59,17 @@ class _RecordingScorer:
     data: DataSet
     rows: list[tuple[str, str, int, float]] = field(default_factory=list)
 
-    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[CachedScore]:
-        """Yield results in the order of the samples, without unreadable ones."""
-        rest = iter(samples)
-        for scored in self.scorer.predict_samples(samples):
-            sample = next(sample for sample in rest if str(sample.image) == scored.source)
-            scored.grid = as_stored(scored.grid).astype(np.float32)
-            prediction = Prediction(
-                source=scored.source,
-                size=image_size(sample.image),
-                score=scored.score,
-                verdict=None,
-                seconds=0.0,
-                grid=scored.grid,
-                spec=scored.spec,
-                sample=sample,
-            )
+    def predict_samples(self, samples: Sequence[Sample]) -> Iterator[Prediction]:
+        """Yield predictions in the order of the samples, without unreadable ones."""
+        for prediction in self.scorer.predict_samples(samples):
+            sample = prediction.sample
+            assert sample is not None  # all are of the data set
+            prediction.grid = as_stored(prediction.grid).astype(np.float32)
             self.writer.write(prediction, overlay=None, state=file_state(sample.image))
             label = -1 if sample.label is None else sample.label
             name = class_title(sample.dataset, sample.class_name, self.data)
-            self.rows.append((relative(sample.image, self.data), name, label, scored.score))
-            yield scored
+            self.rows.append((relative(sample.image, self.data), name, label, prediction.score))
+            yield prediction
 
 
 def measure_means(
