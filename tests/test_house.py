@@ -58,11 +58,6 @@ BREACHES: dict[str, set[str]] = {
     "long files": {
         "detector.py",
     },
-    "settings": {
-        "moeclip",
-        "mpama",
-        "wmoeclip",
-    },
 }
 
 

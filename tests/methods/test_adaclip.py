@@ -98,7 +98,7 @@ def slow_cluster(method: AdaCLIP, patches: torch.Tensor, logits: torch.Tensor) -
         labels = kmeans(mean[None], config.clusters)[0]
         groups = [labels == k for k in labels.unique()]
         return mean[max(groups, key=lambda own: float(anomaly[own].detach().mean()))].mean(0)
-    chosen = anomaly.argsort(descending=True)[: config.candidates * config.clusters]
+    chosen = anomaly.argsort(descending=True)[: 5 * config.clusters]
     labels = kmeans(torch.cat(list(patches[:, chosen]), dim=-1)[None], config.clusters)[0]
     return torch.stack([mean[chosen][labels == k].mean(0) for k in labels.unique()]).mean(0)
 
@@ -151,7 +151,7 @@ def slow_losses(
     "settings",
     [
         {},
-        {"prompts": "static", "fusion": "mean_of_means", "candidates": 2, "vision_depth": 4, "templates": 2},
+        {"prompts": "static", "fusion": "mean_of_means", "vision_depth": 4, "templates": 2},
         {"prompts": "dynamic", "fusion": "none", "names": "object", "text_depth": 2, "prompt_tokens": 5},
         {"prompted": "vision", "layers": (1, 4)},
         {"prompted": "text"},
@@ -256,13 +256,12 @@ SWITCHES = [
     {"names": "object"},
     {"templates": 3},
     {"tau": 0.1},
-    {"fusion": "mean_of_means", "candidates": 1},
+    {"fusion": "mean_of_means"},
     {"fusion": "none"},
     {"clusters": 2},
     {"alpha": 0.9},
     {"score": "map"},
     {"score": "map_and_global"},
-    {"score_loss": "bce"},
     {"layers": (4,)},
     {"value_value": True},
     {"positions": "bilinear"},

@@ -92,30 +92,15 @@ def test_losses_and_gradients_equal_the_equations(backbone, plain, pixels, masks
         torch.testing.assert_close(gradient, parameter.grad, atol=1e-5, rtol=1e-3)
 
 
-def test_raw_tokens_are_the_stream_and_normed_ones_behind_the_final_norm(backbone, pixels):
-    raw, normed = (method_on(backbone, tokens=tokens) for tokens in ("raw", "normed"))
-    visual = raw.clip.visual
+def test_tokens_are_the_stream_without_the_final_norm(backbone, pixels):
+    method = method_on(backbone)
+    visual = method.clip.visual
     read = visual(pixels, taps=(2, 3, 4), interpolation="bicubic", antialias=True)
-    features = raw.features(pixels)
+    features = method.features(pixels)
     assert features.patches.shape == (3, 3, 25, 32) and features.cls.shape == (3, 32)
     for index, tap in enumerate(read.taps):
         torch.testing.assert_close(features.patches[:, index], tap[:, 1:])
-    torch.testing.assert_close(normed.features(pixels).patches, visual.ln_post(features.patches))
-    torch.testing.assert_close(normed.features(pixels).cls, features.cls)
-
-
-def test_started_at_the_projection_it_is_plain_clip(backbone, pixels):
-    method = method_on(backbone, tokens="normed", init="projection")
-    features = read(method, pixels)
-    projected = method.clip.visual.project(method._read_tower(pixels)[0])
-    for image, word in enumerate(WORDS):
-        text = method._text((word,), batch=1)[0]
-        cosine = F.normalize(projected[image], dim=-1) @ text.T
-        expected = ((cosine[..., 1] - cosine[..., 0]) / 0.05).view(3, 5, 5)
-        torch.testing.assert_close(method(features).logits[image], expected, atol=1e-4, rtol=1e-4)
-    before = method.weight.clone()
-    method.reset_parameters(torch.Generator().manual_seed(0))
-    assert torch.equal(method.weight, before)
+    torch.testing.assert_close(features.cls, read.cls)
 
 
 def test_random_start_is_that_of_linear_layers_and_reproducible(backbone):
@@ -235,12 +220,11 @@ def test_published_size_activation_and_training():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"init": "projection"}, "init = 'projection' needs tokens = 'normed'"),
         ({"layers": (2, 9)}, r"layers = \(2, 9\) do not all exist"),
         ({"tau": 0}, "tau = 0"),
-        ({"tokens": "projected"}, "tokens = 'projected'"),
+        ({"tokens": "normed"}, "tokens = 'normed' is no longer a setting .* always takes 'raw'"),
         ({"score": "max"}, "score = 'max'"),
-        ({"token": "raw"}, "did you mean 'tokens'"),
+        ({"name": "data"}, "did you mean 'names'"),
     ],
 )
 def test_impossible_settings_are_refused_at_once_in_one_line(backbone, settings, words):

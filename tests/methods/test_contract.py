@@ -207,7 +207,6 @@ OF_THE_IMAGE = {
 }
 CONSTANT = [
     ("promptmoe", (("prompting", "static"),)),
-    ("wmoeclip", (("ctds_test", "prior"),)),
     ("wmoeclip", (("use_ctds", False),)),
     ("adaclip", (("prompts", "static"),)),
     ("adaclip", (("prompted", "vision"),)),

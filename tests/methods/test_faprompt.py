@@ -16,7 +16,7 @@ from zsad.methods.faprompt import FAPrompt, FAPromptConfig, pairwise_cosines
 from zsad.methods.registry import METHODS, build
 from zsad.nn.filters import render_map
 
-SMALL = {"abnormal_prompts": 3, "prior_tokens": 4, "prior_hidden": 8, "tau": 0.2}
+SMALL = {"abnormal_prompts": 3, "prior_tokens": 4, "tau": 0.2}
 
 
 def method_on(backbone: Backbone, **settings) -> FAPrompt:
@@ -184,7 +184,6 @@ SWITCHES = [
     {"score": "map_and_global"},
     {"score": "map"},
     {"score": "global"},
-    {"score_loss": "bce"},
     {"score_loss": "focal_of_logit"},
     {"second_map": 0.0},
     {"cross_entropy": 0.0},
@@ -192,7 +191,6 @@ SWITCHES = [
     {"prior_weight": 0.0},
     {"prior_patches": "first"},
     {"prior_tokens": 2},
-    {"prior_hidden": 5},
     {"normal_tokens": 6},
     {"abnormal_tokens": 3},
     {"abnormal_prompts": 5},

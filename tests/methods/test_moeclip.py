@@ -172,8 +172,6 @@ SWITCHES = [
     {"head": "linear"},
     {"windows": (1,)},
     {"windows": (3, 5)},
-    {"projectors": "separate"},
-    {"relu": True},
     {"top_k": 1},
     {"experts": 2, "rank": 5},
     {"norm_floor": 1.0},

@@ -41,9 +41,19 @@ from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
 from zsad.methods.sentences import distinct_words, of_images
+from zsad.methods.settings import (
+    Activation,
+    AlignCorners,
+    ClassNames,
+    Order,
+    Positions,
+    Score,
+    ValueValue,
+)
 from zsad.methods.similarity import (
     full_precision,
     image_probability,
+    join_scores,
     layer_maps,
     patch_logits,
     segmentation_losses,
@@ -52,27 +62,23 @@ from zsad.methods.text_cache import TextCache
 from zsad.nn.clusters import kmeans, mean_of_means, most_anomalous_mean
 from zsad.nn.filters import render_map
 from zsad.nn.hybrid import HybridPrompts, start_linear
-from zsad.nn.losses import focal_loss, score_loss
-from zsad.nn.maps import MapOrder
+from zsad.nn.losses import focal_loss
 from zsad.prompts import published_prompts
+
+CANDIDATES = 5
+"""Patches a cluster among which `mean_of_means` looks for clusters, as in the public code."""
 
 
 class AdaCLIPConfig(MethodConfig):
-    """All settings of AdaCLIP."""
+    """Settings of AdaCLIP."""
 
-    value_value: bool = Field(default=False, description=MethodConfig.model_fields["value_value"].description)
-    activation: Literal["as_trained", "gelu", "quick_gelu"] = Field(
-        default="gelu", description=MethodConfig.model_fields["activation"].description
-    )
-    positions: Literal["bilinear", "bicubic", "bicubic_antialiased"] = Field(
-        default="bicubic", description=MethodConfig.model_fields["positions"].description
-    )
-    map_order: MapOrder = Field(
-        default="mean_logits", description=MethodConfig.model_fields["map_order"].description
-    )
-    align_corners: bool = Field(
-        default=True, description=MethodConfig.model_fields["align_corners"].description
-    )
+    retired: ClassVar[Mapping[str, Any]] = {"candidates": CANDIDATES, "score_loss": "focal"}
+
+    value_value: ValueValue = False
+    activation: Activation = "gelu"
+    positions: Positions = "bicubic"
+    map_order: Order = "mean_logits"
+    align_corners: AlignCorners = True
     prompted: Literal["both", "vision", "text", "none"] = Field(
         default="both", description="Towers that get prompts."
     )
@@ -90,9 +96,7 @@ class AdaCLIPConfig(MethodConfig):
         default="random",
         description="Heads start as linear layers do, or (not the paper's) near the tower's own projection.",
     )
-    names: Literal["data", "object"] = Field(
-        default="data", description="Name the images' own object classes in the prompts, or say object."
-    )
+    names: ClassNames = "data"
     templates: int = Field(
         default=4, ge=1, le=4, description="How many of the public code's four sentence templates are used."
     )
@@ -105,40 +109,29 @@ class AdaCLIPConfig(MethodConfig):
         "or, as the public code has it, the mean of all clusters' means among the most anomalous patches.",
     )
     clusters: int = Field(default=20, ge=1, description="Clusters of the k-means.")
-    candidates: int = Field(
-        default=5, ge=1, description="Patches a cluster among which mean_of_means looks for clusters."
-    )
     alpha: float = Field(
         default=0.2, ge=0, le=1, description="Weight of the clusters against the global feature."
     )
-    score: Literal["global", "map_and_global", "map"] = Field(
-        default="global",
-        description="The paper's score of the fused global feature, the map's maximum, or the mean of both.",
-    )
-    score_loss: Literal["focal", "bce"] = Field(
-        default="focal", description="Focal loss of the score, as in the public code, or cross-entropy."
-    )
+    score: Score = "global"
 
     @classmethod
-    def for_backbone(cls, preset: Preset, **settings: Any) -> AdaCLIPConfig:
-        """As for every method, but without the value-value branch and with prompts no deeper than the towers.
+    def _defaults_on(cls, preset: Preset) -> dict[str, Any]:
+        """Return those of every method, and prompts no deeper than the towers.
 
         Small text towers, which are trained on captions of few words, get one template.
         """
         vision, text = preset.config.vision.layers, preset.config.text.layers
-        own: dict[str, Any] = {
-            "value_value": False,
+        return {
+            **super()._defaults_on(preset),
             "vision_depth": min(4, vision),
             "text_depth": max(2, min(4, text)),
             "templates": 4 if text >= 12 else 1,
+            "prompted": "vision" if text < 2 else "both",
         }
-        if text < 2:
-            own["prompted"] = "vision"
-        return super().for_backbone(preset, **{**own, **settings})
 
 
 class AdaCLIP(Method):
-    """The method on a backbone: see the module's text for the equations.
+    """AdaCLIP on a backbone: see the module's text for the equations.
 
     Raises:
         ConfigError: prompts deeper than a tower, or longer than a sentence.
@@ -181,10 +174,10 @@ class AdaCLIP(Method):
     def _check(self, config: AdaCLIPConfig) -> None:
         depths = {"vision": self.clip.visual.blocks, "text": self.clip.text.blocks}
         for tower, blocks in depths.items():
-            wanted = getattr(config, f"{tower}_depth")
-            if config.prompted in ("both", tower) and wanted > len(blocks):
+            depth = getattr(config, f"{tower}_depth")
+            if config.prompted in ("both", tower) and depth > len(blocks):
                 raise ConfigError(
-                    f"{tower}_depth = {wanted} exceeds the {len(blocks)} blocks of that tower; lower it, or leave "
+                    f"{tower}_depth = {depth} exceeds the {len(blocks)} blocks of that tower; lower it, or leave "
                     f"the tower out with prompted"
                 )
         normal, abnormal = published_prompts(self.name, "object", templates=config.templates)
@@ -196,7 +189,7 @@ class AdaCLIP(Method):
             )
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the adapter anew."""
+        """Draw the adapter anew."""
         for prompts in (self.vision_prompts, self.text_prompts):
             if prompts is not None:
                 prompts.reset_parameters(generator)
@@ -208,7 +201,7 @@ class AdaCLIP(Method):
 
     @torch.no_grad()
     def _start_as_projection(self) -> None:
-        """Heads that do what the final norm and the projection do, up to a token's length."""
+        """Start heads that do what the final norm and the projection do, up to a token's length."""
         norm, proj = self.clip.visual.ln_post, self.clip.visual.proj
         for head in self.patch_heads:
             if isinstance(head, nn.Linear):
@@ -221,7 +214,7 @@ class AdaCLIP(Method):
 
     @torch.no_grad()
     def features(self, pixels: Pixels) -> ImageFeatures:
-        """The tokens (B, 1, 1 + N, D_x) that enter the first block, and the class token behind a plain pass."""
+        """Tokens (B, 1, 1 + N, D_x) that enter the first block, and the class token behind a plain pass."""
         visual = self.clip.visual
         x, grid = visual.stream(pixels, after=0, **self.position_mode())
         return ImageFeatures(x.unsqueeze(1), visual.resume(x, grid=grid, after=0).cls, grid)
@@ -232,15 +225,14 @@ class AdaCLIP(Method):
         return Output(logits, self._score(logits, probability, size=self.spec_of(features.grid).size))
 
     def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The terms of the loss."""
+        """Terms of the loss."""
         logits, probability = self._compare(features)
         with full_precision(logits.device):
             size = (masks.shape[-2], masks.shape[-1])
             maps = layer_maps(logits, self.map_spec, size=size)
-            terms = segmentation_losses(maps, masks, per_layer=True, both_channels=True)
+            terms = segmentation_losses(maps, masks)
             score = self._score(logits, probability, size=size)
-            classify = score_loss if self.config.score_loss == "bce" else focal_loss
-            terms["classify"] = classify(score, labels.to(score.dtype))
+            terms["classify"] = focal_loss(score, labels.to(score.dtype))
         return terms
 
     def _score(self, logits: Tensor, probability: Tensor, *, size: tuple[int, int]) -> Tensor:
@@ -249,7 +241,7 @@ class AdaCLIP(Method):
             return probability
         spec = self.map_spec.model_copy(update={"size": size})
         highest = render_map(logits, spec, smooth=False).amax(dim=(-2, -1))
-        return highest if self.config.score == "map" else (highest + probability) / 2
+        return join_scores(highest, probability, kind=self.config.score)
 
     def _compare(self, features: ImageFeatures) -> tuple[Tensor, Tensor]:
         """Grids A (B, L, h, w) and the probability of the fused global feature (B,)."""
@@ -268,7 +260,7 @@ class AdaCLIP(Method):
         return logits.view(*logits.shape[:2], *features.grid), probability
 
     def _second_pass(self, x: Tensor, plain: Tensor, grid: tuple[int, int]) -> tuple[list[Tensor], Tensor]:
-        """The tower over x (B, 1 + N, D_x) with prompts: tapped patches (B, N, D_x) and global feature (B, D)."""
+        """Tapped patches (B, N, D_x) and global feature (B, D) of a pass over x (B, 1 + N, D_x) with prompts."""
         config, length = self.config, x.shape[1]
         hooks: dict[int, Hook] = {}
         if self.vision_prompts is not None:
@@ -297,7 +289,7 @@ class AdaCLIP(Method):
             labels, anomaly = kmeans(tokens, config.clusters), logits.mean(dim=1).sigmoid()
             cluster = most_anomalous_mean(tokens, labels, anomaly, config.clusters)
         else:
-            count = min(config.candidates * config.clusters, tokens.shape[1])
+            count = min(CANDIDATES * config.clusters, tokens.shape[1])
             chosen = logits.mean(dim=1).topk(count, dim=-1).indices.unsqueeze(-1)
             tokens = tokens.gather(1, chosen.expand(-1, -1, tokens.shape[-1]))
             layers = patches.transpose(1, 2).flatten(2)
@@ -311,10 +303,10 @@ class AdaCLIP(Method):
         With dynamic prompts all sentences of all images are one pass; without, each class is encoded once.
         """
         words = words if self.config.names == "data" else None
-        known, index = distinct_words(words)
+        distinct, index = distinct_words(words)
         prompts = self.text_prompts
         if prompts is not None and prompts.dynamic is not None:
-            return self._text(known, prompts(plain), index)
+            return self._text(distinct, prompts(plain), index)
         sources = [self.clip.text.proj, *(() if prompts is None else prompts.parameters())]
 
         def of(word: str) -> Tensor:
@@ -323,7 +315,7 @@ class AdaCLIP(Method):
 
             return self._text_cache.get(make, sources=sources, name=word)
 
-        return of_images(torch.cat([of(word) for word in known]), index, batch=plain.shape[0])
+        return of_images(torch.cat([of(word) for word in distinct]), index, batch=plain.shape[0])
 
     def _text(self, words: Sequence[str], prompts: Tensor | None, index: Tensor) -> Tensor:
         """Text (G, 2, D) of length one for deep tokens (G, J, M, D_t) of G images or classes: one pass.
@@ -365,5 +357,5 @@ class AdaCLIP(Method):
 
 
 def _tail(prompts: Tensor, *, length: int) -> Hook:
-    """Puts prompts (B, M, D_x) behind the first `length` tokens, in place of what stands there."""
+    """Return a hook that puts prompts (B, M, D_x) behind the first `length` tokens, in place of what stands there."""
     return lambda x: torch.cat([x[:, :length], prompts], dim=1)

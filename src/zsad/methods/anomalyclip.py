@@ -18,38 +18,35 @@ released code rounds the tokens inside the tower through half precision; here th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from zsad.clip.presets import Preset
 from zsad.clip.weights import Backbone
-from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
-from zsad.methods.learned_prompts import PromptLearner, deep_sets
-from zsad.methods.similarity import full_precision, layer_maps, patch_logits, segmentation_losses
+from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, Output
+from zsad.methods.learned_prompts import DeepPromptConfig, PromptLearner
+from zsad.methods.settings import Layers, Order, Score, ScoreKind
+from zsad.methods.similarity import (
+    full_precision,
+    join_scores,
+    layer_maps,
+    map_maximum,
+    patch_logits,
+    segmentation_losses,
+)
 from zsad.nn.losses import score_loss
-from zsad.nn.maps import MapOrder, MapSpec
-
-Score = Literal["global", "map_and_global", "map"]
+from zsad.nn.maps import MapSpec
 
 
-class AnomalyCLIPConfig(MethodConfig):
-    """All settings of AnomalyCLIP; the defaults are those of the released code."""
+class AnomalyCLIPConfig(DeepPromptConfig):
+    """Settings of AnomalyCLIP; the defaults are those of the released code."""
 
-    layers: tuple[int, ...] = Field(
-        default=(24,), min_length=1, description=MethodConfig.model_fields["layers"].description
-    )
-    map_order: MapOrder = Field(
-        default="after_softmax", description=MethodConfig.model_fields["map_order"].description
-    )
+    layers: Layers = (24,)
+    map_order: Order = "after_softmax"
     context_tokens: int = Field(default=12, ge=1, description="Learnable tokens of a prompt.")
-    deep_sets: int = Field(
-        default=8, ge=0, description="Text blocks, from the second on, that get deep tokens of their own."
-    )
-    deep_tokens: int = Field(default=4, ge=1, description="Deep tokens of a text block.")
     class_word: str = Field(default="object", description="Name of the object in the prompts.")
     tau: float = Field(default=0.07, gt=0, description="Temperature of patches against text.")
     tau_prime: float = Field(
@@ -58,20 +55,11 @@ class AnomalyCLIPConfig(MethodConfig):
     local_weight: float = Field(
         default=4.0, ge=0, description="Weight lambda of the map's losses against the score's."
     )
-    score: Score = Field(
-        default="global",
-        description="The global feature's probability, or its mean with the map's maximum, or the latter alone.",
-    )
-
-    @classmethod
-    def for_backbone(cls, preset: Preset, **settings: Any) -> AnomalyCLIPConfig:
-        """As for every method, but with the last tap alone and as many deep tokens as the text tower takes."""
-        own = {"layers": preset.taps[-1:], "deep_sets": deep_sets(preset)}
-        return super().for_backbone(preset, **{**own, **settings})
+    score: Score = "global"
 
 
 class AnomalyCLIP(Method):
-    """The method on a backbone: see the module's text for the equations."""
+    """AnomalyCLIP on a backbone: see the module's text for the equations."""
 
     name = "anomalyclip"
     config_class = AnomalyCLIPConfig
@@ -90,7 +78,7 @@ class AnomalyCLIP(Method):
         )
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the adapter anew: all tokens normal with deviation 0.02."""
+        """Draw the adapter anew: all tokens normal with deviation 0.02."""
         self.prompts.reset_parameters(generator)
 
     def forward(self, features: ImageFeatures) -> Output:
@@ -100,7 +88,7 @@ class AnomalyCLIP(Method):
         return Output(logits, score, terms={"global": image.sigmoid()})
 
     def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The terms of the loss, with their weights."""
+        """Terms of the loss, with their weights."""
         logits, image = self._compare(features)
         weight, kind = self.config.local_weight, self.config.score
         return pair_losses(logits, image, masks, labels, spec=self.map_spec, weight=weight, kind=kind)
@@ -129,16 +117,12 @@ def image_logits(cls: Tensor, text: Tensor, *, temperature: float) -> Tensor:
     return (states[:, 1] - states[:, 0]) / temperature
 
 
-def image_score(image: Tensor, logits: Tensor, *, kind: Score, spec: MapSpec) -> Tensor:
+def image_score(image: Tensor, logits: Tensor, *, kind: ScoreKind, spec: MapSpec) -> Tensor:
     """Scores (B,) in [0, 1] of the global feature's logits (B,) and of grids (B, L, h, w)."""
     if kind == "global":
         return image.sigmoid()
-    return _score_of_maps(image, layer_maps(logits, spec, size=spec.size), kind=kind)
-
-
-def _score_of_maps(image: Tensor, maps: Tensor, *, kind: Score) -> Tensor:
-    highest = maps.mean(dim=1).amax(dim=(-2, -1))
-    return highest if kind == "map" else (highest + image.sigmoid()) / 2
+    maps = layer_maps(logits, spec, size=spec.size)
+    return join_scores(map_maximum(maps), image.sigmoid(), kind=kind)
 
 
 def pair_losses(
@@ -149,7 +133,7 @@ def pair_losses(
     *,
     spec: MapSpec,
     weight: float,
-    kind: Score,
+    kind: ScoreKind,
 ) -> dict[str, Tensor]:
     """AnomalyCLIP's loss in its terms.
 
@@ -164,11 +148,11 @@ def pair_losses(
     """
     with full_precision(logits.device):
         maps = layer_maps(logits, spec, size=(masks.shape[-2], masks.shape[-1]))
-        terms = segmentation_losses(maps, masks, per_layer=True, both_channels=True)
+        terms = segmentation_losses(maps, masks)
         terms = {name: weight * term for name, term in terms.items()}
         if kind == "global":
             # Of the logits: where a probability is rounded to 0 or 1, its logarithm teaches nothing any more.
             terms["classify"] = F.binary_cross_entropy_with_logits(image, labels.to(image.dtype))
         else:
-            terms["classify"] = score_loss(_score_of_maps(image, maps, kind=kind), labels)
+            terms["classify"] = score_loss(join_scores(map_maximum(maps), image.sigmoid(), kind=kind), labels)
     return terms

@@ -25,23 +25,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zsad.clip.presets import Preset
 from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
-from zsad.errors import ConfigError
 from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
 from zsad.methods.sentences import ClassText
+from zsad.methods.settings import (
+    Activation,
+    AlignCorners,
+    ClassNames,
+    Positions,
+    Score,
+    Sigma,
+    ValueValue,
+)
 from zsad.methods.similarity import (
     full_precision,
     image_probability,
+    join_scores,
     layer_maps,
+    map_maximum,
     patch_logits,
     segmentation_losses,
 )
@@ -49,51 +58,22 @@ from zsad.nn.losses import score_loss
 
 
 class AprilGANConfig(MethodConfig):
-    """All settings of APRIL-GAN; the defaults are those of its published code."""
+    """Settings of APRIL-GAN; the defaults are those of its published code."""
 
-    value_value: bool = Field(default=False, description=MethodConfig.model_fields["value_value"].description)
-    activation: Literal["as_trained", "gelu", "quick_gelu"] = Field(
-        default="gelu", description=MethodConfig.model_fields["activation"].description
-    )
-    positions: Literal["bilinear", "bicubic", "bicubic_antialiased"] = Field(
-        default="bicubic_antialiased", description=MethodConfig.model_fields["positions"].description
-    )
-    align_corners: bool = Field(
-        default=True, description=MethodConfig.model_fields["align_corners"].description
-    )
-    sigma: float = Field(default=0.0, ge=0, description=MethodConfig.model_fields["sigma"].description)
-    tokens: Literal["raw", "normed"] = Field(
-        default="raw", description="Patch tokens without the tower's final norm, or behind it."
-    )
-    init: Literal["linear", "projection"] = Field(
-        default="linear",
-        description="Start the layers at random, or at the tower's own projection (for normed tokens).",
-    )
+    retired: ClassVar[Mapping[str, Any]] = {"tokens": "raw", "init": "linear"}
+
+    value_value: ValueValue = False
+    activation: Activation = "gelu"
+    positions: Positions = "bicubic_antialiased"
+    align_corners: AlignCorners = True
+    sigma: Sigma = 0.0
     tau: float = Field(default=0.01, gt=0, description="Temperature of patches and image against text.")
-    names: Literal["data", "object"] = Field(
-        default="data", description="Name the images' own object classes in the prompts, or say object."
-    )
-    score: Literal["global", "map_and_global", "map"] = Field(
-        default="global",
-        description="Probability of the whole image, the map's maximum, or the mean of both.",
-    )
-
-    @model_validator(mode="after")
-    def _possible(self) -> AprilGANConfig:
-        if self.init == "projection" and self.tokens == "raw":
-            raise ConfigError(
-                "init = 'projection' needs tokens = 'normed': the tower's projection follows its final norm"
-            )
-        return self
-
-    @classmethod
-    def for_backbone(cls, preset: Preset, **settings: Any) -> AprilGANConfig:
-        """As for every method, but on the ordinary path, not the value-value branch."""
-        return super().for_backbone(preset, **{"value_value": False, **settings})
+    names: ClassNames = "data"
+    score: Score = "global"
 
 
 class AprilGAN(Method):
-    """The method on a backbone: a linear layer for each tapped block."""
+    """APRIL-GAN on a backbone: a linear layer for each tapped block."""
 
     name = "aprilgan"
     config_class = AprilGANConfig
@@ -105,7 +85,6 @@ class AprilGAN(Method):
         "value_value_from",
         "activation",
         "positions",
-        "tokens",
     )
     training_defaults: ClassVar[Mapping[str, Any]] = COMMON_TRAINING
     config: AprilGANConfig
@@ -120,20 +99,14 @@ class AprilGAN(Method):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Starts the layers anew: as PyTorch draws linear layers, or at the tower's projection."""
-        if self.config.init == "projection":
-            self.weight.copy_(self.clip.visual.proj.T.expand_as(self.weight))
-            self.bias.zero_()
-            return
+        """Draw the layers anew, as PyTorch draws linear layers."""
         bound = 1 / math.sqrt(self.weight.shape[-1])
         for parameter in (self.weight, self.bias):
             parameter.uniform_(-bound, bound, generator=generator)
 
     @torch.no_grad()
     def features(self, pixels: Pixels) -> ImageFeatures:
-        """Patch tokens of the taps as the stream has them, or normed, and the class token as the stream has it."""
-        if self.config.tokens == "normed":
-            return self.normed_features(pixels)
+        """Patch tokens of the taps and the class token as the stream has them."""
         return ImageFeatures(*self._read_tower(pixels))
 
     def forward(self, features: ImageFeatures) -> Output:
@@ -141,17 +114,20 @@ class AprilGAN(Method):
         logits, whole = self._compare(features)
         if self.config.score == "global":
             return Output(logits, whole)
-        peak = self._peak(layer_maps(logits, self.map_spec, size=self.spec_of(features.grid).size))
-        return Output(logits, self._score(peak, whole), terms={"map": peak, "global": whole})
+        maps = layer_maps(logits, self.map_spec, size=self.spec_of(features.grid).size)
+        highest = map_maximum(maps)
+        score = join_scores(highest, whole, kind=self.config.score)
+        return Output(logits, score, terms={"map": highest, "global": whole})
 
     def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Focal and Dice of every layer's map, and the score's cross-entropy where the map is part of it."""
         logits, whole = self._compare(features)
         with full_precision(logits.device):
             maps = layer_maps(logits, self.map_spec, size=(masks.shape[-2], masks.shape[-1]))
-            terms = segmentation_losses(maps, masks, per_layer=True, both_channels=False)
+            terms = segmentation_losses(maps, masks, both_channels=False)
             if self.config.score != "global":
-                terms["classify"] = score_loss(self._score(self._peak(maps), whole), labels)
+                score = join_scores(map_maximum(maps), whole, kind=self.config.score)
+                terms["classify"] = score_loss(score, labels)
         return terms
 
     def _compare(self, features: ImageFeatures) -> tuple[Tensor, Tensor]:
@@ -164,17 +140,9 @@ class AprilGAN(Method):
         projected = [F.linear(tokens, weight, bias) for tokens, weight, bias in layers]
         # Mixed precision ends here: logits are differences over a small temperature.
         with full_precision(text.device):
-            found = [
+            grids = [
                 patch_logits(tokens.to(text.dtype)[:, None], text[:, None], temperature=tau)
                 for tokens in projected
             ]
             whole = image_probability(self.project_cls(cls), text, temperature=tau)
-        return torch.unflatten(torch.cat(found, dim=1), -1, features.grid), whole
-
-    def _peak(self, maps: Tensor) -> Tensor:
-        """The maximum (B,) of the layers' mean map."""
-        return maps.mean(dim=1).amax(dim=(-2, -1))
-
-    def _score(self, peak: Tensor, whole: Tensor) -> Tensor:
-        """Scores (B,) of the map's maximum and the image's probability, where the map is part of them."""
-        return peak if self.config.score == "map" else (peak + whole) / 2
+        return torch.unflatten(torch.cat(grids, dim=1), -1, features.grid), whole

@@ -11,30 +11,25 @@ and 7), so that the two differ in their text alone.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from zsad.clip.presets import Preset
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
 from zsad.methods.sentences import SentenceBank
-from zsad.methods.similarity import image_probability, layer_maps, patch_logits
-from zsad.nn.maps import MapOrder
+from zsad.methods.settings import Layers, Order
+from zsad.methods.similarity import image_probability, join_scores, layer_maps, map_maximum, patch_logits
 from zsad.prompts import state_prompts
 
 
 class ClipConfig(MethodConfig):
-    """All settings of plain CLIP."""
+    """Settings of plain CLIP."""
 
-    layers: tuple[int, ...] = Field(
-        default=(24,), min_length=1, description="Tapped blocks of the image tower, counted from 1."
-    )
-    map_order: MapOrder = Field(
-        default="after_softmax", description=MethodConfig.model_fields["map_order"].description
-    )
+    layers: Layers = (24,)
+    map_order: Order = "after_softmax"
     tau: float = Field(default=0.07, gt=0, description="Temperature of patches against text.")
     tau_prime: float = Field(
         default=0.01, gt=0, description="Temperature of the global feature against text."
@@ -48,14 +43,9 @@ class ClipConfig(MethodConfig):
         description="Mean of the map's maximum and the global part, or the latter alone.",
     )
 
-    @classmethod
-    def for_backbone(cls, preset: Preset, **settings: Any) -> ClipConfig:
-        """As for every method, but with the last tap alone: CLIP was trained to align only that with text."""
-        return super().for_backbone(preset, **{"layers": preset.taps[-1:], **settings})
-
 
 class ClipZeroShot(Method):
-    """The baseline on a backbone. It has no adapter: its text is encoded once, here."""
+    """Plain CLIP on a backbone. It has no adapter: its text is encoded once, here."""
 
     name = "clip"
     config_class = ClipConfig
@@ -78,11 +68,11 @@ class ClipZeroShot(Method):
         score = image_probability(cls, self.text[0], temperature=config.tau_prime)
         if config.score == "map_and_global":
             maps = layer_maps(logits, self.map_spec, size=self.spec_of(features.grid).size)
-            score = (maps.mean(dim=1).amax(dim=(-2, -1)) + score) / 2
+            score = join_scores(map_maximum(maps), score, kind="map_and_global")
         return Output(logits, score)
 
     def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """There is nothing to train.
+        """Refuse training: there is nothing to train.
 
         Raises:
             ConfigError: always.

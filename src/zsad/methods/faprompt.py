@@ -33,50 +33,41 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zsad.clip.presets import Preset
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
-from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
-from zsad.methods.learned_prompts import PromptLearner, deep_sets
+from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, Output
+from zsad.methods.learned_prompts import DeepPromptConfig, PromptLearner
+from zsad.methods.settings import Layers, Order
 from zsad.methods.similarity import (
     full_precision,
     image_probability,
+    join_scores,
     layer_maps,
+    map_maximum,
     patch_logits,
     segmentation_losses,
 )
 from zsad.nn.hybrid import start_linear
 from zsad.nn.losses import focal_loss, score_loss
-from zsad.nn.maps import MapOrder
 
 
-class FAPromptConfig(MethodConfig):
-    """All settings of FAPrompt."""
+class FAPromptConfig(DeepPromptConfig):
+    """Settings of FAPrompt."""
 
-    layers: tuple[int, ...] = Field(
-        default=(24,), min_length=1, description="Tapped blocks of the image tower, counted from 1."
-    )
-    map_order: MapOrder = Field(
-        default="after_softmax",
-        description="Upsample the map before the softmax or after it, or take the softmax of the layers' mean.",
-    )
+    retired: ClassVar[Mapping[str, Any]] = {"prior_hidden": None}
+
+    layers: Layers = (24,)
+    map_order: Order = "after_softmax"
     normal_tokens: int = Field(default=5, ge=1, description="Learnable tokens E that all prompts begin with.")
     abnormal_tokens: int = Field(
         default=2, ge=1, description="Learnable tokens E' of an abnormal prompt; the public code has 1."
     )
     abnormal_prompts: int = Field(default=10, ge=1, description="Abnormal prompts K.")
-    deep_sets: int = Field(
-        default=8, ge=0, description="Text blocks, from the second on, that get deep tokens of their own."
-    )
-    deep_tokens: int = Field(default=4, ge=1, description="Deep tokens of a text block.")
     class_word: str = Field(default="object", description="Name of the object in the prompts.")
     prior_tokens: int = Field(default=10, ge=1, description="Patches k that the prior is made of.")
     prior_patches: Literal["selected", "first"] = Field(
         default="selected",
         description="The most anomalous patches, or the image's first ones as the public code takes.",
-    )
-    prior_hidden: int | None = Field(
-        default=None, ge=1, description="Hidden width of the prior's MLP; default: a sixteenth of its input."
     )
     tau: float = Field(
         default=0.07, gt=0, description="Temperature of patches and global feature against text."
@@ -85,9 +76,9 @@ class FAPromptConfig(MethodConfig):
         default="fused",
         description="The paper's score, or the mean of the map's maximum and the global part, or one of these.",
     )
-    score_loss: Literal["focal", "focal_of_logit", "bce"] = Field(
+    score_loss: Literal["focal", "focal_of_logit"] = Field(
         default="focal",
-        description="Focal loss of the score (inferred), or of its sigmoid as in the public code, or cross-entropy.",
+        description="Focal loss of the score (inferred), or of its sigmoid as in the public code.",
     )
     second_map: float = Field(
         default=0.5, ge=0, description="Weight of the losses of the map with the prior."
@@ -100,15 +91,9 @@ class FAPromptConfig(MethodConfig):
     apart: float = Field(default=0.1, ge=0, description="Weight of the cosines between abnormal prompts.")
     prior_weight: float = Field(default=1.0, ge=0, description="Weight of the prior's size on normal images.")
 
-    @classmethod
-    def for_backbone(cls, preset: Preset, **settings: Any) -> FAPromptConfig:
-        """As for every method, but with the last tap alone and as many deep tokens as the text tower takes."""
-        own = {"layers": preset.taps[-1:], "deep_sets": deep_sets(preset)}
-        return super().for_backbone(preset, **{**own, **settings})
-
 
 class FAPrompt(Method):
-    """The method on a backbone: see the module's text for the equations."""
+    """FAPrompt on a backbone: see the module's text for the equations."""
 
     name = "faprompt"
     config_class = FAPromptConfig
@@ -143,19 +128,19 @@ class FAPrompt(Method):
             deep_tokens=config.deep_tokens,
         )
         width = taken * self.clip.config.embed_dim
-        hidden = config.prior_hidden or max(1, width // 16)
+        hidden = max(1, width // 16)
         self.prior_in = nn.Linear(width, hidden)
         self.prior_out = nn.Linear(hidden, self.clip.config.text.width)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the adapter anew: tokens normal with deviation 0.02, the prior's MLP as linear layers start."""
+        """Draw the adapter anew: tokens normal with deviation 0.02, the prior's MLP as linear layers start."""
         self.prompts.reset_parameters(generator)
         for layer in (self.prior_in, self.prior_out):
             start_linear(layer, generator)
 
     def forward(self, features: ImageFeatures) -> Output:
-        """Both versions' grids, without and with the prior (B, 2 L, h, w), and the scores."""
+        """Grids of both versions, without and with the prior (B, 2 L, h, w), and the scores."""
         logits, probability, _, _ = self._compare(features)
         both = torch.cat(logits, dim=1)
         size = self.spec_of(features.grid).size
@@ -165,25 +150,22 @@ class FAPrompt(Method):
         return Output(both, self._score(logits, maps, probability), terms=parts)
 
     def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The terms of the loss, with their weights."""
+        """Terms of the loss, with their weights."""
         config = self.config
         logits, probability, abnormal, prior = self._compare(features)
         with full_precision(probability.device):
             size = (masks.shape[-2], masks.shape[-1])
             maps = [layer_maps(version, self.map_spec, size=size) for version in logits]
-            terms, second = (segmentation_losses(m, masks, per_layer=True, both_channels=True) for m in maps)
+            terms, second = (segmentation_losses(version, masks) for version in maps)
             terms |= {f"{name}_with_prior": config.second_map * term for name, term in second.items()}
             terms["cross_entropy"] = config.cross_entropy * score_loss(probability, labels)
-            terms["classify"] = self._score_loss(self._score(logits, maps, probability), labels)
+            score = self._score(logits, maps, probability)
+            focal_input = score.sigmoid() if config.score_loss == "focal_of_logit" else score
+            terms["classify"] = focal_loss(focal_input, labels)
             terms["apart"] = config.apart * pairwise_cosines(abnormal)
             size_of_prior = prior.to(probability.dtype).square().mean(dim=-1)
             terms["prior"] = config.prior_weight * ((1 - labels) * size_of_prior).sum()
         return terms
-
-    def _score_loss(self, score: Tensor, labels: Tensor) -> Tensor:
-        if self.config.score_loss == "bce":
-            return score_loss(score, labels)
-        return focal_loss(score.sigmoid() if self.config.score_loss == "focal_of_logit" else score, labels)
 
     def _score(self, logits: list[Tensor], maps: list[Tensor], probability: Tensor) -> Tensor:
         """Scores (B,) of both versions' grids and maps (B, L, H, W), and the global feature's part (B,)."""
@@ -193,8 +175,7 @@ class FAPrompt(Method):
         if kind == "fused":
             without, with_prior = (_highest(version) for version in logits)
             return (probability + (2 * without + with_prior) / 3) / 2
-        highest = torch.cat(maps, dim=1).mean(dim=1).amax(dim=(-2, -1))
-        return highest if kind == "map" else (highest + probability) / 2
+        return join_scores(map_maximum(torch.cat(maps, dim=1)), probability, kind=kind)
 
     def _compare(self, features: ImageFeatures) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """Grids (B, L, h, w) of both versions, the global part (B,), abnormal text (K, D), priors (B, D_t)."""
@@ -220,7 +201,7 @@ class FAPrompt(Method):
         return [first.view(shape), second.view(shape)], probability, text[1:], prior
 
     def _prior_patches(self, patches: Tensor, logits: Tensor) -> Tensor:
-        """The patches (B, k D) that the prior is made of, each of length one, most anomalous first."""
+        """Patches (B, k D) that the prior is made of, each of length one, most anomalous first."""
         count = self.config.prior_tokens
         if self.config.prior_patches == "selected":
             chosen = logits.topk(count, dim=-1).indices
@@ -240,5 +221,5 @@ def pairwise_cosines(text: Tensor) -> Tensor:
 
 
 def _highest(logits: Tensor) -> Tensor:
-    """The highest patch probability (B,) of a version's grids (B, L, h, w)."""
+    """Highest patch probability (B,) of a version's grids (B, L, h, w)."""
     return logits.sigmoid().mean(dim=1).amax(dim=(-2, -1))

@@ -3,7 +3,7 @@
 A prompt is written as a template: words stay fixed, a slot `{name}` stands for learnable tokens ("context"):
 
     PromptLearner(backbone, ["{normal} object.", "{abnormal} damaged object."],
-                  contexts={"normal": 12, "abnormal": 12}, deep=deep_sets(backbone.preset))
+                  contexts={"normal": 12, "abnormal": 12}, deep=8)
 
 `contexts` gives each slot's number of tokens M, or (S, M) for a stack of S contexts of which `{name.0}` .. name
 one each; several prompts may use the same slot. All P prompts are one batch of one pass:
@@ -17,7 +17,7 @@ Prompts that begin alike are packed into one sequence, so that what they share i
 
 Embeddings are not normalised. The tower is an argument, not a submodule: a checkpoint holds the prompts alone.
 `learner.contexts[name]` are the parameters (M, D_t) or (S, M, D_t), `learner.deep` those of the deep tokens
-(G, J, M, D_t) of G groups of prompts, or None.
+(1, J, M, D_t), or None.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from zsad.clip.presets import Preset
@@ -35,6 +37,7 @@ from zsad.clip.text import TextTower
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
+from zsad.methods.settings import MethodConfig
 from zsad.methods.text_cache import TextCache
 from zsad.nn.packing import tree_layout
 
@@ -43,9 +46,19 @@ _WORTH_PACKING = 0.75
 """Prompts are packed if that leaves at most this share of their tokens: a mask costs a little, too."""
 
 
-def deep_sets(preset: Preset, *, wanted: int = 8) -> int:
-    """Sets of deep text tokens that a backbone's text tower takes, at most `wanted` (AnomalyCLIP has 8)."""
-    return max(0, min(wanted, preset.config.text.layers - 1))
+class DeepPromptConfig(MethodConfig):
+    """The fields of methods whose prompts have deep tokens."""
+
+    deep_sets: int = Field(
+        default=8, ge=0, description="Text blocks, from the second on, that get deep tokens of their own."
+    )
+    deep_tokens: int = Field(default=4, ge=1, description="Deep tokens of a text block.")
+
+    @classmethod
+    def _defaults_on(cls, preset: Preset) -> dict[str, Any]:
+        """Return those of every method, and as many sets as the text tower takes, at most AnomalyCLIP's 8."""
+        sets = max(0, min(8, preset.config.text.layers - 1))
+        return {**super()._defaults_on(preset), "deep_sets": sets}
 
 
 class PromptLearner(nn.Module):
@@ -58,10 +71,6 @@ class PromptLearner(nn.Module):
         deep: sets J of deep tokens: the j-th replaces positions 1 .. M at the input of text block j + 1, so
             that a tower of T blocks takes T - 1; 0 for none.
         deep_tokens: tokens M of a set.
-        deep_groups: for each prompt the group whose deep tokens it has, from 0; default: all have the same.
-        deviation: of the normal distribution that `reset_parameters` draws from.
-        fuse: makes of the learned contexts by name those, or some of those, that `forward` encodes in their
-            place; a function of nothing else.
 
     Raises:
         ConfigError: an unknown slot, a prompt too long for the tower or too short for its deep tokens, more
@@ -79,13 +88,9 @@ class PromptLearner(nn.Module):
         contexts: Mapping[str, int | tuple[int, int]],
         deep: int = 0,
         deep_tokens: int = 4,
-        deep_groups: Sequence[int] | None = None,
-        deviation: float = 0.02,
-        fuse: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
     ) -> None:
         super().__init__()
         width = backbone.clip.config.text.width
-        self.deviation, self.fuse = deviation, fuse
         self._shapes = {
             name: (shape,) if isinstance(shape, int) else shape for name, shape in contexts.items()
         }
@@ -94,27 +99,27 @@ class PromptLearner(nn.Module):
         )
         words, self._rows = _layout(templates, self._shapes, backbone.tokenizer)
         _check(backbone, lengths=[len(row) for row in self._rows], deep=deep, deep_tokens=deep_tokens)
-        self._groups = [0] * len(templates) if deep_groups is None else list(deep_groups)
         self.register_buffer("_words", torch.tensor(words), persistent=False)
-        shape = (max(self._groups) + 1, deep, deep_tokens, width)
-        self.register_parameter("deep", nn.Parameter(torch.empty(shape)) if deep else None)
+        self.register_parameter(
+            "deep", nn.Parameter(torch.empty(1, deep, deep_tokens, width)) if deep else None
+        )
         self._text_cache = TextCache()
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws contexts, in the order given, then deep tokens."""
+        """Draw contexts, in the order given, then deep tokens: normal with deviation 0.02."""
         tokens = [*self.contexts.values(), *([] if self.deep is None else [self.deep])]
         for parameter in tokens:
-            nn.init.normal_(parameter, std=self.deviation, generator=generator)
+            nn.init.normal_(parameter, std=0.02, generator=generator)
 
     def forward(self, tower: TextTower) -> Tensor:
         """Embeddings (P, D) of the prompts as learned, not normalised.
 
-        They are kept as long as no gradient is asked for and neither prompts nor tower change: in evaluation,
+        They are cached as long as no gradient is slot for and neither prompts nor tower change: in evaluation,
         and in training once the prompts are frozen.
         """
         sources = (*self.parameters(), tower.proj)
-        return self._text_cache.get(lambda: self.encode(tower, contexts=self._fused()), sources=sources)
+        return self._text_cache.get(lambda: self.encode(tower), sources=sources)
 
     def encode(
         self,
@@ -122,7 +127,6 @@ class PromptLearner(nn.Module):
         *,
         contexts: Mapping[str, Tensor] | None = None,
         prompts: Sequence[int] | None = None,
-        project: bool = True,
     ) -> Tensor:
         """Embeddings (P, D), or (B, P, D) where a given context has a batch axis; not normalised.
 
@@ -130,7 +134,6 @@ class PromptLearner(nn.Module):
             tower: of the backbone that the learner was built for.
             contexts: what stands in place of learned contexts: of their shape, or with a leading axis B.
             prompts: which of the prompts are encoded, by number; default: all.
-            project: False leaves the tower's projection out: width D_t.
         """
         tokens: dict[str, Tensor] = {**self.contexts, **(contexts or {})}
         # Every context as (B or 1, its tokens, D_t), the axes of a stack joined.
@@ -139,62 +142,49 @@ class PromptLearner(nn.Module):
         batch, words = batches[0] if batches else 1, tower.embed(self._words)
         table = torch.cat([x.to(words.dtype).expand(batch, -1, -1) for x in (*flat, words[None])], dim=1)
         chosen = tuple(range(len(self._rows)) if prompts is None else prompts)
-        text = self._run(tower, table, chosen, project=project).to(flat[0].dtype)
+        text = self._run(tower, table, chosen).to(flat[0].dtype)
         return text if batches else text[0]
 
-    def _run(self, tower: TextTower, table: Tensor, chosen: tuple[int, ...], *, project: bool) -> Tensor:
-        """The chosen prompts (B, Q, D) of a table (B, F, D_t) of all tokens, packed where that spares enough."""
+    def _run(self, tower: TextTower, table: Tensor, chosen: tuple[int, ...]) -> Tensor:
+        """Chosen prompts (B, Q, D) of a table (B, F, D_t) of all tokens, packed where that spares enough."""
         rows = [self._rows[number] for number in chosen]
-        prefix, batch, device = self._shared(chosen), table.shape[0], table.device
+        prefix, batch, device = self._shared(rows), table.shape[0], table.device
+        deep = None if self.deep is None else self.deep[0]
         if prefix:
             layout = tree_layout(prefix, tuple(len(row) - prefix for row in rows)).to(device)
             index = torch.tensor(
                 [*rows[0][:prefix], *(i for row in rows for i in row[prefix:])], device=device
             )
-            deep = None if self.deep is None else self.deep[self._groups[chosen[0]]]
             return tower.forward_packed(
                 table[:, index],
                 positions=layout.positions,
                 mask=layout.mask,
                 eos=layout.ends,
                 deep_tokens=deep,
-                project=project,
             )
         length = max(map(len, rows))
-        # Behind its end a prompt repeats it; nothing looks there.
+        # Behind its end a prompt repeats it; nothing attends to that.
         index = torch.tensor([row + row[-1:] * (length - len(row)) for row in rows], device=device)
         ends = torch.tensor([len(row) - 1 for row in rows], device=device).repeat(batch)
-        deep = self._deep_rows(chosen, batch=batch)
-        text: Tensor = tower(table[:, index].flatten(0, 1), eos=ends, deep_tokens=deep, project=project)
+        text: Tensor = tower(table[:, index].flatten(0, 1), eos=ends, deep_tokens=deep)
         return torch.unflatten(text, 0, (-1, len(rows)))
 
-    def _shared(self, chosen: tuple[int, ...]) -> int:
-        """Tokens of the common beginning with which the chosen prompts are packed; 0 where they are not."""
-        rows, groups = [self._rows[number] for number in chosen], {self._groups[number] for number in chosen}
+    def _shared(self, rows: Sequence[Sequence[int]]) -> int:
+        """Tokens of the common beginning with which prompts are packed; 0 where they are not."""
         # No prompt ends in the prefix, for each needs a branch of its own.
         alike = [len(set(tokens)) == 1 for tokens in zip(*(row[:-1] for row in rows), strict=False)]
         prefix = len(list(itertools.takewhile(bool, alike)))
         replaced = 0 if self.deep is None else self.deep.shape[2]
-        if prefix < 1 + replaced or (self.deep is not None and len(groups) > 1):
+        if prefix < 1 + replaced:
             return 0
         packed = prefix + sum(len(row) - prefix for row in rows)
         return prefix if packed <= _WORTH_PACKING * len(rows) * max(map(len, rows)) else 0
-
-    def _fused(self) -> Mapping[str, Tensor] | None:
-        return None if self.fuse is None else self.fuse(dict(self.contexts))
-
-    def _deep_rows(self, chosen: tuple[int, ...], *, batch: int) -> Tensor | None:
-        """Deep tokens (J, M, D_t) of all sequences, or (J, batch * Q, M, D_t) where groups have their own."""
-        if self.deep is None or len(self.deep) == 1:
-            return None if self.deep is None else self.deep[0]
-        deep = self.deep[[self._groups[number] for number in chosen]]
-        return deep.repeat(batch, 1, 1, 1).transpose(0, 1)
 
 
 def _layout(
     templates: Sequence[str], shapes: Mapping[str, tuple[int, ...]], tokenizer: Tokenizer
 ) -> tuple[list[int], list[list[int]]]:
-    """Where prompts take their tokens from: a table of all contexts, in order, and then the fixed words.
+    """Layout of the prompts' tokens in a table of all contexts, in order, and then the fixed words.
 
     Returns:
         Ids (F,) of the fixed words, and for each prompt the table's rows from SOS to EOS.
@@ -220,15 +210,15 @@ def _layout(
 def _slot(name: str, member: str | None, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
     """Tokens of a slot, and how many tokens of its stack come before them."""
     shape = shapes.get(name, ())
-    known = {f"{key}.{i}" if len(s) > 1 else key for key, s in shapes.items() for i in range(s[0])}
-    asked = name if member is None else f"{name}.{int(member)}"
-    if asked not in known:
-        raise ConfigError(f"a prompt has the unknown slot {{{asked}}}; known are {', '.join(sorted(known))}")
+    slots = {f"{key}.{i}" if len(s) > 1 else key for key, s in shapes.items() for i in range(s[0])}
+    slot = name if member is None else f"{name}.{int(member)}"
+    if slot not in slots:
+        raise ConfigError(f"a prompt has the unknown slot {{{slot}}}; known are {', '.join(sorted(slots))}")
     return shape[-1], 0 if member is None else int(member) * shape[-1]
 
 
 def _check(backbone: Backbone, *, lengths: Sequence[int], deep: int, deep_tokens: int) -> None:
-    """ConfigError where the text tower does not take prompts of these lengths with these deep tokens."""
+    """Raise ConfigError where the text tower does not take prompts of these lengths with these deep tokens."""
     text = backbone.clip.config.text
     if max(lengths) > text.context_length:
         raise ConfigError(

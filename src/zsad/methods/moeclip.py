@@ -31,18 +31,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zsad.clip.presets import PRESETS, Preset
 from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
+from zsad.errors import ConfigError
 from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, Output
-from zsad.methods.moeclip_config import MoECLIPConfig
 from zsad.methods.sentences import SentenceBank, distinct_words, of_images
-from zsad.methods.similarity import full_precision, layer_maps, patch_logits, segmentation_losses
+from zsad.methods.settings import (
+    Activation,
+    AlignCorners,
+    ClassNames,
+    Order,
+    Positions,
+    RoutedConfig,
+    Smooth,
+    ValueValue,
+)
+from zsad.methods.similarity import (
+    full_precision,
+    join_scores,
+    layer_maps,
+    patch_logits,
+    segmentation_losses,
+    weighted_terms,
+)
 from zsad.nn.filters import render_map
 from zsad.nn.heads import TokenHead
 from zsad.nn.lora import LoRAMixture, Routed, etf_loss, imbalance_loss
@@ -52,12 +71,131 @@ from zsad.nn.windows import check_window
 from zsad.prompts import published_prompts
 
 TRAIN_TEMPERATURE = 0.01
+GLOBAL_TEMPERATURE = 0.07
+"""Temperature of the image feature where a score takes its probability (inferred)."""
 SLOPE = 0.01
+RECIPES: Mapping[str, Mapping[str, float]] = {
+    "paper": {},
+    "released": {"etf_weight": 0.0, "balance_weight": 0.0, "dropout": 0.0},
+}
+DOMAINS: Mapping[str, Mapping[str, Any]] = {
+    "industrial": {},
+    "medical": {"sigma": 1.5, "score": "map"},
+}
+
+
+class MoECLIPConfig(RoutedConfig):
+    """Settings of MoECLIP; the defaults are the paper's."""
+
+    retired: ClassVar[Mapping[str, Any]] = {
+        "projectors": "shared",
+        "relu": False,
+        "global_temperature": GLOBAL_TEMPERATURE,
+    }
+
+    value_value: ValueValue = False
+    activation: Activation = "gelu"
+    positions: Positions = "bicubic_antialiased"
+    map_order: Order = "mean_logits"
+    align_corners: AlignCorners = True
+    sigma: float = Field(
+        default=1.0, ge=0, description="Gaussian smoothing in patches, inference only; 1.5 for medical."
+    )
+    smooth: Smooth = "grid"
+    recipe: Literal["paper", "released"] = Field(
+        default="paper",
+        description="As the paper trains, or as the released code does: no auxiliary losses, no dropout, a tenth "
+        "of the training's learning_rate, given or not. Sets etf_weight, balance_weight and dropout where not given.",
+    )
+    domain: Literal["industrial", "medical"] = Field(
+        default="industrial",
+        description="What images are of. Sets sigma and score where they are not given.",
+    )
+    rank: int = Field(default=8, ge=1, description="Rank R of an expert.")
+    alpha: float = Field(default=16.0, gt=0, description="Experts are scaled by alpha / rank.")
+    dropout: float = Field(
+        default=0.05, ge=0, lt=1, description="Share of features hidden from the experts in training."
+    )
+    blend: float = Field(default=0.1, ge=0, le=1, description="Share lambda of the experts in a token.")
+    norm_floor: float = Field(
+        default=1e-6,
+        gt=0,
+        description="Added to the norm that experts' outputs are divided by. As published, the first gradient is of "
+        "order 1 / norm_floor, and Adam's memory of it slows the experts for thousands of steps; with 1 "
+        "they learn at once.",
+    )
+    fofs: bool = Field(
+        default=True,
+        description="Experts read frozen orthonormal projections of features of their own; otherwise trained "
+        "projections of all.",
+    )
+    gate_init: Literal["zero", "random"] = Field(
+        default="zero", description="Start of the routers; zero starts with ties, random with deviation 0.02."
+    )
+    etf_weight: float = Field(default=0.01, ge=0, description="Weight of the loss that keeps experts apart.")
+    balance_weight: float = Field(
+        default=0.01, ge=0, description="Weight of the loss that keeps experts busy."
+    )
+    windows: tuple[int, ...] = Field(
+        default=(1, 3, 5),
+        min_length=1,
+        description="Sides of the neighbourhoods that patches are averaged over.",
+    )
+    start: Literal["random", "clip"] = Field(
+        default="random",
+        description="Projectors and text adapter start Xavier-uniform (published), or as CLIP's own projections: "
+        "for trainings of a few hundred steps.",
+    )
+    head: Literal["depthwise", "linear"] = Field(
+        default="depthwise",
+        description="The image feature's head: a depth-wise convolution along the patches, or a projection alone.",
+    )
+    names: ClassNames = "data"
+    map_temperature: float = Field(
+        default=0.25,
+        gt=0,
+        description="Temperature of the maps' cosines in inference (inferred). It changes no ranking of pixels; a "
+        "low one drives all high values to 1. Training takes 0.01.",
+    )
+    score: Literal["map_and_cosine", "map_and_global", "global", "map"] = Field(
+        default="map_and_cosine",
+        description="Mean of the map's maximum and of (cos_a + 1) / 2 (published for industrial images) or of the "
+        "global probability; or one of these; map is published for medical images.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _groups(cls, data: Any) -> Any:
+        """Return `data` over the settings that its `recipe` and `domain` stand for."""
+        if not isinstance(data, Mapping):
+            return data
+        recipe, domain = RECIPES.get(data.get("recipe", ""), {}), DOMAINS.get(data.get("domain", ""), {})
+        return {**recipe, **domain, **data}
+
+    @model_validator(mode="after")
+    def _possible(self) -> MoECLIPConfig:
+        if self.experts == 1 and self.etf_weight:
+            raise ConfigError(
+                "etf_weight keeps experts apart, but experts = 1; set it to 0 or use more experts"
+            )
+        if self.value_value:
+            raise ConfigError(
+                "value_value = true is not for MoECLIP, which adapts the ordinary path; drop it"
+            )
+        if list(self.windows) != sorted(set(self.windows)) or any(r < 1 or r % 2 == 0 for r in self.windows):
+            raise ConfigError(f"windows = {self.windows} must rise and be odd, such as (1, 3, 5)")
+        return self
+
+    @classmethod
+    def _defaults_on(cls, preset: Preset) -> dict[str, Any]:
+        """Return those of every method, and plain GELU for OpenAI's weights alone."""
+        activation = "gelu" if preset.name in PRESETS else "as_trained"
+        return {**super()._defaults_on(preset), "activation": activation}
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What one pass gives: differences of cosines (B, L', h, w), cosines of the image feature (B, 2), routing."""
+class _Comparison:
+    """Results of one pass: differences of cosines (B, L', h, w), cosines of the image feature (B, 2), routing."""
 
     difference: Tensor
     cosines: Tensor
@@ -65,7 +203,7 @@ class _Seen:
 
 
 class MoECLIP(Method):
-    """The method on a backbone: see the module's text for the equations."""
+    """MoECLIP on a backbone: see the module's text for the equations."""
 
     name = "moeclip"
     config_class = MoECLIPConfig
@@ -88,8 +226,7 @@ class MoECLIP(Method):
         width, embed_dim, layers = clip.vision.width, clip.embed_dim, len(config.layers)
         check_window(self.grid, config.windows[-1])
         self.experts = nn.ModuleList(self._mixture(width) for _ in range(layers))
-        scales = len(config.windows) if config.projectors == "separate" else 1
-        self.projectors = nn.Parameter(torch.empty(layers, scales, embed_dim, width))
+        self.projectors = nn.Parameter(torch.empty(layers, 1, embed_dim, width))
         self.head = TokenHead(width, embed_dim, depthwise=config.head == "depthwise")
         self.text_adapter = nn.Parameter(torch.empty(embed_dim, clip.text.width))
         self._bank = SentenceBank(backbone)
@@ -111,7 +248,7 @@ class MoECLIP(Method):
         )
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the adapter anew: experts that give 0, projectors Xavier-uniform or CLIP's own (`start`)."""
+        """Draw the adapter anew: experts that give 0, projectors Xavier-uniform or CLIP's own (`start`)."""
         for mixture in self._mixtures:
             mixture.reset_parameters(generator)
         for matrix in (*self.projectors.flatten(0, 1), self.text_adapter):
@@ -127,80 +264,14 @@ class MoECLIP(Method):
         return [mixture for mixture in self.experts if isinstance(mixture, LoRAMixture)]
 
     def rate_of(self, parameter: str) -> float:
-        """The released code trains at 5e-5, the paper at 5e-4."""
+        """Factor on the rate: the released code trains at 5e-5, the paper at 5e-4."""
         return 0.1 if self.config.recipe == "released" else 1.0
 
     @torch.no_grad()
     def features(self, pixels: Pixels) -> ImageFeatures:
-        """The stream (B, 1, 1 + N, D_x) behind the first tapped block, which nothing trained has touched yet."""
+        """Stream (B, 1, 1 + N, D_x) behind the first tapped block, which nothing trained has touched yet."""
         stream, grid = self.clip.visual.stream(pixels, after=self.config.layers[0], **self.position_mode())
         return ImageFeatures(stream.unsqueeze(1), stream[:, 0], grid)
-
-    def forward(self, features: ImageFeatures) -> Output:
-        """Grids of all layers and windows, layer by layer, scores with their parts, and the experts' weights."""
-        seen = self._look(features)
-        logits = seen.difference / self.config.map_temperature
-        maps = render_map(logits, self.spec_of(features.grid))
-        highest, cosine = maps.amax(dim=(-2, -1)), (seen.cosines[:, 1] + 1) / 2
-        terms = {"map": highest, "global": cosine, "map_low": maps.amin(dim=(-2, -1))}
-        weights = torch.stack([self._patch_weights(routed, features) for routed in seen.routed], dim=1)
-        return Output(logits, self._score(highest, seen.cosines), {"experts": weights.mean(dim=2)}, terms)
-
-    def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The terms of the loss, with their weights."""
-        config, seen = self.config, self._look(features)
-        size = (masks.shape[-2], masks.shape[-1])
-        with full_precision(masks.device):
-            maps = layer_maps(seen.difference / TRAIN_TEMPERATURE, self.map_spec, size=size)
-            terms = segmentation_losses(maps, masks, per_layer=True, both_channels=True)
-            terms["classify"] = self._classify(seen, labels, size=size)
-            for name, weight, parts in (
-                ("etf", config.etf_weight, [etf_loss(routed.gram) for routed in seen.routed]),
-                ("balance", config.balance_weight, [imbalance_loss(routed.logits) for routed in seen.routed]),
-            ):
-                terms[name] = weight * torch.stack(parts).sum()
-                if not weight:
-                    terms[f"raw_{name}"] = torch.stack(parts).sum().detach()
-        return terms
-
-    def token_routing(self, features: ImageFeatures) -> dict[str, Tensor]:
-        """Weights (B, L, N, E) of the experts for every patch."""
-        routed = self._adapt(features)[1]
-        return {"experts": torch.stack([self._patch_weights(one, features) for one in routed], dim=1)}
-
-    def expert_embeddings(self) -> dict[str, Tensor]:
-        """The columns of each B_n behind one another, (L, E, R D_x): what an expert can put into a token."""
-        return {"experts": torch.stack([mixture.up.detach().flatten(1) for mixture in self._mixtures])}
-
-    def _patch_weights(self, routed: Routed, features: ImageFeatures) -> Tensor:
-        return routed.weights.detach().view(features.cls.shape[0], -1, self.config.experts)[:, 1:]
-
-    def _classify(self, seen: _Seen, labels: Tensor, *, size: tuple[int, int]) -> Tensor:
-        """Cross-entropy of the cosines, without temperature; of the score where it is none of the paper's."""
-        if self.config.score in ("map_and_cosine", "map"):
-            return F.cross_entropy(seen.cosines, labels.long())
-        maps = render_map(seen.difference / self.config.map_temperature, self.map_spec, size=size)
-        return score_loss(self._score(maps.amax(dim=(-2, -1)), seen.cosines), labels)
-
-    def _score(self, highest: Tensor, cosines: Tensor) -> Tensor:
-        """Scores (B,) of the maps' maxima (B,) and the image feature's cosines (B, 2)."""
-        kind = self.config.score
-        if kind == "map":
-            return highest
-        if kind == "map_and_cosine":
-            return (highest + (cosines[:, 1] + 1) / 2) / 2
-        probability = ((cosines[:, 1] - cosines[:, 0]) / self.config.global_temperature).sigmoid()
-        return probability if kind == "global" else (highest + probability) / 2
-
-    def _look(self, features: ImageFeatures) -> _Seen:
-        """The whole image side behind the cached stream, against the text of the images' classes."""
-        layers, routed = self._adapt(features)
-        text = self.encode(features.words, batch=features.cls.shape[0])
-        rows = [self._differences(tap, index, features.grid, text) for index, tap in enumerate(layers)]
-        image = self.head(self._normed(layers[-1][:, 1:]))
-        with full_precision(text.device):
-            cosines = (image.to(text.dtype).unsqueeze(1) * text).sum(dim=-1)
-        return _Seen(torch.cat(rows, dim=1), cosines, routed)
 
     def _adapt(self, features: ImageFeatures) -> tuple[list[Tensor], list[Routed]]:
         """Adapted streams (B, 1 + N, D_x) of the tapped layers, and what the experts did in each."""
@@ -220,6 +291,18 @@ class MoECLIP(Method):
         read = visual.resume(start, grid=features.grid, after=first, taps=later, hooks=hooks)
         return [start, *read.taps], routed
 
+    def _patch_weights(self, routed: Routed, features: ImageFeatures) -> Tensor:
+        return routed.weights.detach().view(features.cls.shape[0], -1, self.config.experts)[:, 1:]
+
+    def token_routing(self, features: ImageFeatures) -> dict[str, Tensor]:
+        """Weights (B, L, N, E) of the experts for every patch."""
+        routed = self._adapt(features)[1]
+        return {"experts": torch.stack([self._patch_weights(one, features) for one in routed], dim=1)}
+
+    def expert_embeddings(self) -> dict[str, Tensor]:
+        """Columns of each B_n behind one another, (L, E, R D_x): what an expert can put into a token."""
+        return {"experts": torch.stack([mixture.up.detach().flatten(1) for mixture in self._mixtures])}
+
     def _differences(self, tap: Tensor, index: int, grid: tuple[int, int], text: Tensor) -> Tensor:
         """`cos(v, t_a) - cos(v, t_n)` (B, W, h, w) of one layer's stream at every window."""
         projectors = self.projectors[index].expand(len(self.config.windows), -1, -1)
@@ -228,8 +311,6 @@ class MoECLIP(Method):
         for window, projector in zip(self.config.windows, projectors, strict=True):
             pooled = average_pool(tap[:, 1:], grid, size=window, zero_padded=True)
             tokens = F.linear(self._normed(pooled), projector)
-            if self.config.relu:
-                tokens = F.leaky_relu(tokens, SLOPE)
             with full_precision(text.device):
                 tokens = tokens.to(text.dtype).unsqueeze(1)
                 rows.append(patch_logits(tokens, text.unsqueeze(1), temperature=1.0))
@@ -245,13 +326,60 @@ class MoECLIP(Method):
         Raises:
             ConfigError: a class name too long for the text tower.
         """
-        known, index = distinct_words(words if self.config.names == "data" else None)
-        sentences = [published_prompts("moeclip", word) for word in known]
+        distinct, index = distinct_words(words if self.config.names == "data" else None)
+        sentences = [published_prompts("moeclip", word) for word in distinct]
         flat = [text for states in sentences for state in states for text in state]
         raw = self._bank.embed(flat, projected=False).to(self.text_adapter.dtype)
         with full_precision(raw.device):
             text = F.normalize(F.leaky_relu(F.linear(raw, self.text_adapter), SLOPE), dim=-1)
-            each = text.view(len(known), -1, text.shape[-1])
+            each = text.view(len(distinct), -1, text.shape[-1])
             normal = len(sentences[0][0])
             means = torch.stack([each[:, :normal].mean(dim=1), each[:, normal:].mean(dim=1)], dim=1)
             return of_images(F.normalize(means, dim=-1), index, batch=batch)
+
+    def _compare(self, features: ImageFeatures) -> _Comparison:
+        """Comparison of the whole image side behind the cached stream with the text of the images' classes."""
+        layers, routed = self._adapt(features)
+        text = self.encode(features.words, batch=features.cls.shape[0])
+        rows = [self._differences(tap, index, features.grid, text) for index, tap in enumerate(layers)]
+        image = self.head(self._normed(layers[-1][:, 1:]))
+        with full_precision(text.device):
+            cosines = (image.to(text.dtype).unsqueeze(1) * text).sum(dim=-1)
+        return _Comparison(torch.cat(rows, dim=1), cosines, routed)
+
+    def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Terms of the loss, with their weights."""
+        config, compared = self.config, self._compare(features)
+        size = (masks.shape[-2], masks.shape[-1])
+        with full_precision(masks.device):
+            maps = layer_maps(compared.difference / TRAIN_TEMPERATURE, self.map_spec, size=size)
+            terms = segmentation_losses(maps, masks)
+            terms["classify"] = self._classify(compared, labels, size=size)
+            etf = torch.stack([etf_loss(routed.gram) for routed in compared.routed]).sum()
+            balance = torch.stack([imbalance_loss(routed.logits) for routed in compared.routed]).sum()
+            terms |= weighted_terms(etf=(config.etf_weight, etf), balance=(config.balance_weight, balance))
+        return terms
+
+    def _classify(self, compared: _Comparison, labels: Tensor, *, size: tuple[int, int]) -> Tensor:
+        """Cross-entropy of the cosines, without temperature; of the score where it is none of the paper's."""
+        if self.config.score in ("map_and_cosine", "map"):
+            return F.cross_entropy(compared.cosines, labels.long())
+        maps = render_map(compared.difference / self.config.map_temperature, self.map_spec, size=size)
+        return score_loss(self._score(maps.amax(dim=(-2, -1)), compared.cosines), labels)
+
+    def _score(self, highest: Tensor, cosines: Tensor) -> Tensor:
+        """Scores (B,) of the maps' maxima (B,) and the image feature's cosines (B, 2)."""
+        if self.config.score == "map_and_cosine":
+            return (highest + (cosines[:, 1] + 1) / 2) / 2
+        probability = ((cosines[:, 1] - cosines[:, 0]) / GLOBAL_TEMPERATURE).sigmoid()
+        return join_scores(highest, probability, kind=self.config.score)
+
+    def forward(self, features: ImageFeatures) -> Output:
+        """Grids of all layers and windows, layer by layer, scores with their parts, and the experts' weights."""
+        compared = self._compare(features)
+        logits = compared.difference / self.config.map_temperature
+        maps = render_map(logits, self.spec_of(features.grid))
+        highest, cosine = maps.amax(dim=(-2, -1)), (compared.cosines[:, 1] + 1) / 2
+        terms = {"map": highest, "global": cosine, "map_low": maps.amin(dim=(-2, -1))}
+        weights = torch.stack([self._patch_weights(routed, features) for routed in compared.routed], dim=1)
+        return Output(logits, self._score(highest, compared.cosines), {"experts": weights.mean(dim=2)}, terms)

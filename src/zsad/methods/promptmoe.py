@@ -42,6 +42,7 @@ from zsad.methods.similarity import (
     map_maximum,
     patch_logits,
     segmentation_losses,
+    weighted_terms,
 )
 from zsad.methods.text_cache import TextCache
 from zsad.nn.attention import QueryAttention
@@ -234,15 +235,8 @@ class PromptMoE(Method):
     def _auxiliary_losses(self, routing: Tensor) -> dict[str, Tensor]:
         """Eqs. 4 and 5 with their weights, of routing logits (B, 2, L', E)."""
         decouple = torch.stack([decouple_loss(pool) for pool in self.pools]).sum()
-        terms = {}
-        for name, weight, term in (
-            ("balance", self.config.alpha, balance_loss(routing)),
-            ("decouple", self.config.beta, decouple),
-        ):
-            terms[name] = weight * term
-            if not weight:
-                terms[f"raw_{name}"] = term.detach()
-        return terms
+        balance = balance_loss(routing)
+        return weighted_terms(balance=(self.config.alpha, balance), decouple=(self.config.beta, decouple))
 
     def expert_embeddings(self) -> dict[str, Tensor]:
         """Mean token of every expert of each pool, (L', E, D): what Eq. 5 keeps apart and figure 8 shows."""

@@ -54,8 +54,9 @@ ClassNames = Annotated[
     Literal["data", "object"],
     Field(description="Name the images' own object classes in the prompts, or say object."),
 ]
+ScoreKind = Literal["global", "map_and_global", "map"]
 Score = Annotated[
-    Literal["global", "map_and_global", "map"],
+    ScoreKind,
     Field(
         description="The global feature's probability, or its mean with the map's maximum, or the latter alone."
     ),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zsad.methods.settings import ScoreKind
 from zsad.nn.filters import upsample
 from zsad.nn.losses import dice_loss, focal_loss
 from zsad.nn.maps import MapSpec
@@ -52,13 +53,21 @@ def map_maximum(maps: Tensor) -> Tensor:
     return maps.mean(dim=1).amax(dim=(-2, -1))
 
 
-def join_scores(
-    highest: Tensor, probability: Tensor, *, kind: Literal["global", "map_and_global", "map"]
-) -> Tensor:
+def join_scores(highest: Tensor, probability: Tensor, *, kind: ScoreKind) -> Tensor:
     """Scores (B,) of the maps' maxima (B,) and the global features' probabilities (B,): one, or the mean of both."""
     if kind == "map_and_global":
         return (highest + probability) / 2
     return highest if kind == "map" else probability
+
+
+def weighted_terms(**terms: tuple[float, Tensor]) -> dict[str, Tensor]:
+    """Loss terms by name, each times its weight; of a term of weight 0 also "raw_NAME", which is only logged."""
+    weighted: dict[str, Tensor] = {}
+    for name, (weight, term) in terms.items():
+        weighted[name] = weight * term
+        if not weight:
+            weighted[f"raw_{name}"] = term.detach()
+    return weighted
 
 
 def segmentation_losses(

@@ -25,34 +25,29 @@ a summary of the whole image: windows are then not quite alone.
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from zsad.clip.presets import Preset
 from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
 from zsad.methods.sentences import ClassText
-from zsad.methods.similarity import layer_maps, patch_logits
-from zsad.nn.maps import MapOrder
+from zsad.methods.settings import ClassNames, Order, Score, Sigma
+from zsad.methods.similarity import join_scores, layer_maps, map_maximum, patch_logits
 from zsad.nn.windows import check_window, harmonic_cover, harmonic_mean, window_table
 
 
 class WinCLIPConfig(MethodConfig):
-    """All settings of WinCLIP; the defaults are the paper's, but for the backbone and its image size."""
+    """Settings of WinCLIP; the defaults are the paper's, but for the backbone and its image size."""
 
     layers: tuple[int, ...] = Field(
         default=(24,), min_length=1, description="Not read: windows stand in the place of tapped blocks."
     )
     value_value: bool = Field(default=False, description="Impossible: windows are read by their class token.")
-    map_order: MapOrder = Field(
-        default="after_softmax", description=MethodConfig.model_fields["map_order"].description
-    )
-    sigma: float = Field(default=0.0, ge=0, description=MethodConfig.model_fields["sigma"].description)
+    map_order: Order = "after_softmax"
+    sigma: Sigma = 0.0
     scales: tuple[int, ...] = Field(
         default=(2, 3), min_length=1, description="Patches along the sides of the windows."
     )
@@ -61,13 +56,8 @@ class WinCLIPConfig(MethodConfig):
         default=256, ge=1, description="Windows that go through the tower at once; bounds the memory."
     )
     tau: float = Field(default=0.07, gt=0, description="Temperature of windows and image against text.")
-    names: Literal["data", "object"] = Field(
-        default="data", description="Name the images' own object classes in the prompts, or say object."
-    )
-    score: Literal["global", "map_and_global", "map"] = Field(
-        default="global",
-        description="Probability of the whole image, the map's maximum, or the mean of both.",
-    )
+    names: ClassNames = "data"
+    score: Score = "global"
 
     @model_validator(mode="after")
     def _possible(self) -> WinCLIPConfig:
@@ -83,15 +73,9 @@ class WinCLIPConfig(MethodConfig):
             )
         return self
 
-    @classmethod
-    def for_backbone(cls, preset: Preset, **settings: Any) -> WinCLIPConfig:
-        """As for every method, but without the value-value branch and with one block that stands for the tower."""
-        fixed = {"layers": preset.taps[-1:], "value_value": False}
-        return super().for_backbone(preset, **{**fixed, **settings})
-
 
 class WinCLIP(Method):
-    """The baseline on a backbone. It has no adapter; text is encoded once for every object class met.
+    """WinCLIP on a backbone. It has no adapter; text is encoded once for every object class met.
 
     Raises:
         ConfigError: the image's grid is smaller than a window.
@@ -117,26 +101,26 @@ class WinCLIP(Method):
         visual = self.clip.visual
         x, grid = visual.stream(pixels, after=0, **self.position_mode())
         cls = self.project_cls(visual.resume(x, grid=grid, after=0).cls)
-        empty, found = cls.new_zeros(x.shape[0], grid[0] * grid[1], cls.shape[-1]), []
+        empty, scales = cls.new_zeros(x.shape[0], grid[0] * grid[1], cls.shape[-1]), []
         for size in self.config.scales:
             table = window_table(grid, size, stride=self.config.stride).to(x.device)
-            places = table[:, :1].expand(x.shape[0], -1, cls.shape[-1])
-            found.append(empty.scatter(1, places, self._windows(x, table, size)))
-        return ImageFeatures(torch.stack(found, dim=1), cls, grid)
+            corners = table[:, :1].expand(x.shape[0], -1, cls.shape[-1])
+            scales.append(empty.scatter(1, corners, self._windows(x, table, size)))
+        return ImageFeatures(torch.stack(scales, dim=1), cls, grid)
 
     def _windows(self, x: Tensor, table: Tensor, size: int) -> Tensor:
         """Embeddings (B, W, D) of the windows (W, size * size) of the tokens x (B, 1 + N, D_x)."""
         visual, width = self.clip.visual, int(x.shape[-1])
-        own = torch.cat([table.new_zeros(len(table), 1), table + 1], dim=1)
+        tokens = torch.cat([table.new_zeros(len(table), 1), table + 1], dim=1)
         # The same windows of all images together, so that passes are of about one size whatever the batch.
-        found = [
+        embeddings = [
             visual.resume(x[:, part].flatten(0, 1), grid=(size, size), after=0).cls.view(-1, len(part), width)
-            for part in torch.split(own, max(1, self.config.chunk // len(x)))
+            for part in torch.split(tokens, max(1, self.config.chunk // len(x)))
         ]
-        return visual.project(torch.cat(found, dim=1))
+        return visual.project(torch.cat(embeddings, dim=1))
 
     def forward(self, features: ImageFeatures) -> Output:
-        """One grid, which fuses all scales (Eq. 3), and scores (Eq. 1)."""
+        """Grid that fuses all scales (Eq. 3), and scores (Eq. 1)."""
         config = self.config
         text = self._text(features.words, batch=features.cls.shape[0])
         # A probability near 0 rules a harmonic mean: it needs more digits than half precision has.
@@ -159,12 +143,12 @@ class WinCLIP(Method):
         if self.config.score == "global":
             return Output(logits, whole)
         size = self.spec_of((logits.shape[-2], logits.shape[-1])).size
-        peak = layer_maps(logits, self.map_spec, size=size).amax(dim=(1, 2, 3))
-        terms = {"map": peak, "global": whole}
-        return Output(logits, peak if self.config.score == "map" else (peak + whole) / 2, terms=terms)
+        highest = map_maximum(layer_maps(logits, self.map_spec, size=size))
+        score = join_scores(highest, whole, kind=self.config.score)
+        return Output(logits, score, terms={"map": highest, "global": whole})
 
     def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """There is nothing to train.
+        """Refuse training: there is nothing to train.
 
         Raises:
             ConfigError: always.
