@@ -30,7 +30,9 @@ def test_it_is_a_model_of_anomalib(model) -> None:
     assert isinstance(model, AnomalibModule) and model.learning_type is LearningType.ZERO_SHOT
     assert model.name == "zsad-promptmoe" and model.trainer_arguments == {}
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert tuple(model.input_size) == zsad.load(model.hparams["model"], device="cpu").preprocess.image_size
+    assert (
+        tuple(model.input_size) == zsad.load(model.hparams["model"], device="cpu").model.preprocess.image_size
+    )
 
 
 def test_scores_and_maps_are_the_detectors(toy, model) -> None:

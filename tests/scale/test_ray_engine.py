@@ -150,7 +150,7 @@ def test_what_a_worker_says_of_the_model_is_one_line(cluster, toy) -> None:
     from zsad.scale.sources import find_images
 
     images = find_images([str(toy.images)])
-    preprocess = zsad.load(toy.model, device="cpu").preprocess
+    preprocess = zsad.load(toy.model, device="cpu").model.preprocess
     loading = Loading(model="no-such-model", device="cpu", threads=1)
     with pytest.raises(CheckpointError, match="no-such-model") as caught:
         list(predict_with_ray(images, loading, preprocess, cluster=Cluster(workers=1)))

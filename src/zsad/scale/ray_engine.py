@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from zsad import errors
 from zsad.errors import ConfigError, EngineError, ImageError, ZsadError
 from zsad.images.preprocess import Preprocess
 from zsad.nn.maps import MapSpec
@@ -166,8 +167,12 @@ class _Worker:
         self.predictor = BatchPredictor.of(loading, images_a_pass=images_a_pass)
 
     def __call__(self, batch: Any) -> Any:
-        arrow = need_pyarrow()
         columns: dict[str, list[Any]] = {name: [] for name in _ANSWER}
+        try:
+            _ = self.predictor.detector
+        except ZsadError as error:  # as a row: Ray wraps what is raised, in another way with each version
+            fatal = {"source": json.dumps(None), "error": json.dumps([type(error).__name__, str(error)])}
+            return _answer({name: [fatal.get(name)] for name in _ANSWER})
         for name, outcome in self.predictor.predictions(_pictures(batch.to_pylist())):
             done = None if isinstance(outcome, ZsadError) else outcome
             columns["source"].append(json.dumps(name))
@@ -176,11 +181,15 @@ class _Worker:
             columns["shape"].append(done and json.dumps(done.grid.shape))
             columns["spec"].append(done and done.spec.model_dump_json())
             columns["error"].append(None if done else json.dumps(str(outcome)))
-        kinds = [arrow.binary() if name == "grid" else arrow.string() for name in _ANSWER]
-        return arrow.table(
-            [arrow.array(columns[name], kind) for name, kind in zip(_ANSWER, kinds, strict=True)],
-            names=_ANSWER,
-        )
+        return _answer(columns)
+
+
+def _answer(columns: dict[str, list[Any]]) -> Any:
+    """Return the columns of `_ANSWER` as a pyarrow table."""
+    arrow = need_pyarrow()
+    kinds = [arrow.binary() if name == "grid" else arrow.string() for name in _ANSWER]
+    arrays = [arrow.array(columns[name], kind) for name, kind in zip(_ANSWER, kinds, strict=True)]
+    return arrow.table(arrays, names=_ANSWER)
 
 
 def _pictures(rows: list[dict[str, Any]]) -> Iterator[tuple[str, Decoded | ZsadError | bytes | str]]:
@@ -199,6 +208,9 @@ def _pictures(rows: list[dict[str, Any]]) -> Iterator[tuple[str, Decoded | ZsadE
 
 def _result(row: Mapping[str, Any], region: RegionOfInterest | None) -> tuple[str, Prediction | ZsadError]:
     name = json.loads(row["source"])
+    if name is None:  # the model cannot be loaded there
+        kind, message = json.loads(row["error"])
+        raise getattr(errors, kind, EngineError)(message)
     if row["error"] is not None:
         return name, ImageError(json.loads(row["error"]))
     grids = np.frombuffer(row["grid"], "<f2").reshape(1, *json.loads(row["shape"]))
