@@ -99,7 +99,7 @@ def test_balance_counts_the_chosen_however_small_their_weight():
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_cross_attention_equals_its_formula_in_value_and_gradient(shared):
-    layer = CrossAttention(6, heads=2, zero=False).double()
+    layer = CrossAttention(6, heads=2).double()
     for seed, parameter in enumerate(layer.parameters()):
         parameter.data = randn(6, 6, seed=seed)
     queries, tokens = (
@@ -115,8 +115,8 @@ def test_cross_attention_equals_its_formula_in_value_and_gradient(shared):
     assert_same_gradients(fast, slow, [queries, tokens, *layer.parameters()])
 
 
-def test_cross_attention_can_start_as_nothing():
-    layer = CrossAttention(6, heads=3, zero=True)
+def test_cross_attention_starts_as_nothing():
+    layer = CrossAttention(6, heads=3)
     out = layer(torch.randn(2, 2, 6), torch.randn(2, 1, 5, 6))
     assert torch.equal(out, torch.zeros(2, 1, 2, 6))
     out.sum().backward()

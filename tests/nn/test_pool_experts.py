@@ -32,28 +32,21 @@ def slow(pool: ExpertPool, x: Tensor, projection: Tensor) -> Tensor:
     rows = []
     for image in range(x.shape[0]):
         for layer in range(x.shape[1]):
-            router = pool.router[layer if len(pool.router) > 1 else 0]
             for token in x[image, layer]:
-                pi = (router @ token).softmax(-1)
+                pi = (pool.router[0] @ token).softmax(-1)
                 chosen = sorted(range(len(pi)), key=lambda e: -float(pi[e].detach()))[: pool.top_k]
                 total = sum(pi[e] for e in chosen)
                 out, factor = torch.zeros(7, dtype=x.dtype), 0
-                if pool.residual:
-                    out, factor = token @ projection, 1
                 for e in chosen:
                     if e < pool.frozen:
                         value = token @ projection
                     elif e < pool.frozen + pool.learnable:
                         i = e - pool.frozen
-                        inner = pool.down[i] @ token
-                        inner = inner.relu() if pool.residual else inner
-                        value = pool.scale * (inner @ pool.up[i])
-                        value = value if pool.residual else value + token @ projection
+                        value = pool.scale * (pool.down[i] @ token @ pool.up[i]) + token @ projection
                     else:
                         continue
                     out = out + pi[e] / total * value
-                    if e < pool.frozen or not pool.residual:
-                        factor = factor + pi[e] / total
+                    factor = factor + pi[e] / total
                 rows.append(out / factor if pool.keep_length else out)
     return torch.stack(rows).view(*x.shape[:-1], 7)
 
@@ -62,12 +55,9 @@ def slow(pool: ExpertPool, x: Tensor, projection: Tensor) -> Tensor:
     "settings",
     [
         {},
-        {"routers": 2},
         {"zero": 0, "top_k": 1},
         {"frozen": 0, "zero": 2, "top_k": 3},
         {"learnable": 2, "top_k": 4},
-        {"residual": True},
-        {"residual": True, "keep_length": True},
         {"zero": 2, "top_k": 3, "keep_length": True},
     ],
 )
@@ -101,9 +91,8 @@ def test_fresh_pool_keeps_directions_whatever_the_routing():
             torch.testing.assert_close(cosine, torch.ones_like(cosine))
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_fresh_pool_that_keeps_length_changes_nothing_whatever_the_routing(residual):
-    pool, (x, projection) = pool_of(keep_length=True, residual=residual), inputs()
+def test_fresh_pool_that_keeps_length_changes_nothing_whatever_the_routing():
+    pool, (x, projection) = pool_of(keep_length=True), inputs()
     with torch.no_grad():
         pool.up.zero_()
         for scale in (1.0, 1e4):

@@ -168,7 +168,7 @@ class WMoECLIP(Method):
         self.vae = GaussianVAE(width, decoded, hidden=width, latent=width) if config.use_ctds else None
         self.refine: WaveletRefinement | None = None
         if config.use_wcma:
-            fusion = FrequencyFusion(layers, width, grid=self.grid)
+            fusion = FrequencyFusion(layers, width)
             self.refine = WaveletRefinement(fusion, heads=config.heads)
         self.enrich: SemanticExperts | None = None
         # A score of the map alone would never train the experts.

@@ -121,24 +121,23 @@ class CrossAttention(nn.Module):
 
     That of Vaswani et al. (2017), `softmax(q W_Q (F W_K)^T / sqrt(D / heads)) F W_V W_O`, without biases.
 
-    As in `query_pool`, keys and values are never formed: W_K is folded into the few queries of an image, W_V is
-    applied to what they pool. That is exact.
+    It starts with W_O = 0. As in `query_pool`, keys and values are never formed: W_K is folded into the few queries
+    of an image, W_V is applied to what they pool. That is exact.
 
     Args:
         width: width D of queries, tokens and result, a multiple of `heads`.
         heads: attention heads.
-        zero: start with W_O = 0, so that the result is zero.
 
     Example:
-        >>> attention = CrossAttention(8, heads=2, zero=True)
+        >>> attention = CrossAttention(8, heads=2)
         >>> read = attention(torch.randn(5, 3, 8), torch.randn(5, 4, 9, 8))
         >>> read.shape, bool(read.any())
         (torch.Size([5, 4, 3, 8]), False)
     """
 
-    def __init__(self, width: int, *, heads: int, zero: bool) -> None:
+    def __init__(self, width: int, *, heads: int) -> None:
         super().__init__()
-        self.heads, self.zero = heads, zero
+        self.heads = heads
         self.query = nn.Parameter(torch.empty(width, width))
         self.key = nn.Parameter(torch.empty(width, width))
         self.value = nn.Parameter(torch.empty(width, width))
@@ -146,12 +145,11 @@ class CrossAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Matrices uniform after Glorot, W_O as told."""
+        """Draw W_Q, W_K and W_V uniformly after Glorot; W_O is zero."""
         for matrix in (self.query, self.key, self.value, self.output):
             bound = (3 / matrix.shape[0]) ** 0.5
             nn.init.uniform_(matrix, -bound, bound, generator=generator)
-        if self.zero:
-            nn.init.zeros_(self.output)
+        nn.init.zeros_(self.output)  # drawn all the same: what is drawn next must not depend on it
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """`softmax(q W_Q (F W_K)^T / sqrt(D / heads)) F W_V W_O` (B, L, Q, D).

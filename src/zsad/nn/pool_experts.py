@@ -22,7 +22,7 @@ EPSILON = 1e-6
 
 
 class ExpertPool(nn.Module):
-    """A pool with its router or routers; experts are ordered frozen, learnable, zero.
+    """Pool of experts with its router; experts are ordered frozen, learnable, zero.
 
     Args:
         width: width D_x of the tokens that learnable experts read.
@@ -31,14 +31,10 @@ class ExpertPool(nn.Module):
         frozen: number of frozen experts.
         zero: number of zero experts.
         top_k: experts K chosen for a token.
-        rank: rank R of an update; of `residual` experts the hidden width, with a ReLU in between.
+        rank: rank R of an update.
         alpha: scale of updates times R.
-        routers: 1 for a router that all layers share, or their number L.
-        route_width: width of the tokens that routers read; default D_x.
-        residual: experts add to tokens that go on as they are, `x + sum_e w_e E_e(x)`: a frozen one a copy of x,
-            a learnable one its update alone.
-        keep_length: divide by the factor of W x (of x where `residual`), so that neither routing nor zero
-            experts change what fresh learnable experts give.
+        keep_length: divide by the factor of W x, so that neither routing nor zero experts change what fresh
+            learnable experts give.
 
     Raises:
         ConfigError: more experts chosen than there are, a choice that can consist of zero experts alone, or a
@@ -64,18 +60,15 @@ class ExpertPool(nn.Module):
         top_k: int = 2,
         rank: int = 8,
         alpha: float = 16.0,
-        routers: int = 1,
-        route_width: int | None = None,
-        residual: bool = False,
         keep_length: bool = False,
     ) -> None:
         super().__init__()
         self.frozen, self.learnable, self.zero = frozen, learnable, zero
         self.experts = frozen + learnable + zero
-        self.top_k, self.residual, self.keep_length = top_k, residual, keep_length
+        self.top_k, self.keep_length = top_k, keep_length
         self._check(rank, limit=min(width, out_width))
         self.scale = alpha / rank
-        self.router = nn.Parameter(torch.empty(routers, self.experts, route_width or width))
+        self.router = nn.Parameter(torch.empty(1, self.experts, width))
         self.down = nn.Parameter(torch.empty(learnable, rank, width))
         self.up = nn.Parameter(torch.empty(learnable, rank, out_width))
         self.reset_parameters()
@@ -94,7 +87,7 @@ class ExpertPool(nn.Module):
             raise ConfigError(f"rank {rank} exceeds the width {limit} of the experts; lower it")
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Routers N(0, 0.02), A normal with deviation one over the root of its width, B zero."""
+        """Draw the router N(0, 0.02), A normal with deviation one over the root of its width, B zero."""
         nn.init.normal_(self.router, std=0.02, generator=generator)
         nn.init.normal_(self.down, std=self.down.shape[-1] ** -0.5, generator=generator)
         nn.init.zeros_(self.up)
@@ -109,7 +102,7 @@ class ExpertPool(nn.Module):
         )
 
     def route(self, tokens: Tensor) -> Tensor:
-        """Router logits (B, L, N, E) of tokens (B, L, N, D_r)."""
+        """Router logits (B, L, N, E) of tokens (B, L, N, D_x)."""
         return tokens @ self.router.transpose(-1, -2)
 
     def gates(self, logits: Tensor) -> Tensor:
@@ -122,17 +115,13 @@ class ExpertPool(nn.Module):
         Args:
             tokens: (B, L, N, D_x) x.
             gates: (B, L, N, E).
-            base: (B, L, N, D) what the frozen expert makes of x; x itself where `residual`.
+            base: (B, L, N, D) W x, which the frozen expert gives.
         """
         counts = [self.frozen, self.learnable, self.zero]
         frozen, learnable, _ = torch.split(gates, counts, dim=-1)
         hidden = tokens @ self.down.flatten(0, 1).T
-        if self.residual:
-            hidden, factor = hidden.relu(), 1 + frozen.sum(dim=-1, keepdim=True)
-        else:
-            factor = (frozen.sum(dim=-1, keepdim=True) + learnable.sum(dim=-1, keepdim=True)).clamp_min(
-                EPSILON
-            )
+        factor = frozen.sum(dim=-1, keepdim=True) + learnable.sum(dim=-1, keepdim=True)
+        factor = factor.clamp_min(EPSILON)
         # A learnable expert's weight, once for each of its ranks.
         spread = (self.scale * learnable).unsqueeze(-1).expand(-1, -1, -1, -1, self.down.shape[1]).flatten(-2)
         if self.keep_length:
