@@ -53,7 +53,7 @@ def measure(method: Method, backbone: Backbone, *, rounds: int) -> dict[str, Any
         return lambda: backbone.clip.visual(pixels, taps=taps, value_value_from=start)
 
     def own(features: ImageFeatures) -> None:
-        output = method(replace(features, words=words))
+        output = method(replace(features, object_names=words))
         render_map_numpy(output.logits[0].numpy(), method.map_spec)
 
     def whole() -> None:

@@ -111,7 +111,7 @@ class Bench:
             if any(digest not in cache for digest in hashes):
                 with torch.no_grad():
                     cache.add(hashes, method.features(self.stems.patches(hashes)))
-            features = replace(cache.read(hashes), words=tuple(sample.word for sample in chunk))
+            features = replace(cache.read(hashes), object_names=tuple(sample.word for sample in chunk))
             yield chunk, replace(features, cues=self.stems.cues(hashes)) if method.fusion else features
         cache.close()
 

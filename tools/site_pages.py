@@ -40,7 +40,8 @@ def methods_page() -> str:
     parts = [
         "# Methods and their settings\n",
         "A setting is given as `--set KEY=VALUE` in training, or to `zsad.methods.registry.build`. Where a paper "
-        "leaves a choice open, or its code does something else than its text, that is a setting.\n",
+        "leaves a choice open, or its code does something else than its text, that is a setting if a table or "
+        "recipe uses it; the head of the method's file names what is fixed.\n",
         methods_table(),
         "\n## Settings of all methods\n",
         settings_table(MethodConfig),

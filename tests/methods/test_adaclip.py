@@ -36,7 +36,7 @@ def method_on(backbone: Backbone, **settings) -> AdaCLIP:
 
 
 def features_of(method: AdaCLIP, pixels: torch.Tensor) -> ImageFeatures:
-    return replace(method.features(pixels), words=WORDS[: len(pixels)])
+    return replace(method.features(pixels), object_names=WORDS[: len(pixels)])
 
 
 def double(method: AdaCLIP, features: ImageFeatures) -> tuple[AdaCLIP, ImageFeatures]:
@@ -109,7 +109,7 @@ def slow_parts(
     """Grids (B, L, N) and scores (B,), image by image."""
     config, visual = method.config, method.clip.visual
     grids, scores = [], []
-    for x, cls, word in zip(features.patches[:, 0], features.cls, features.words, strict=True):
+    for x, cls, word in zip(features.patches[:, 0], features.cls, features.object_names, strict=True):
         feature = visual.ln_post(cls) @ visual.proj
         taps, pooled = slow_image(method, x, feature)
         text = slow_text(method, tokenizer, word if config.names == "data" else "object", feature)
@@ -237,7 +237,7 @@ def test_images_of_a_batch_do_not_influence_each_other(backbone, pixels):
     with torch.no_grad():
         whole = method(features)
         for index, word in enumerate(WORDS):
-            alone = method(replace(method.features(pixels[index : index + 1]), words=(word,)))
+            alone = method(replace(method.features(pixels[index : index + 1]), object_names=(word,)))
             torch.testing.assert_close(whole.logits[index : index + 1], alone.logits, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(whole.score[index : index + 1], alone.score, atol=1e-5, rtol=1e-5)
 
@@ -335,7 +335,7 @@ def test_mixed_and_low_precision_stay_near_and_finite(backbone, pixels, masks, l
         assert mixed[name].dtype == torch.float32
         assert float(mixed[name].detach()) == pytest.approx(float(term.detach()), rel=0.1), name
     low = method.to(torch.bfloat16)
-    output = low(replace(low.features(pixels.bfloat16()), words=WORDS))
+    output = low(replace(low.features(pixels.bfloat16()), object_names=WORDS))
     assert output.logits.dtype == output.score.dtype == torch.bfloat16
     torch.testing.assert_close(output.logits.float(), exact.logits, atol=0.3, rtol=0.05)
 
@@ -362,7 +362,7 @@ def test_impossible_settings_are_refused_in_one_line(backbone, settings, words):
 def test_a_class_name_too_long_for_the_tower_is_refused_in_one_line(backbone, pixels):
     method = method_on(backbone)
     with pytest.raises(ConfigError, match="shorten it"):
-        method(replace(method.features(pixels[:1]), words=("very " * 80 + "long",)))
+        method(replace(method.features(pixels[:1]), object_names=("very " * 80 + "long",)))
 
 
 def test_every_setting_is_described_and_training_is_the_papers():

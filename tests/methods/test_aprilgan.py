@@ -30,7 +30,7 @@ def method_on(backbone: Backbone, **settings) -> AprilGAN:
 
 def read(method: AprilGAN, pixels: torch.Tensor, words: tuple[str, ...] | None = WORDS) -> ImageFeatures:
     features = method.features(pixels)
-    features.words = words
+    features.object_names = words
     return features
 
 

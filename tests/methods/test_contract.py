@@ -84,7 +84,7 @@ def test_features_have_the_shapes_that_a_cache_holds_and_no_gradients(method_of,
     assert batch == 3 and layers >= 1 and features.grid == (5, 5) and tokens in (25, 26)
     assert features.cls.shape == (3, width)
     assert not features.patches.requires_grad and not features.cls.requires_grad
-    assert features.words is None and torch.isfinite(features.patches).all()
+    assert features.object_names is None and torch.isfinite(features.patches).all()
 
 
 @every
@@ -184,15 +184,15 @@ def test_methods_that_share_a_cache_have_the_same_features(method_of, pixels):
 def test_words_reach_the_text_of_methods_that_name_the_object_and_of_no_other(method_of, pixels, name):
     method = method_of(name)
     plain = method.features(pixels)
-    mixed = replace(plain, words=("metal nut", "brain", "metal nut"))
+    mixed = replace(plain, object_names=("metal nut", "brain", "metal nut"))
     output, unnamed = method(mixed), method(plain)
     assert ("names" in type(method.config).model_fields) == (name in NAMED)
     if name not in NAMED:
         assert torch.equal(output.logits, unnamed.logits) and torch.equal(output.score, unnamed.score)
         return
-    assert torch.equal(method(replace(plain, words=("object",) * 3)).logits, unnamed.logits)
-    for row, word in enumerate(mixed.words):
-        own = method(replace(part(plain, row), words=(word,)))
+    assert torch.equal(method(replace(plain, object_names=("object",) * 3)).logits, unnamed.logits)
+    for row, word in enumerate(mixed.object_names):
+        own = method(replace(part(plain, row), object_names=(word,)))
         near(own.logits[0], output.logits[row])
         near(own.score[0], output.score[row])
         assert not torch.allclose(output.logits[row], unnamed.logits[row], atol=1e-4)
@@ -228,7 +228,7 @@ def test_text_that_no_image_changes_is_encoded_once(towers, pixels, monkeypatch,
 
     monkeypatch.setattr(TextTower, "_run", counted)
     method = moved(build(name, dict(settings), towers)).eval()
-    features = replace(method.features(pixels), words=("metal nut", "brain", "metal nut"))
+    features = replace(method.features(pixels), object_names=("metal nut", "brain", "metal nut"))
     with torch.inference_mode():
         first = method(features)
     assert sequences, "every method meets text"
@@ -237,7 +237,7 @@ def test_text_that_no_image_changes_is_encoded_once(towers, pixels, monkeypatch,
         again = method(features)
         # Another batch, in another order, of classes that have been seen.
         for row in (2, 0):
-            method(replace(part(features, row), words=(features.words[row],)))
+            method(replace(part(features, row), object_names=(features.object_names[row],)))
     near(again.logits, first.logits, atol=1e-5)
     assert sum(sequences) == 5 * OF_THE_IMAGE.get((name, settings), 0)
 

@@ -38,7 +38,7 @@ def method_on(backbone: Backbone, **settings) -> MoECLIP:
 
 def seen_by(method: MoECLIP, pixels: torch.Tensor, words: tuple[str, ...] | None = WORDS) -> ImageFeatures:
     features = method.features(pixels)
-    features.words = words
+    features.object_names = words
     return features
 
 
@@ -251,7 +251,7 @@ def test_features_are_the_stream_behind_the_first_adapter_and_may_come_in_half_p
     features = seen_by(method, pixels)
     assert features.patches.shape == (3, 1, 26, 32) and features.cls.shape == (3, 32)
     assert torch.equal(features.patches[:, 0, 0], features.cls) and not features.patches.requires_grad
-    half = ImageFeatures(features.patches.half(), features.cls.half(), features.grid, features.words)
+    half = ImageFeatures(features.patches.half(), features.cls.half(), features.grid, features.object_names)
     torch.testing.assert_close(method(half).logits, method(features).logits, atol=0.02, rtol=0.02)
     assert method(half).logits.dtype == torch.float32
 

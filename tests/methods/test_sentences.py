@@ -10,7 +10,7 @@ from zsad.clip.blocks import QuickGELU
 from zsad.clip.weights import Backbone
 from zsad.methods.base import ImageFeatures
 from zsad.methods.registry import build
-from zsad.methods.sentences import SentenceBank, distinct_words, of_images
+from zsad.methods.sentences import SentenceBank, distinct_names, of_images
 
 SENTENCES = ["a photo of a bottle.", "a damaged bottle.", "a photo of a bottle."]
 
@@ -66,12 +66,12 @@ def test_sentences_met_in_inference_can_be_learned_from(backbone: Backbone) -> N
 
 
 def test_words_of_a_batch() -> None:
-    assert distinct_words(None)[0] == ["object"]
-    known, index = distinct_words(("nut", "pill", "nut"))
+    assert distinct_names(None)[0] == ["object"]
+    known, index = distinct_names(("nut", "pill", "nut"))
     assert known == ["nut", "pill"] and index.tolist() == [0, 1, 0]
     text = torch.randn(2, 2, 3)
     assert torch.equal(of_images(text, index, batch=3), text[[0, 1, 0]])
-    known, index = distinct_words(("nut", "nut"))
+    known, index = distinct_names(("nut", "nut"))
     assert known == ["nut"] and torch.equal(of_images(text[:1], index, batch=2), text[[0, 0]])
 
 

@@ -77,7 +77,7 @@ def method_on(backbone: Backbone, **settings) -> WinCLIP:
 
 def read(method: WinCLIP, pixels: torch.Tensor, words: tuple[str, ...] | None = WORDS) -> ImageFeatures:
     features = method.features(pixels)
-    features.words = words
+    features.object_names = words
     return features
 
 

@@ -100,7 +100,7 @@ class TorchBackend(Backend):
         with mixed or nullcontext():
             if self.comparison is None:
                 features = self.method.encode_image(batch)
-                output = self.method.predict(replace(features, words=object_names))
+                output = self.method.predict(replace(features, object_names=object_names))
             else:
                 output = self.comparison.predict(self.method, batch, pixels, object_names)
         return BackendOutput(

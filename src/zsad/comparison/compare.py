@@ -74,7 +74,7 @@ class Comparison(ABC):
     ) -> Output:
         """Return the output of a method with this comparison fused in; see `zsad.backends.torch.Comparator`."""
         features, kinds = look_closely(method, batch)
-        output = method.predict(replace(features, words=object_names))
+        output = method.predict(replace(features, object_names=object_names))
         return fuse(method, output, self, kinds, [picture_key(image) for image in pixels])
 
     @abstractmethod

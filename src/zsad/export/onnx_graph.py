@@ -65,7 +65,7 @@ class _Graph(nn.Module):
     def output(self, pixels: Tensor) -> Output:
         """Return the method's output."""
         result: Output = self.method.predict(
-            replace(self.method.encode_image(pixels), words=self._object_names)
+            replace(self.method.encode_image(pixels), object_names=self._object_names)
         )
         return result
 

@@ -54,7 +54,7 @@ class ZeroShotModel(nn.Module):
     def forward(self, images: Tensor) -> InferenceBatch:
         """Compute scores (B,) and maps (B, H, W), both in [0, 1], of images (B, 3, H, W)."""
         object_names = None if self.object_name is None else (self.object_name,) * len(images)
-        output = self.method.predict(replace(self.method.encode_image(images), words=object_names))
+        output = self.method.predict(replace(self.method.encode_image(images), object_names=object_names))
         spec = self.method.map_spec.model_copy(update={"size": tuple(images.shape[-2:])})
         return InferenceBatch(pred_score=output.score, anomaly_map=render_map(output.logits, spec))
 

@@ -40,7 +40,7 @@ from zsad.clip.vision import Hook, Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
-from zsad.methods.sentences import distinct_words, of_images
+from zsad.methods.sentences import distinct_names, of_images
 from zsad.methods.settings import (
     Activation,
     AlignCorners,
@@ -249,7 +249,7 @@ class AdaCLIP(Method):
         plain = self.project_cls(features.cls.to(dtype))
         taps, pooled = self._second_pass(features.patches[:, 0].to(dtype), plain, features.grid)
         heads = [head(tap) for head, tap in zip(self.patch_heads, taps, strict=True)]
-        whole, text = self.cls_head(pooled), self._encode(plain, features.words)
+        whole, text = self.cls_head(pooled), self._encode(plain, features.object_names)
         # Mixed precision ends here: cosines are divided by a very small temperature.
         with full_precision(text.device):
             text = text.to(dtype)
@@ -297,13 +297,12 @@ class AdaCLIP(Method):
             cluster = mean_of_means(tokens, labels, config.clusters)
         return config.alpha * F.normalize(cluster, dim=-1) + (1 - config.alpha) * whole
 
-    def _encode(self, plain: Tensor, words: Sequence[str] | None) -> Tensor:
+    def _encode(self, plain: Tensor, object_names: Sequence[str] | None) -> Tensor:
         """Text (B, 2, D) of length one for global features (B, D).
 
         With dynamic prompts all sentences of all images are one pass; without, each class is encoded once.
         """
-        words = words if self.config.names == "data" else None
-        distinct, index = distinct_words(words)
+        distinct, index = distinct_names(object_names if self.config.names == "data" else None)
         prompts = self.text_prompts
         if prompts is not None and prompts.dynamic is not None:
             return self._text(distinct, prompts(plain), index)
@@ -323,7 +322,7 @@ class AdaCLIP(Method):
         Args:
             words: the distinct class names.
             prompts: None without deep tokens, where G is 1.
-            index: (G,) whose name is whose, as `distinct_words` gives it.
+            index: (G,) whose name is whose, as `distinct_names` gives it.
         """
         tower, dtype = self.clip.text, self.cls_head.weight.dtype
         rows = zip(*map(self._tokens, words), strict=True)

@@ -133,7 +133,7 @@ class AprilGAN(Method):
     def _compare(self, features: ImageFeatures) -> tuple[Tensor, Tensor]:
         """Grids (B, L, h, w) and the image's probability (B,)."""
         tau = self.config.tau
-        text = self._text(features.words, batch=features.cls.shape[0])
+        text = self._text(features.object_names, batch=features.cls.shape[0])
         patches, cls = (tokens.to(text.dtype) for tokens in (features.patches, features.cls))
         # One by one: a single product of all layers would copy the weights for every image.
         layers = zip(patches.unbind(1), self.weight.unbind(0), self.bias.unbind(0), strict=True)

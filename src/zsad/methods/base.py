@@ -43,14 +43,14 @@ class ImageFeatures:
             the tower keeps the class token in front: N is then 1 + h * w.
         cls: (B, D) the global feature.
         grid: rows and columns (h, w) of the patches, N = h * w.
-        words: the images' object classes, for methods whose text names them; None: all "object".
+        object_names: the images' object classes, for methods whose text names them; None: all "object".
         cues: (B, J, h * w) how odd each patch is within its own picture; None where the method does not ask.
     """
 
     patches: Tensor
     cls: Tensor
     grid: tuple[int, int]
-    words: tuple[str, ...] | None = None
+    object_names: tuple[str, ...] | None = None
     cues: Tensor | None = None
 
 

@@ -43,7 +43,7 @@ from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, Output
-from zsad.methods.sentences import SentenceBank, distinct_words, of_images
+from zsad.methods.sentences import SentenceBank, distinct_names, of_images
 from zsad.methods.settings import (
     Activation,
     AlignCorners,
@@ -320,14 +320,14 @@ class MoECLIP(Method):
         normed: Tensor = self.clip.visual.ln_post(tokens)
         return normed
 
-    def encode(self, words: Sequence[str] | None, *, batch: int) -> Tensor:
+    def encode(self, object_names: Sequence[str] | None, *, batch: int) -> Tensor:
         """Text (B, 2, D) of length one, normal first, of the classes of B images.
 
         Raises:
             ConfigError: a class name too long for the text tower.
         """
-        distinct, index = distinct_words(words if self.config.names == "data" else None)
-        sentences = [published_prompts("moeclip", word) for word in distinct]
+        distinct, index = distinct_names(object_names if self.config.names == "data" else None)
+        sentences = [published_prompts("moeclip", name) for name in distinct]
         flat = [text for states in sentences for state in states for text in state]
         raw = self._bank.embed(flat, projected=False).to(self.text_adapter.dtype)
         with full_precision(raw.device):
@@ -340,7 +340,7 @@ class MoECLIP(Method):
     def _compare(self, features: ImageFeatures) -> _Comparison:
         """Comparison of the whole image side behind the cached stream with the text of the images' classes."""
         layers, routed = self._adapt(features)
-        text = self.encode(features.words, batch=features.cls.shape[0])
+        text = self.encode(features.object_names, batch=features.cls.shape[0])
         rows = [self._differences(tap, index, features.grid, text) for index, tap in enumerate(layers)]
         image = self.head(self._normed(layers[-1][:, 1:]))
         with full_precision(text.device):

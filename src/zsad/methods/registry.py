@@ -36,8 +36,8 @@ class MethodEntry:
         routes: what its experts are and what chooses between them; "" for methods without experts.
         needs_training: whether it is useless before training.
         parameters: that training changes, on ViT-L/14@336 with the defaults.
-        sources: what is public: "paper and code"; "paper", where the code is not, and what the paper leaves open
-            is a setting; "description", where not even the paper is and the method is re-designed.
+        sources: what is public: "paper and code"; "paper", where the code is not; "description", where not even the
+            paper is and the method is re-designed.
     """
 
     name: str

@@ -75,39 +75,39 @@ class ClassText:
         self._names = names
         self._states: dict[str, Tensor] = {}
 
-    def __call__(self, words: Sequence[str] | None, *, batch: int) -> Tensor:
+    def __call__(self, object_names: Sequence[str] | None, *, batch: int) -> Tensor:
         """Text (B, 2, D) of length one, normal first, without gradients, for the classes of B images.
 
         Raises:
             ConfigError: the name of a class that does not fit the text tower.
         """
-        distinct, index = distinct_words(words if self._names == "data" else None)
+        distinct, index = distinct_names(object_names if self._names == "data" else None)
         # Also for training: an inference tensor could not meet parameters that learn.
         with torch.inference_mode(mode=False), torch.no_grad():
-            for word in distinct:
-                if word not in self._states:
-                    self._states[word] = self._bank.states(*published_prompts(self._paper, word))
+            for name in distinct:
+                if name not in self._states:
+                    self._states[name] = self._bank.states(*published_prompts(self._paper, name))
         weight = self._bank.weight
-        text = torch.stack([self._states[word] for word in distinct]).to(weight.device, weight.dtype)
+        text = torch.stack([self._states[name] for name in distinct]).to(weight.device, weight.dtype)
         return of_images(text, index, batch=batch)
 
 
-def distinct_words(words: Sequence[str] | None) -> tuple[list[str], Tensor]:
+def distinct_names(object_names: Sequence[str] | None) -> tuple[list[str], Tensor]:
     """Distinct object classes of a batch, and the index (B,) of each image's class among them.
 
     Where all images are of one class there is no index to look up: it is empty, whatever the batch.
 
     Args:
-        words: of `ImageFeatures.words`; None counts as "object" throughout.
+        object_names: of `ImageFeatures.object_names`; None counts as "object" throughout.
     """
-    words = ["object"] if words is None else words
-    distinct = list(dict.fromkeys(words))
-    index = [distinct.index(word) for word in words] if len(distinct) > 1 else []
+    object_names = ["object"] if object_names is None else object_names
+    distinct = list(dict.fromkeys(object_names))
+    index = [distinct.index(name) for name in object_names] if len(distinct) > 1 else []
     return distinct, torch.tensor(index, dtype=torch.long)
 
 
 def of_images(text: Tensor, index: Tensor, *, batch: int) -> Tensor:
-    """Text (B, ...) of B images, of text (W, ...) of the classes and the index that `distinct_words` gives."""
+    """Text (B, ...) of B images, of text (W, ...) of the classes and the index that `distinct_names` gives."""
     if not len(index):
         return text.expand(batch, *text.shape[1:])
     return text[index.to(text.device)]

@@ -122,7 +122,7 @@ class WinCLIP(Method):
     def forward(self, features: ImageFeatures) -> Output:
         """Grid that fuses all scales (Eq. 3), and scores (Eq. 1)."""
         config = self.config
-        text = self._text(features.words, batch=features.cls.shape[0])
+        text = self._text(features.object_names, batch=features.cls.shape[0])
         # A probability near 0 rules a harmonic mean: it needs more digits than half precision has.
         text = text if text.dtype.itemsize > 2 else text.float()
         patches, cls = features.patches.to(text.dtype), features.cls.to(text.dtype)

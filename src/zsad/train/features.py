@@ -128,7 +128,9 @@ class FeatureSource:
         labels: Tensor,
     ) -> TrainingBatch:
         words = tuple(training.items[row].sample.word for row in rows)
-        return TrainingBatch(replace(features, words=words), masks.to(self.device), labels.to(self.device))
+        return TrainingBatch(
+            replace(features, object_names=words), masks.to(self.device), labels.to(self.device)
+        )
 
     def _compute(self, pixels: torch.Tensor) -> ImageFeatures:
         with torch.no_grad():

@@ -246,7 +246,7 @@ class RoutingCollector:
         """Weights (B, L, E) of pools that route images, (B, L, N, E) of those that route patches, and the grid."""
         weight = next(self.method.parameters())
         features = self.method.features(torch.from_numpy(batch.pixels).to(weight.device, weight.dtype))
-        features = replace(features, words=tuple(sample.word for sample in batch.samples))
+        features = replace(features, object_names=tuple(sample.word for sample in batch.samples))
         patches = _arrays(self.method.token_routing(features))
         images = _arrays(self.method(features).routing or {})
         images = {pool: weights for pool, weights in images.items() if pool not in patches}
