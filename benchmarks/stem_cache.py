@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from zsad.clip.vision import PatchTokens, VisionTower
+from zsad.images.decode import Preprocess
 from zsad.images.loader import iter_batches
-from zsad.images.preprocess import Preprocess
 from zsad.nn.oddness import oddness
 from zsad.train.feature_cache import content_hash
 from zsad.types import Sample

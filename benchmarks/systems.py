@@ -34,7 +34,7 @@ from zsad.card import BackboneReference
 from zsad.clip.weights import Backbone, load_backbone
 from zsad.datasets.manifest import DataSet, discover
 from zsad.images import decode as image
-from zsad.images.preprocess import Preprocess
+from zsad.images.decode import Preprocess
 from zsad.methods.base import ImageFeatures, Method
 from zsad.methods.registry import METHODS, build
 from zsad.metrics import protocols

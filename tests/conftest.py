@@ -22,7 +22,7 @@ from zsad.clip.config import CLIPConfig, TextConfig, VisionConfig
 from zsad.clip.model import CLIP
 from zsad.clip.presets import Preset
 from zsad.clip.weights import load_backbone
-from zsad.images.preprocess import Preprocess
+from zsad.images.decode import Preprocess
 from zsad.methods.registry import build
 from zsad.train.checkpoint import save_checkpoint
 

@@ -9,34 +9,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from zsad.backends.backend import Backend, Precision
-from zsad.calibration.calibration import (
-    Calibration,
-    ModelKey,
-    beside,
-    model_key,
-    read_calibration,
-    write_calibration,
-)
-from zsad.calibration.thresholds import CalibrationTarget
 from zsad.card import Card
 from zsad.errors import ConfigError, ZsadError
 from zsad.images.decode import Source
 from zsad.predict.pipeline import OnError, judge, read, score, stream
 from zsad.predict.prediction import Prediction
-from zsad.predict.tiles import OnTile, Tiling
-from zsad.predict.view import Model, View
+from zsad.predict.view import Model, View, calibration_beside
 from zsad.types import Sample
 
 if TYPE_CHECKING:
+    from zsad.calibration.calibration import Calibration, ModelKey
     from zsad.comparison.compare import Comparison
     from zsad.methods.base import Method
+    from zsad.predict.tiles import OnTile, Tiling
 
 
 class Detector:
     """A model, and the view with which it looks at images and judges them.
 
-    Model and view are immutable, so detectors that share them never disturb each other. `with_` gives a detector with
-    another view of the same model; `use` and `calibrate` replace the view of this one.
+    Both are immutable. `with_` gives a detector with another view of the same model; `use` and `calibrate` replace the
+    view of this one.
 
     Args:
         model: backend, card, preprocessing.
@@ -51,7 +43,7 @@ class Detector:
 
     @classmethod
     def from_method(cls, method: Method, card: Card, *, name: str = "model") -> Detector:
-        """Return a detector of a built method, as `zsad.train.training_card.card_of` describes it."""
+        """Return a detector of a built method and its card (`zsad.train.training_card.card_of`)."""
         from zsad.backends.torch import TorchBackend
 
         return cls(Model(TorchBackend(method), card, name))
@@ -144,8 +136,8 @@ class Detector:
         """Return the prediction for one image.
 
         Args:
-            source: a path, the content of an image file as bytes, a Pillow image, or an array (H, W), (H, W, 1),
-                (H, W, 3) or (H, W, 4) of uint8, uint16, bool, or float in [0, 1].
+            source: a path, a file's content as bytes, a Pillow image, or an array (H, W), (H, W, 1), (H, W, 3) or
+                (H, W, 4) of uint8, uint16, bool, or float in [0, 1].
             object_name: object in it, such as "metal nut", for methods whose prompts name it.
             tile: "auto", "off", a side in pixels, or a `zsad.predict.tiles.Tiling`; None: the view's. Thresholds only
                 hold for pictures that are cut as in the calibration.
@@ -157,6 +149,8 @@ class Detector:
         """
         view = self.view
         if tile is not None:
+            from zsad.predict.tiles import Tiling
+
             view = replace(view, options=replace(view.options, tiling=Tiling.of(tile)))
         if object_name is not None:
             view = replace(view, object_name=object_name)
@@ -191,16 +185,16 @@ class Detector:
         skip: Callable[[str], bool] | None = None,
         draw_side: int | None = None,
     ) -> Iterator[Prediction]:
-        """Yield the predictions of frames, with their `time`, in constant memory; sources are `clip.mp4#250`.
+        """Yield the predictions of frames, with their `time`; sources are `clip.mp4#250`.
 
         Args:
             source: a video file, an address of a camera such as rtsp://..., or a device such as /dev/video0.
             every: 1 takes every frame, 5 the 1st, the 6th, ...
             skip: called with a frame's address; true leaves it out.
-            draw_side: keep each frame reduced to this side for drawing; None keeps it as it is.
+            draw_side: as in `predict_samples`; None keeps frames as they are.
 
         Raises:
-            ImageError: it cannot be opened, or is damaged: frames before that are yielded.
+            ImageError: it cannot be opened, or is damaged after the frames that were yielded.
             ConfigError: `every` below 1, or PyAV is not installed.
         """
         from zsad.images.address import numbered
@@ -250,6 +244,8 @@ class Detector:
 
     def key(self) -> ModelKey:
         """Return what a calibration knows this model by."""
+        from zsad.calibration.calibration import model_key
+
         return model_key(self.model, self.view.options)
 
     def identity(self) -> str:
@@ -262,9 +258,10 @@ class Detector:
         Raises:
             CalibrationError: it cannot be read, or was made for another model.
         """
-        if isinstance(calibration, Calibration):
-            name = "the calibration"
-        else:
+        from zsad.calibration.calibration import Calibration, read_calibration
+
+        name = "the calibration"
+        if not isinstance(calibration, Calibration):
             name, calibration = f"calibration {calibration}", read_calibration(calibration)
         calibration.check_model(self.key(), where=name)
         self.view = self.view.calibrated(calibration)
@@ -273,7 +270,7 @@ class Detector:
     def use_default(self, calibration: Calibration | str | Path | None = "auto") -> Detector:
         """As `use`; "auto" takes the calibration beside the model, if any, and None or "none" takes none."""
         if calibration == "auto":
-            file = None if self.model.file is None else beside(self.model.file)
+            file = self.model.calibration_file
             calibration = file if file is not None and file.is_file() else None
         return self if calibration in (None, "none") else self.use(calibration)
 
@@ -293,7 +290,7 @@ class Detector:
         Region of interest and object name of the view become part of the calibration.
 
         Args:
-            normals: normal images: a folder, a pattern, or samples; may be missing with `labelled`.
+            normals: a folder, a pattern, or samples; may be missing with `labelled`.
             labelled: samples with labels 0 and 1; the image threshold is then chosen on them by `goal`.
             batch_size, on_error, on_tile: as in `predict_samples`.
             progress: called with the number of images done since the last call.
@@ -305,6 +302,7 @@ class Detector:
             DataError: the folder holds no image.
         """
         from zsad.calibration.calibrate import calibrate
+        from zsad.calibration.thresholds import CalibrationTarget
         from zsad.images.inputs import expand_inputs
 
         found = expand_inputs([normals]) if isinstance(normals, str | Path) else normals
@@ -333,13 +331,12 @@ class Detector:
     ) -> Detector:
         """Return a detector that compares images with normal ones, too, and shares the method with this one.
 
-        It has no calibration: scores differ. See `zsad.comparison.compare` for what is compared and how it is fused.
+        It has no calibration: scores differ. See `zsad.comparison.compare`.
 
         Args:
             references: normal images (a folder, a pattern, samples), or a file that `References.save` wrote.
-            limit: patches that are remembered.
-            pick: random patches, or those that cover the others best.
-            scale: "standard" judges distances by those between normal images, "distance" takes them as they are.
+            limit: patches that are remembered: `pick` random ones, or those that cover the others best.
+            scale: "standard" judges distances by those between normal images, "distance" does not.
             on_error: as in `predict_folder`.
 
         Raises:
@@ -367,8 +364,7 @@ class Detector:
         Args:
             samples: the batch (a folder, a pattern, samples); those to be scored, as a rule.
             others: images of it that are kept for comparison.
-            scale: as in `with_references`, which also says what is raised.
-            on_error: as in `predict_folder`.
+            scale, on_error: as in `with_references`, which also says what is raised.
         """
         from zsad.comparison.load import collect_batch
 
@@ -391,13 +387,14 @@ class Detector:
             ConfigError: the model is an exported graph.
             StorageError: the disk is full or cannot be written.
         """
+        from zsad.calibration.calibration import write_calibration
         from zsad.train.checkpoint import save_checkpoint
 
         file = save_checkpoint(Path(path), self.method, self.card)
         if self.calibration is not None:
-            write_calibration(self.calibration, beside(file))
+            write_calibration(self.calibration, calibration_beside(file))
         return file
 
 
-def _warn(sample: Sample, error: ZsadError) -> None:
+def _warn(_: Sample, error: ZsadError) -> None:
     warnings.warn(f"skipped: {error}", stacklevel=3)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from zsad.backends.backend import Backend, Precision
-from zsad.backends.graph_card import SUFFIXES, find_graph, read_export
 from zsad.detector import Detector
 from zsad.errors import CheckpointError, ConfigError
 from zsad.predict.view import Model
@@ -48,9 +47,7 @@ def load_model(request: LoadRequest) -> Model:
     """
     if request.backend not in (None, *BACKENDS):
         raise ConfigError(f"no backend is called {request.backend!r}; known are {', '.join(BACKENDS)}")
-    graph = find_graph(
-        request.model, target=request.backend if request.backend in ("onnx", "openvino") else None
-    )
+    graph = _find_graph(request)
     if graph is not None and not (request.backend in (None, "torch", "auto") and _is_run(request.model)):
         return _load_graph(graph, request)
     if request.backend in ("onnx", "openvino"):
@@ -62,6 +59,17 @@ def load_model(request: LoadRequest) -> Model:
         return _load_fastest(request)
     return load_checkpoint_or_method(
         request, precision="fp32" if request.precision == "auto" else request.precision
+    )
+
+
+def _find_graph(request: LoadRequest) -> Path | None:
+    """Return the exported graph that is asked for, or None."""
+    if not Path(request.model).expanduser().exists():
+        return None
+    from zsad.backends.graph_card import find_graph
+
+    return find_graph(
+        request.model, target=request.backend if request.backend in ("onnx", "openvino") else None
     )
 
 
@@ -87,6 +95,8 @@ def _is_run(model: str | Path) -> bool:
 
 
 def _load_graph(graph: Path, request: LoadRequest) -> Model:
+    from zsad.backends.graph_card import SUFFIXES, read_export
+
     own = SUFFIXES[graph.suffix]
     if request.backend == "torch":
         raise ConfigError(

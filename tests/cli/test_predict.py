@@ -332,12 +332,12 @@ def test_control_characters_in_names_do_not_reach_the_terminal(predict, make_ima
 
 
 def test_an_error_that_is_a_bug_is_one_line_too(predict, toy, tmp_path: Path, monkeypatch) -> None:
-    import zsad.detector
+    import zsad.loading
 
     def broken(*_: object, **__: object) -> None:
         raise ValueError("two\nlines")
 
-    monkeypatch.setattr(zsad.detector, "load", broken)
+    monkeypatch.setattr(zsad.loading, "load", broken)
     code, _, said = predict(toy.images, "--out", tmp_path / "out")
     assert (
         code == 1

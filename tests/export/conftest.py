@@ -14,7 +14,7 @@ from zsad.clip.presets import Preset
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
 from zsad.export.parity import ProofImages
-from zsad.images.preprocess import Preprocess
+from zsad.images.decode import Preprocess
 from zsad.methods.registry import build
 from zsad.predict.view import Model
 from zsad.train.training_card import CardParts, card_of

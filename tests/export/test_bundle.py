@@ -13,11 +13,11 @@ import pytest
 
 import zsad
 from zsad.backends.graph_card import ExportCard, card_path, find_graph, read_export
-from zsad.calibration.calibration import beside
 from zsad.cli.main import main
 from zsad.errors import CheckpointError, ConfigError
 from zsad.export import graph_cache, writer
 from zsad.loading import LoadRequest, load_checkpoint_or_method
+from zsad.predict.view import calibration_beside
 from zsad.train.checkpoint import MODEL_FILE
 
 pytestmark = pytest.mark.skipif(
@@ -66,7 +66,7 @@ def test_a_detector_of_a_graph_is_a_detector(exported, toy):
         assert set(found.routing) == set(right.routing) and found.terms == right.terms
     picture = np.zeros((70, 90), np.uint8)
     assert abs(graph.predict(picture).score - native.predict(picture).score) < 1e-4
-    for part in ("method", "device"):
+    for part in ("method",):
         with pytest.raises(ConfigError, match="is an exported graph"):
             getattr(graph, part)
     with pytest.raises(ConfigError, match="is an exported graph"):
@@ -104,7 +104,7 @@ def test_a_calibration_of_the_model_holds_for_its_graph(toy, tmp_path):
         name="toy",
         target="onnx",
         count=1,
-        calibration=beside(loaded.file),
+        calibration=calibration_beside(loaded.file),
     )
     assert card.calibration is not None and (tmp_path / "out" / card.calibration["file"]).is_file()
     found = zsad.load(graph, threads=1)

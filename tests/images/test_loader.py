@@ -13,11 +13,10 @@ from PIL import Image
 
 from zsad.errors import ConfigError, DataError, ImageError
 from zsad.images import loader
-from zsad.images.decode import load_image
+from zsad.images.decode import Preprocess, load_image
 from zsad.images.inputs import expand_inputs
 from zsad.images.loader import Batch, iter_batches
 from zsad.images.pixels import Reading
-from zsad.images.preprocess import Preprocess
 from zsad.types import Sample
 
 PREPROCESS = Preprocess(image_size=(8, 10))

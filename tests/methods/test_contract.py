@@ -15,7 +15,7 @@ from zsad.card import BackboneReference, Card
 from zsad.clip.model import CLIP
 from zsad.clip.text import TextTower
 from zsad.errors import CheckpointError, ConfigError
-from zsad.images.preprocess import Preprocess
+from zsad.images.decode import Preprocess
 from zsad.methods.base import ImageFeatures, Method
 from zsad.methods.registry import METHODS, build
 from zsad.nn.filters import render_map

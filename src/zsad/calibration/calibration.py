@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from zsad.predict.view import InputOptions, Model
 
 FORMAT = 1
-CALIBRATION_FILE = "calibration.json"
 _AGAIN = "run zsad calibrate again"
 
 
@@ -243,12 +242,6 @@ def make_calibration(
         peaks=tuple(sorted(normals.peaks)),
         labelled=counts,
     )
-
-
-def beside(checkpoint: Path) -> Path:
-    """Return the path of a checkpoint's calibration: `calibration.json`, or `STEM.calibration.json`."""
-    prefix = "" if checkpoint.stem == "model" else f"{checkpoint.stem}."
-    return checkpoint.parent / f"{prefix}{CALIBRATION_FILE}"
 
 
 def write_calibration(calibration: Calibration, path: Path) -> Path:

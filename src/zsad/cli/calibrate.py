@@ -108,8 +108,8 @@ def _print_calibration(calibration: Calibration, path: Path) -> None:
 
 def _place(model: str, out: Path | None) -> Path:
     """The file to write."""
-    from zsad.calibration.calibration import CALIBRATION_FILE, beside
     from zsad.errors import CalibrationError
+    from zsad.predict.view import CALIBRATION_FILE, calibration_beside
     from zsad.train.checkpoint import holds_run, is_bundled, resolve_model
 
     if out is not None:
@@ -122,7 +122,7 @@ def _place(model: str, out: Path | None) -> Path:
             raise CalibrationError(
                 f"model {model} is part of zsad, where nothing is written; name a file with --out {CALIBRATION_FILE}"
             )
-    return beside(resolve_model(model))
+    return calibration_beside(resolve_model(model))
 
 
 def _normals(given: str) -> list[Sample]:

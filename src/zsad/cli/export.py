@@ -51,8 +51,8 @@ def export_command(
     use_threads(threads)
     loaded = load_checkpoint_or_method(LoadRequest(model, backbone, weights, "cpu"))
     from zsad.backends.graph_card import card_path
-    from zsad.calibration.calibration import beside
     from zsad.export.writer import export_model
+    from zsad.predict.view import calibration_beside
 
     graph, card = export_model(
         loaded.backend,
@@ -64,7 +64,7 @@ def export_command(
         object_name=object_,
         images=images,
         count=count,
-        calibration=None if loaded.file is None else beside(loaded.file),
+        calibration=None if loaded.file is None else calibration_beside(loaded.file),
         progress=lambda step: note(f"zsad: {step}"),
     )
     proof = card.proof

@@ -12,7 +12,6 @@ from zsad.backends.graph_card import ExportCard, Proof, Target, card_path, file_
 from zsad.backends.onnx import OnnxBackend
 from zsad.backends.openvino import OpenVINOBackend
 from zsad.backends.torch import TorchBackend
-from zsad.calibration.calibration import beside
 from zsad.card import Card
 from zsad.errors import ConfigError
 from zsad.export.int8 import quantize_dynamic, quantize_static
@@ -20,7 +19,8 @@ from zsad.export.onnx_graph import TracedGraph, write_onnx
 from zsad.export.openvino_graph import write_openvino
 from zsad.export.parity import ProofImages, compare, require, require_alike
 from zsad.files import scratch_folder, storage_errors, write_text
-from zsad.images.preprocess import Preprocess
+from zsad.images.decode import Preprocess
+from zsad.predict.view import calibration_beside
 
 _SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 
@@ -154,7 +154,7 @@ def _copy_calibration(source: Path | None, graph: Path) -> dict[str, str] | None
     """Copy a calibration beside a graph; return its name and sha256."""
     if source is None or not source.is_file():
         return None
-    copy = beside(graph)
+    copy = calibration_beside(graph)
     if copy != source:
         shutil.copyfile(source, copy)
     return {"file": copy.name, "sha256": file_sha256(copy)}

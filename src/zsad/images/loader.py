@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from zsad.errors import ConfigError, ZsadError
-from zsad.images.decode import read_image
+from zsad.images.decode import Preprocess, read_image
 from zsad.images.pixels import PLAIN, Reading
-from zsad.images.preprocess import Preprocess
 from zsad.types import Sample
 
 _PREFETCHED_BATCHES = 2

@@ -17,6 +17,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +26,15 @@ from PIL import Image
 from zsad.backends.backend import BackendOutput
 from zsad.errors import ConfigError, ImageError, ZsadError
 from zsad.images.decode import Source, read_image
-from zsad.images.large import LargePicture, open_large
 from zsad.images.loader import read_ahead
 from zsad.images.pixels import PLAIN, Reading
 from zsad.predict.prediction import Prediction
-from zsad.predict.tiles import OnTile, Stitcher, TileLayout, Tiling, fuse_tiles, lay_out, map_rule
 from zsad.predict.view import Model, View
 from zsad.types import Sample
+
+if TYPE_CHECKING:
+    from zsad.images.large import LargePicture
+    from zsad.predict.tiles import OnTile, TileLayout, Tiling
 
 Float32 = npt.NDArray[np.float32]
 OnError = Callable[[Sample, ZsadError], None]
@@ -97,6 +100,8 @@ class Ready:
         """
         if self.large is None or self.tiling is None:
             return None
+        from zsad.predict.tiles import lay_out
+
         side = self.tiling.side(self.size, model.preprocess.image_size)
         if side is None:
             return None
@@ -164,7 +169,10 @@ def read(
 
 def _read_large(ready: Ready, source: Source, model: Model, view: View) -> Ready:
     """Open a picture that may be cut into tiles, and read it as a whole."""
-    ready.tiling = view.options.tiling or Tiling()
+    from zsad.images.large import open_large
+
+    ready.tiling = view.options.tiling
+    assert ready.tiling is not None  # asked by `read`
     ready.reading = replace(ready.reading, max_pixels=ready.tiling.max_pixels)
     try:
         ready.large = ready._open.enter_context(open_large(source, reading=ready.reading))
@@ -247,6 +255,8 @@ def _score_tiles(
     model: Model, ready: Ready, prediction: Prediction, batch_size: int, on_tile: OnTile | None
 ) -> None:
     """Score the tiles of a large picture and fuse them into the prediction of the whole."""
+    from zsad.predict.tiles import Stitcher, fuse_tiles, map_rule
+
     start = time.perf_counter()
     layout = ready.layout(model, _tile_grid(prediction, model.preprocess.image_size))
     if layout is None or ready.tiling is None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,11 @@ from zsad.images.decode import load_image
 from zsad.images.pixels import PLAIN, Reading
 from zsad.nn.maps import MapSpec, render_map_numpy
 from zsad.predict.overlay import anchored_scale, blend, outline
-from zsad.predict.regions import Region, find_regions
-from zsad.predict.roi import RegionOfInterest
 from zsad.types import Sample
+
+if TYPE_CHECKING:
+    from zsad.predict.regions import Region
+    from zsad.predict.roi import RegionOfInterest
 
 Float32 = npt.NDArray[np.float32]
 
@@ -90,6 +92,8 @@ class Prediction:
 
     def find_regions(self, threshold: float, *, min_area: float = 0.0) -> tuple[Region, ...]:
         """Connected parts above any threshold of map values; see `zsad.predict.regions.find_regions`."""
+        from zsad.predict.regions import find_regions
+
         return find_regions(self.canonical_map(), threshold, size=self.size, min_area=min_area)
 
     def confine(self, region: RegionOfInterest | None) -> None:
@@ -243,7 +247,7 @@ class Prediction:
             threshold=values.get("threshold"),
             pixel_threshold=values.get("pixel_threshold"),
             region=region,
-            known_regions=None if regions is None else tuple(Region.from_dict(each) for each in regions),
+            known_regions=None if regions is None else _regions(regions),
             time=values.get("time"),
         )
 
@@ -279,3 +283,9 @@ class Prediction:
 def _rounded(values: Float32) -> Any:
     """Nested lists with four decimals; as float64, since a float32 has no short decimal form."""
     return np.round(values.astype(np.float64), 4).tolist()
+
+
+def _regions(values: Sequence[dict[str, Any]]) -> tuple[Region, ...]:
+    from zsad.predict.regions import Region
+
+    return tuple(Region.from_dict(each) for each in values)

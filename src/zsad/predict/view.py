@@ -11,15 +11,26 @@ import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zsad.backends.backend import Backend
 from zsad.card import Card
+from zsad.images.decode import Preprocess
 from zsad.images.pixels import PLAIN, Reading
-from zsad.images.preprocess import Preprocess
-from zsad.predict.prediction import Prediction
-from zsad.predict.roi import RegionOfInterest
-from zsad.predict.tiles import Tiling
+
+if TYPE_CHECKING:
+    from zsad.predict.prediction import Prediction
+    from zsad.predict.roi import RegionOfInterest
+    from zsad.predict.tiles import Tiling
+
+
+CALIBRATION_FILE = "calibration.json"
+
+
+def calibration_beside(checkpoint: Path) -> Path:
+    """Return the path of a checkpoint's calibration: `calibration.json`, or `STEM.calibration.json`."""
+    prefix = "" if checkpoint.stem == "model" else f"{checkpoint.stem}."
+    return checkpoint.parent / f"{prefix}{CALIBRATION_FILE}"
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,11 @@ class Model:
     def preprocess(self) -> Preprocess:
         """The preprocessing that the model was trained with."""
         return Preprocess.from_dict(self.card.preprocess)
+
+    @property
+    def calibration_file(self) -> Path | None:
+        """The file where the model's calibration lies, if it has one; None for a model without a file."""
+        return None if self.file is None else calibration_beside(self.file)
 
     @property
     def score_settings(self) -> dict[str, Any]:

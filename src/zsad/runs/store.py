@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,9 @@ from zsad.errors import DataError
 from zsad.files import BROKEN_ARRAYS, atomic_write, parse_json
 from zsad.nn.maps import MapSpec
 from zsad.predict.prediction import Prediction
-from zsad.predict.roi import RegionOfInterest
+
+if TYPE_CHECKING:
+    from zsad.predict.roi import RegionOfInterest
 
 RUN_FILE, ROWS_FILE, GRIDS_FILE = "run.json", "predictions.jsonl", "grids.npy"
 SCORES_FILE, REPORT_FILE, OVERLAYS = "scores.csv", "report.html", "overlays"
@@ -213,8 +215,12 @@ def region_of_run(run: dict[str, Any]) -> RegionOfInterest | None:
         DataError: it is no region.
     """
     stored = run.get("region")
+    if stored is None:
+        return None
+    from zsad.predict.roi import RegionOfInterest
+
     try:
-        return None if stored is None else RegionOfInterest.model_validate(stored)
+        return RegionOfInterest.model_validate(stored)
     except ValueError as error:
         raise DataError(
             f"{RUN_FILE} names a region of interest that cannot be read; predict again"

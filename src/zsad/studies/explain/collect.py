@@ -20,9 +20,8 @@ import torch
 from PIL import Image
 
 from zsad.errors import ConfigError, ImageError, ZsadError
-from zsad.images.decode import load_image, load_mask
+from zsad.images.decode import Preprocess, load_image, load_mask
 from zsad.images.loader import Batch, iter_batches
-from zsad.images.preprocess import Preprocess
 from zsad.methods.base import ImageFeatures, Method
 from zsad.types import Sample
 
