@@ -15,6 +15,7 @@ import pytest
 import zsad
 from zsad.cli.cluster import ClusterRequest
 from zsad.cli.main import main
+from zsad.cli.model_options import ModelOptions
 from zsad.device import available_cores
 from zsad.errors import CheckpointError, ConfigError, EngineError
 from zsad.runs.rows import COLUMNS
@@ -43,7 +44,9 @@ def test_without_ray_one_line_says_what_to_install(toy, tmp_path, monkeypatch, c
 def test_a_worker_has_the_threads_of_one_process(toy) -> None:
     detector = zsad.load(toy.model, device="cpu")
     for asked, threads in ((None, available_cores()), (1, 1), (3, 3)):
-        made = ClusterRequest(str(toy.model), None, None, "cpu", "none", asked, None, 2, None)
+        made = ClusterRequest(
+            str(toy.model), ModelOptions(device="cpu", threads=asked), "none", None, 2, None
+        )
         assert made.loading(detector).threads == threads
         assert made.cluster().cores == (asked or max(1, available_cores() // 2))
 
@@ -160,7 +163,7 @@ def test_what_a_worker_says_of_the_model_is_one_line(cluster, toy) -> None:
 def test_numbers_and_clusters_that_are_not_there(predict, toy, tmp_path: Path) -> None:
     assert predict(toy.images, "--out", tmp_path / "a", "--backend", "auto")[0] == 2
     with pytest.raises(ConfigError, match="--workers is 0"):
-        ClusterRequest("m", None, None, "cpu", "none", None, None, 0, None).cluster()
+        ClusterRequest("m", ModelOptions(), "none", None, 0, None).cluster()
 
     class Absent:
         def is_initialized(self) -> bool:
