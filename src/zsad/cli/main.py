@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = build_app()(
             list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, print_error=False
         )
+        _flush()
         return result if isinstance(result, int) else 0
     except KeyboardInterrupt as stop:
         reason = printable(stop) or "finished results are valid, the same command goes on where it stopped"
@@ -92,7 +94,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message, code = explain(error)
         note(f"zsad: error: {message}")
+        with suppress(OSError):
+            _flush()  # a full disk is reported once, not again at the end of the process
         return code
+
+
+def _flush() -> None:
+    """Write what is still buffered: at the end of the process an error could no longer be reported."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        silence(sys.stdout)
+        raise
 
 
 def explain(error: Exception) -> tuple[str, int]:
