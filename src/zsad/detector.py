@@ -68,22 +68,13 @@ class Detector:
 
     @property
     def method(self) -> Method:
-        """The method itself.
-
-        Raises:
-            ConfigError: the model is an exported graph, which has none.
-        """
-        method: Method | None = getattr(self.backend, "method", None)
-        if method is None:
-            raise ConfigError(
-                f"{self.name} is an exported graph, this needs the method itself; give the model it was made from"
-            )
-        return method
+        """The method itself; ConfigError where the model is an exported graph, which has none."""
+        return self.model.method
 
     @property
     def comparison(self) -> Comparison | None:
         """The images that pictures are compared with; None: each picture is scored alone."""
-        return getattr(self.backend, "comparison", None)
+        return cast("Comparison | None", self.model.comparison)
 
     @property
     def calibration(self) -> Calibration | None:

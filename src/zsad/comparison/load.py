@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from zsad.comparison.compare import Scale
-    from zsad.methods.base import Method
 
     Parts = list[npt.NDArray[np.float32]]
 
@@ -40,7 +39,7 @@ def load_or_collect(
     if isinstance(references, str | Path) and Path(references).suffix == ".safetensors":
         return References.read(references, identity=plain_identity(model, view))
     pictures = _pictures(model, view, _samples(references), on_error)
-    return collect_references(method_of(model), pictures, limit=limit, pick=pick, scale=scale)
+    return collect_references(model.method, pictures, limit=limit, pick=pick, scale=scale)
 
 
 def save_references(model: Model, view: View, path: str | Path) -> Path:
@@ -50,7 +49,7 @@ def save_references(model: Model, view: View, path: str | Path) -> Path:
         ConfigError: it has none.
         StorageError: the disk is full or the folder cannot be written.
     """
-    references = getattr(model.backend, "comparison", None)
+    references = model.comparison
     if not isinstance(references, References):
         raise ConfigError("there are no references to save; make them with Detector.with_references")
     return references.save(path, identity=plain_identity(model, view), model=model.name)
@@ -72,28 +71,14 @@ def collect_batch(
         raise ConfigError("images in tiles are not compared with each other; leave out --tile or --mutual")
     paths = chosen((sample.image for sample in _samples(samples)), others)
     pictures = (parts[0] for parts in _pictures(model, view, [Sample(path) for path in paths], on_error))
-    return collect_mutual(method_of(model), pictures, scale=scale)
-
-
-def method_of(model: Model) -> Method:
-    """Return the method of a model.
-
-    Raises:
-        ConfigError: the model is an exported graph, which has none.
-    """
-    method: Method | None = getattr(model.backend, "method", None)
-    if method is None:
-        raise ConfigError(
-            f"{model.name} is an exported graph, this needs the method itself; give the model it was made from"
-        )
-    return method
+    return collect_mutual(model.method, pictures, scale=scale)
 
 
 def plain_identity(model: Model, view: View) -> str:
     """Return the identity of a model without what it compares images with."""
     from zsad.backends.torch import TorchBackend
 
-    return replace(model, backend=TorchBackend(method_of(model))).identity(view.options)
+    return replace(model, backend=TorchBackend(model.method)).identity(view.options)
 
 
 def _samples(given: str | Path | Iterable[Sample]) -> list[Sample]:
@@ -106,7 +91,7 @@ def _pictures(model: Model, view: View, samples: Iterable[Sample], on_error: OnE
         try:
             with closing(read(sample, model, view)) as ready:
                 # Tiles that overlap would meet themselves where distances between normal patches are taken.
-                layout = ready.layout(model, method_of(model).grid, overlap=0.0)
+                layout = ready.layout(model, model.method.grid, overlap=0.0)
                 yield [ready.pixels, *(ready.tiles(model, layout) if layout is not None else ())]
         except ZsadError as error:
             on_error(sample, error)

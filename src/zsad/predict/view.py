@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from zsad.backends.backend import Backend
 from zsad.card import Card
+from zsad.errors import ConfigError
 from zsad.images.decode import Preprocess
 from zsad.images.pixels import PLAIN, Reading
 
 if TYPE_CHECKING:
+    from zsad.methods.base import Method
     from zsad.predict.prediction import Prediction
     from zsad.predict.roi import RegionOfInterest
     from zsad.predict.tiles import Tiling
@@ -62,10 +64,28 @@ class Model:
         return None if self.file is None else calibration_beside(self.file)
 
     @property
+    def method(self) -> Method:
+        """The method itself.
+
+        Raises:
+            ConfigError: the model is an exported graph, which has none.
+        """
+        method: Method | None = getattr(self.backend, "method", None)
+        if method is None:
+            raise ConfigError(
+                f"{self.name} is an exported graph, this needs the method itself; give the model it was made from"
+            )
+        return method
+
+    @property
+    def comparison(self) -> Any:
+        """The images that pictures are compared with (`zsad.comparison`); None: each picture is scored alone."""
+        return getattr(self.backend, "comparison", None)
+
+    @property
     def score_settings(self) -> dict[str, Any]:
         """Settings that say how a score is made of the map; none where a comparison has a part in the score."""
-        compared = getattr(self.backend, "comparison", None) is not None
-        return {} if compared else dict(self.card.config)
+        return {} if self.comparison is not None else dict(self.card.config)
 
     def identity(self, options: InputOptions) -> str:
         """Return a short hash of all that decides a score.
@@ -75,9 +95,8 @@ class Model:
         """
         identity = self.backend.identity(self.card)
         extra = options.to_dict()
-        comparison = getattr(self.backend, "comparison", None)
-        if comparison is not None:
-            extra["compared"] = comparison.digest()
+        if self.comparison is not None:
+            extra["compared"] = self.comparison.digest()
         if not extra:
             return identity
         return hashlib.sha256(json.dumps([identity, extra], sort_keys=True).encode()).hexdigest()[:16]
