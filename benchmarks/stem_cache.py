@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from zsad.clip.vision import PatchTokens, VisionTower
+from zsad.files import content_hash
 from zsad.images.decode import Preprocess
 from zsad.images.loader import iter_batches
 from zsad.nn.oddness import oddness
-from zsad.train.feature_cache import content_hash
 from zsad.types import Sample
 
 BATCH = 16

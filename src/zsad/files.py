@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -266,3 +267,20 @@ def bytes_below(folder: Path, *, suffix: str = "") -> int:
             with suppress(OSError):
                 total += path.stat().st_size if name.endswith(suffix) and not path.is_symlink() else 0
     return total
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits, read in parts; OSError where it cannot be read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def content_hash(path: Path) -> str | None:
+    """Return the SHA-256 of a file's bytes, or None where it cannot be read."""
+    try:
+        return file_sha256(path)
+    except OSError:
+        return None

@@ -110,8 +110,8 @@ def test_only_files_of_a_known_size_are_read(tmp_path: Path, monkeypatch: pytest
     tags = unpack_tags(pack_tags([(known, digest(known)), (tmp_path / "gone", "0" * 64)]))
     assert tags.tolist() == [tag(5, digest(known))]
     read: list[Path] = []
-    hashed = overlap._digest
-    monkeypatch.setattr(overlap, "_digest", lambda path: read.append(path) or hashed(path))
+    hashed = overlap.content_hash
+    monkeypatch.setattr(overlap, "content_hash", lambda path: read.append(path) or hashed(path))
     assert seen_images([other, same_size, tmp_path / "gone", known], tags) == [known]
     assert read == [same_size, known]
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from zsad.errors import DataError, StorageError
+from zsad.files import content_hash
 from zsad.methods.base import ImageFeatures
-from zsad.train.feature_cache import FeatureCache, content_hash
+from zsad.train.feature_cache import FeatureCache
 from zsad.train.train_config import TrainConfig
 
 KEY = {"backbone": "x", "settings": {"layers": [1, 2]}}

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import zsad
 from zsad.card import Card
 from zsad.errors import CheckpointError, ConfigError
-from zsad.files import parse_document
+from zsad.files import file_sha256, parse_document
 
 FORMAT = 1
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino"}
@@ -160,15 +159,6 @@ def _check_file(path: Path, digest: str) -> None:
         raise CheckpointError(
             f"{path} is not the file that its card describes (sha256 differs): changed or cut off; export again"
         )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, read in parts."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def missing_runtime(target: str, module: str, error: ImportError) -> ConfigError:

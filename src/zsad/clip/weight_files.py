@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from zsad.clip.convert import State
 from zsad.clip.hub import WEIGHT_FILES
 from zsad.errors import BackboneError
-from zsad.files import parse_json
+from zsad.files import file_sha256, parse_json
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 _CONVERT = (
@@ -110,11 +110,7 @@ def weights_sha256(files: list[Path]) -> str:
 @lru_cache(maxsize=64)
 def _file_sha256(path: str, size: int, modified: int) -> str:
     """Digest of a file; size and time are in the key of the cache alone."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return file_sha256(Path(path))
 
 
 def read_json(path: Path) -> dict[str, Any]:

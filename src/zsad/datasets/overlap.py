@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from zsad.datasets.catalog import Catalogue, bundled, letters
 from zsad.errors import DataError
+from zsad.files import content_hash
 
 if TYPE_CHECKING:
     from zsad.card import Card
@@ -159,7 +160,7 @@ def seen_images(paths: Iterable[Path], tags: npt.NDArray[np.uint64]) -> list[Pat
         size = _size(path)
         if size is None or _size_tag(size) not in sizes:
             continue
-        digest = _digest(path)
+        digest = content_hash(path)
         if digest is not None and tag(size, digest) in known:
             seen.append(path)
     return seen
@@ -174,14 +175,3 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except OSError:
         return None
-
-
-def _digest(path: Path) -> str | None:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError:
-        return None
-    return digest.hexdigest()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from zsad.backends.backend import Backend
 from zsad.backends.exported import ExportedBackend
-from zsad.backends.graph_card import ExportCard, Proof, Target, card_path, file_sha256
+from zsad.backends.graph_card import ExportCard, Proof, Target, card_path
 from zsad.backends.onnx import OnnxBackend
 from zsad.backends.openvino import OpenVINOBackend
 from zsad.backends.torch import TorchBackend
@@ -18,7 +18,7 @@ from zsad.export.int8 import quantize_dynamic, quantize_static
 from zsad.export.onnx_graph import TracedGraph, write_onnx
 from zsad.export.openvino_graph import write_openvino
 from zsad.export.parity import ProofImages, compare, require, require_alike
-from zsad.files import scratch_folder, storage_errors, write_text
+from zsad.files import file_sha256, scratch_folder, storage_errors, write_text
 from zsad.images.decode import Preprocess
 from zsad.predict.view import calibration_beside
 

@@ -37,18 +37,6 @@ _RESERVE_BYTES = 200_000_000  # left free on the disk for checkpoints and logs
 _LAYOUT_FILE = "layout.json"
 
 
-def content_hash(path: Path) -> str | None:
-    """Return the SHA-256 of a file's bytes, or None where it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError:
-        return None
-    return digest.hexdigest()
-
-
 class RecordLayout(NamedTuple):
     """Layout of a record: patches (layers, tokens, width), the class token, cues over the grid."""
 

@@ -9,9 +9,9 @@ import torch
 
 from zsad.datasets.manifest import DataSet
 from zsad.errors import DataError
+from zsad.files import content_hash
 from zsad.metrics.functional import auroc
 from zsad.train.distributed import Worker
-from zsad.train.feature_cache import content_hash
 from zsad.train.features import FeatureSource, Report
 from zsad.train.samples import Item, TrainingSet, chunked
 

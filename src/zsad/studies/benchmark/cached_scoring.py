@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from zsad.backends.torch import TorchBackend
+from zsad.files import content_hash
 from zsad.images.decode import image_size
 from zsad.methods.base import Method
 from zsad.predict.pipeline import OnError, stream
 from zsad.predict.prediction import Prediction
 from zsad.predict.view import Model, View
-from zsad.train.feature_cache import FeatureCache, RecordLayout, content_hash
+from zsad.train.feature_cache import FeatureCache, RecordLayout
 from zsad.train.training_card import CardParts, card_of
 from zsad.types import Sample
 

@@ -10,12 +10,12 @@ from zsad.datasets.catalog import bundled
 from zsad.datasets.overlap import names_of
 from zsad.device import select_device
 from zsad.errors import CheckpointError, ConfigError
+from zsad.files import content_hash
 from zsad.methods.registry import find, names
 from zsad.studies.benchmark.cells import Candidate, Cell, CellPlan, Target, TrainingRun, cell_key
 from zsad.studies.benchmark.context import BackboneContext
 from zsad.studies.benchmark.request import BenchmarkRequest
 from zsad.train.checkpoint import read_card, resolve_model
-from zsad.train.feature_cache import content_hash
 
 
 def plan_benchmark(request: BenchmarkRequest) -> CellPlan:
