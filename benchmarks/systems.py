@@ -37,8 +37,7 @@ from zsad.images import decode as image
 from zsad.images.decode import Preprocess
 from zsad.methods.base import ImageFeatures, Method
 from zsad.methods.registry import METHODS, build
-from zsad.metrics import protocols
-from zsad.metrics.evaluation import evaluate
+from zsad.metrics import evaluation
 from zsad.predict.prediction import Prediction
 from zsad.train import samples as training_samples
 from zsad.train.checkpoint import build_method, read_card, save_checkpoint
@@ -216,7 +215,7 @@ def measure(method: Method, bench: Bench, sets: Sequence[DataSet]) -> dict[str, 
     """Every class of every set: its metrics in percent, undefined ones left out."""
     rows = {}
     for dataset in sets:
-        for row in evaluate(Scorer(method, bench), dataset).rows:
+        for row in evaluation.evaluate(Scorer(method, bench), dataset).rows:
             if row.kind == "class":
                 values = {
                     name: row.metrics[name] for name in METRICS if row.metrics[name] == row.metrics[name]
@@ -232,7 +231,7 @@ def read_once() -> None:
         (training_samples, "image_size"),
         (training_samples, "content_hash"),
         (image, "load_mask"),
-        (protocols, "_check_masks"),
+        (evaluation, "_check_masks"),
     ):
         setattr(module, name, _remembering(getattr(module, name)))
 
