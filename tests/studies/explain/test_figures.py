@@ -112,8 +112,20 @@ class NeighbourMap:
         assert settings == {"n_components": 2, "init": "pca", "perplexity": 5 / 3, "random_state": 0}
 
     def fit_transform(self, rows: np.ndarray) -> np.ndarray:
-        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1)
+        assert np.ptp(np.linalg.norm(rows, axis=1)) > 0.1  # the embeddings, not their directions
         return rows[:, :2]
+
+
+def test_a_compact_and_a_dispersed_pool_look_so() -> None:
+    directions = np.random.default_rng(0).normal(size=(1, 8, 64))
+    pools = {"compact": 0.1 * directions, "dispersed": directions[:, ::-1]}
+    [found] = map_experts(pools, ("layer 1",))
+    wide = {pool: np.linalg.norm(points - points.mean(axis=0)) for pool, points in found.points.items()}
+    assert wide["dispersed"] > 5 * wide["compact"]
+    assert found.spread["dispersed"] == pytest.approx(10 * found.spread["compact"])
+    apart = directions[0] - directions[0].mean(axis=0)
+    assert found.spread["dispersed"] == pytest.approx(np.sqrt((apart**2).sum(axis=1).mean()))
+    assert found.cosine["compact"] == pytest.approx(found.cosine["dispersed"])  # directions alone cannot tell
 
 
 def test_tsne_needs_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

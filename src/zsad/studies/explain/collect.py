@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -20,9 +21,11 @@ import torch
 from PIL import Image
 
 from zsad.errors import ConfigError, ImageError, ZsadError
-from zsad.images.decode import Preprocess, load_image, load_mask
-from zsad.images.loader import Batch, iter_batches
+from zsad.images.decode import load_mask
+from zsad.images.loader import read_ahead
 from zsad.methods.base import ImageFeatures, Method
+from zsad.predict.pipeline import OnError, Ready, read
+from zsad.predict.view import Model, View
 from zsad.types import Sample
 
 PatchRule = Literal["any", "majority"]
@@ -125,9 +128,6 @@ class Collected:
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
-OnError = Callable[[Sample, ZsadError], None]
-
-
 class RoutingCollector:
     """Counts routing batch by batch.
 
@@ -148,24 +148,33 @@ class RoutingCollector:
     def run(
         self,
         samples: Iterable[Sample],
-        preprocess: Preprocess,
+        model: Model,
         *,
         batch_size: int,
         progress: Callable[[int], None],
     ) -> Collected:
-        """Count the samples' routing; `progress` is called with the number of images done.
+        """Count the samples' routing, read as `model` wants them; `progress` is called with the images done.
 
         Raises:
             ConfigError: the method routes nothing, or its weights have impossible shapes.
         """
+
+        def attempt(sample: Sample) -> Ready | ZsadError:
+            side = _PICTURE_SIDE if id(sample) in self.pictured else None
+            try:
+                return read(sample, model, View(), draw_side=side)
+            except ZsadError as error:
+                return error
+
         done = 0
-        with closing(iter_batches(samples, preprocess, batch_size=batch_size)) as batches:
-            for batch in batches:
-                for sample, error in batch.errors:
-                    self._skip(sample, error)
-                if batch.samples:
+        with closing(read_ahead(samples, attempt, ahead=3 * batch_size, workers=2)) as results:
+            while group := list(islice(results, batch_size)):
+                for sample, result in group:
+                    if isinstance(result, ZsadError):
+                        self._skip(sample, result)
+                if batch := [result for _, result in group if isinstance(result, Ready)]:
                     self._add(batch)
-                done += len(batch.samples) + len(batch.errors)
+                done += len(group)
                 progress(done)
         return self.collected
 
@@ -173,13 +182,15 @@ class RoutingCollector:
         self.collected.skipped.append((str(sample.image), str(error)))
         self.on_error(sample, error)
 
-    def _add(self, batch: Batch) -> None:
+    def _add(self, batch: Sequence[Ready]) -> None:
         images, patches, grid = self._route(batch)
         if not images and not patches:
             raise ConfigError(f"{no_experts(self.method)}: its configuration routes nothing")
         self._register(images, "image")
         self._register(patches, "patch")
-        for row, sample in enumerate(batch.samples):
+        for row, ready in enumerate(batch):
+            assert ready.sample is not None  # all are of a data set
+            sample = ready.sample
             weights_of = {pool: weights[row] for pool, weights in {**images, **patches}.items()}
             if not all(np.isfinite(weights).all() for weights in weights_of.values()):
                 overflow = (
@@ -193,36 +204,26 @@ class RoutingCollector:
                 self._usage(self.collected.usage, sample.dataset, group, pool).add(weights_of[pool][None])
             if patches:
                 tokens = {pool: weights_of[pool] for pool in patches}
-                self._add_patches(sample, group, tokens, grid, size=batch.sizes[row])
+                self._add_patches(ready, sample, group, tokens, grid)
 
     def _add_patches(
-        self,
-        sample: Sample,
-        group: str,
-        tokens: dict[str, Weights],
-        grid: tuple[int, int],
-        *,
-        size: tuple[int, int],
+        self, ready: Ready, sample: Sample, group: str, tokens: dict[str, Weights], grid: tuple[int, int]
     ) -> None:
         """Counts of an image's patch weights (L, N, E), of its regions, and its picture where asked for."""
         by_patch = {pool: weights.transpose(1, 0, 2) for pool, weights in tokens.items()}
         for pool, weights in by_patch.items():
             self._usage(self.collected.usage, sample.dataset, group, pool).add(weights)
-        regions = self._regions(sample, grid, size=size)
+        regions = self._regions(sample, grid, size=ready.size)
         if regions is not None:
             for pool, weights in by_patch.items():
                 for region, which in zip(REGIONS, regions, strict=True):
                     usage = self._usage(self.collected.regions, sample.dataset, region, pool)
                     usage.add(weights[which.reshape(-1)])
-        if id(sample) in self.pictured:
+        if ready.picture is not None:
             strongest = {pool: weights.argmax(axis=-1).reshape(-1, *grid) for pool, weights in tokens.items()}
-            try:
-                picture = load_image(str(sample.image), target=(_PICTURE_SIDE,) * 2)
-            except ImageError as error:  # gone since
-                self._skip(sample, error)
-                return
-            picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE), Image.Resampling.LANCZOS)
-            self.collected.pictures.append(PatchPicture(sample, picture, strongest, regions and regions[1]))
+            self.collected.pictures.append(
+                PatchPicture(sample, ready.picture, strongest, regions and regions[1])
+            )
 
     def _regions(
         self, sample: Sample, grid: tuple[int, int], *, size: tuple[int, int]
@@ -241,11 +242,14 @@ class RoutingCollector:
         return patch_regions(mask, grid, rule=self.rule)
 
     @torch.inference_mode()
-    def _route(self, batch: Batch) -> tuple[dict[str, Weights], dict[str, Weights], tuple[int, int]]:
+    def _route(
+        self, batch: Sequence[Ready]
+    ) -> tuple[dict[str, Weights], dict[str, Weights], tuple[int, int]]:
         """Weights (B, L, E) of pools that route images, (B, L, N, E) of those that route patches, and the grid."""
         weight = next(self.method.parameters())
-        features = self.method.features(torch.from_numpy(batch.pixels).to(weight.device, weight.dtype))
-        features = replace(features, object_names=tuple(sample.word for sample in batch.samples))
+        pixels = torch.from_numpy(np.stack([ready.pixels for ready in batch]))
+        features = self.method.features(pixels.to(weight.device, weight.dtype))
+        features = replace(features, object_names=tuple(ready.object_name or "object" for ready in batch))
         patches = _arrays(self.method.token_routing(features))
         images = _arrays(self.method(features).routing or {})
         images = {pool: weights for pool, weights in images.items() if pool not in patches}

@@ -1,4 +1,8 @@
-"""Experts as points of a plane: how alike those of a pool are, and how far pools lie apart."""
+"""Experts as points of a plane: how compact each pool is, and how far pools lie apart.
+
+The embeddings themselves are projected, not their directions: among unit vectors of many dimensions all pools look
+equally wide.
+"""
 
 from __future__ import annotations
 
@@ -23,24 +27,26 @@ class ExpertMap:
         layer: its name.
         points: for each pool (E, 2) coordinates.
         explained: shares of the variance along both axes; None for t-SNE, which keeps neighbours, not distances.
+        spread: for each pool the root mean square distance of its experts from their mean, in the full space.
         cosine: mean cosine of two different experts within each pool, and, as "between", of two pools.
     """
 
     layer: str
     points: dict[str, Array]
     explained: tuple[float, float] | None
+    spread: dict[str, float]
     cosine: dict[str, float]
 
 
 def map_experts(
     embeddings: Mapping[str, Array], layers: tuple[str, ...], *, projection: Projection = "pca"
 ) -> list[ExpertMap]:
-    """Return a map for each layer, of the directions of all pools' experts together: lengths do not count, as in Eq. 5.
+    """Return a map for each layer, of all pools' experts together (PromptMoE, figure 8).
 
     Args:
         embeddings: for each pool (L, E, D), all of one L and D.
         layers: names of the L layers.
-        projection: principal components, or t-SNE as PromptMoE's figure 8 has it (needs scikit-learn).
+        projection: principal components, whose distances mean something, or the paper's t-SNE (needs scikit-learn).
 
     Raises:
         ConfigError: t-SNE without scikit-learn or of fewer than four experts.
@@ -50,12 +56,17 @@ def map_experts(
         vectors_of = {
             pool: np.asarray(vectors[index], dtype=np.float64) for pool, vectors in embeddings.items()
         }
-        rows = np.concatenate([_unit(vectors) for vectors in vectors_of.values()])
+        rows = np.concatenate(list(vectors_of.values()))
         plane, explained = principal_plane(rows) if projection == "pca" else (_neighbours(rows), None)
         ends = np.cumsum([len(vectors) for vectors in vectors_of.values()])[:-1]
         points = dict(zip(vectors_of, np.split(plane, ends), strict=True))
-        maps.append(ExpertMap(layer, points, explained, cosines(vectors_of)))
+        spread = {pool: _spread(vectors) for pool, vectors in vectors_of.items()}
+        maps.append(ExpertMap(layer, points, explained, spread, cosines(vectors_of)))
     return maps
+
+
+def _spread(rows: Array) -> float:
+    return float(np.sqrt(rows.var(axis=0).sum()))
 
 
 def _unit(rows: Array) -> Array:

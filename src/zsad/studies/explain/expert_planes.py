@@ -25,7 +25,7 @@ from zsad.studies.report.drawing import (
     styled,
 )
 
-_SIDE, _GAP, _BELOW = 250.0, 22.0, 96.0
+_SIDE, _GAP, _BELOW = 250.0, 22.0, 111.0
 
 
 @styled
@@ -48,9 +48,12 @@ def expert_figure(explanation: Explanation, maps: Sequence[ExpertMap], index: in
         _draw_plane(drawing, entry, key, x, y, explanation)
     projection = "two principal components" if explanation.projection == "pca" else "t-SNE"
     caption = (
-        f"Each point is the direction of an expert's mean embedding ({projection}, a plane for each layer). Mean "
-        "cosines are taken in the full space: 0 for unrelated directions, 1 for equal ones."
+        f"Each point is an expert's mean embedding ({projection}, a plane for each layer). The spread of a pool is the "
+        "root mean square distance of its experts from their mean, in the full space: small for a compact pool, large "
+        "for a dispersed one. Mean cosines: 0 for unrelated directions, 1 for equal ones."
     )
+    if explanation.projection == "tsne":
+        caption += " t-SNE keeps neighbours, not distances: compare the spreads, not the areas."
     name = "experts" if index == 0 else f"experts-{index + 1}"
     return ExplanationFigure(name, "Where experts lie", caption, drawing)
 
@@ -88,6 +91,8 @@ def _draw_plane(
     lines = []
     if entry.explained is not None:
         lines.append(f"{100 * sum(entry.explained):.0f} % of the variance in this plane")
+    spreads = ", ".join(f"{pool} {value:.3g}" for pool, value in entry.spread.items())
+    lines.append(shortened(f"spread: {spreads}", 11.5, _SIDE + 16))
     within = [f"{pool} {value + 0.0:.2f}" for pool, value in entry.cosine.items() if pool != "between"]
     lines.append(shortened(f"mean cosine: {', '.join(within)}", 11.5, _SIDE + 16))
     if "between" in entry.cosine:

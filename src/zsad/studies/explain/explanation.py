@@ -15,11 +15,11 @@ import zsad
 from zsad.datasets.manifest import DataSet, discover
 from zsad.device import default_batch_size
 from zsad.errors import ConfigError, DataError, ZsadError
+from zsad.predict.pipeline import OnError
 from zsad.studies.explain.collect import (
     GROUPS,
     REGIONS,
     Collected,
-    OnError,
     PatchRule,
     Pool,
     RoutingCollector,
@@ -169,9 +169,7 @@ def explain(
             if progress is not None:
                 progress(done, len(samples))
 
-        result.collected = collector.run(
-            samples, detector.model.preprocess, batch_size=size, progress=advance
-        )
+        result.collected = collector.run(samples, detector.model, batch_size=size, progress=advance)
         if not result.collected.images:
             raise DataError(f"none of the {len(samples)} images could be used; check the files")
         _order(result, pictured)

@@ -56,6 +56,7 @@ def _map(entry: ExpertMap) -> dict[str, Any]:
         "layer": entry.layer,
         "points": {pool: _plain(points) for pool, points in entry.points.items()},
         "explained_variance": _plain(entry.explained),
+        "spread": {pool: _plain(value) for pool, value in entry.spread.items()},
         "mean_cosine": {pool: _plain(value) for pool, value in entry.cosine.items()},
     }
 
