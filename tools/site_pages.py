@@ -50,7 +50,11 @@ def methods_page() -> str:
         config = entry.load().config_class
         own = [key for key in config.model_fields if _differs(config, key, MethodConfig)]
         arxiv = f", [arXiv {entry.arxiv}](https://arxiv.org/abs/{entry.arxiv})" if entry.arxiv else ""
-        note = " **Re-designed from the public description.**" if entry.provenance else ""
+        note = (
+            " **Re-designed from the abstract: the paper could not be read where zsad was built.**"
+            if entry.provenance
+            else ""
+        )
         parts.append(f"\n## {name}\n\n{entry.title}. *{entry.paper}*, {entry.venue}{arxiv}.{note}\n")
         parts.append(settings_table(config, only=own) if own else "No settings of its own.\n")
     return "\n".join(parts)

@@ -151,6 +151,7 @@ def slow_losses(
     "settings",
     [
         {},
+        {"recipe": "released"},
         {"prompts": "static", "fusion": "mean_of_means", "vision_depth": 4, "templates": 2},
         {"prompts": "dynamic", "fusion": "none", "names": "object", "text_depth": 2, "prompt_tokens": 5},
         {"prompted": "vision", "layers": (1, 4)},
@@ -291,6 +292,12 @@ def test_every_setting_trains_all_parameters_and_changes_something(backbone, pix
     assert torch.isfinite(output.logits).all() and ((output.score >= 0) & (output.score <= 1)).all()
     plain = losses(method_on(backbone))
     assert any(not torch.equal(plain[name], terms[name]) for name in plain), "the setting had no effect"
+
+
+def test_the_released_recipe_is_the_released_fusion():
+    assert AdaCLIPConfig().fusion == "most_anomalous"
+    assert AdaCLIPConfig(recipe="released").fusion == "mean_of_means"
+    assert AdaCLIPConfig(recipe="released", fusion="none").fusion == "none"
 
 
 def test_no_weight_of_the_clusters_is_no_fusion(backbone, pixels):

@@ -88,9 +88,13 @@ def slow_score(parts: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def slow_losses(
-    parts: dict[str, torch.Tensor], masks: torch.Tensor, labels: torch.Tensor
+    parts: dict[str, torch.Tensor], masks: torch.Tensor, labels: torch.Tensor, *, score_loss: str
 ) -> dict[str, torch.Tensor]:
     """The protocol's formulas, channel by channel."""
+
+    def focal_of_logit(logit: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        entropy = F.binary_cross_entropy_with_logits(logit, y, reduction="none")
+        return ((1 - (-entropy).exp()) ** 2 * entropy).mean()
 
     def focal(p: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
         channels, hot = torch.stack([1 - p, p]), torch.stack([1 - m, m]).clamp(1e-5, 1 - 1e-5)
@@ -108,7 +112,8 @@ def slow_losses(
         terms["focal" + suffix] = weight * focal(p, masks)
         terms["dice" + suffix] = weight * (dice(p, masks) + dice(1 - p, 1 - masks))
     terms["cross_entropy"] = F.binary_cross_entropy(parts["cls"], labels)
-    terms["classify"] = focal(slow_score(parts), labels)
+    forms = {"focal": focal, "focal_of_logit": focal_of_logit}
+    terms["classify"] = forms[score_loss](slow_score(parts), labels)
     text = parts["abnormal"]
     terms["apart"] = 0.1 * sum(
         F.cosine_similarity(text[k], text[m], dim=0).abs()
@@ -123,7 +128,7 @@ def slow_losses(
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"prior_patches": "first", "class_word": "metal nut", "abnormal_tokens": 1, "deep_sets": 1}],
+    [{}, {"recipe": "released"}, {"class_word": "metal nut", "abnormal_tokens": 1, "deep_sets": 1}],
 )
 def test_output_losses_and_gradients_equal_the_slow_form(backbone, pixels, masks, labels, settings):
     method = method_on(backbone, **settings)
@@ -134,7 +139,8 @@ def test_output_losses_and_gradients_equal_the_slow_form(backbone, pixels, masks
     torch.testing.assert_close(found[:, 0], parts["first"], atol=1e-10, rtol=0)
     torch.testing.assert_close(found[:, 1], parts["second"], atol=1e-10, rtol=0)
     torch.testing.assert_close(output.score, slow_score(parts), atol=1e-10, rtol=0)
-    terms, expected = method.losses(features, masks, labels), slow_losses(parts, masks, labels)
+    expected = slow_losses(parts, masks, labels, score_loss=method.config.score_loss)
+    terms = method.losses(features, masks, labels)
     assert terms.keys() == expected.keys()
     for name, term in expected.items():
         torch.testing.assert_close(terms[name], term, atol=1e-8, rtol=1e-8, msg=name)
@@ -142,6 +148,16 @@ def test_output_losses_and_gradients_equal_the_slow_form(backbone, pixels, masks
     fast = torch.autograd.grad(sum(terms.values()), own)
     for one, other in zip(fast, torch.autograd.grad(sum(expected.values()), own), strict=True):
         torch.testing.assert_close(one, other, atol=1e-8, rtol=1e-6)
+
+
+def test_the_released_recipe_is_what_the_released_code_does():
+    paper, released = FAPromptConfig(), FAPromptConfig(recipe="released")
+    assert (paper.prior_patches, paper.score_loss, paper.sigma) == ("selected", "focal", 4.0)
+    assert (released.prior_patches, released.score_loss, released.sigma) == ("first", "focal_of_logit", 10.0)
+    # Both have two own tokens a prompt, and cross-entropy in the sum.
+    assert all((config.abnormal_tokens, config.cross_entropy) == (2, 1.0) for config in (paper, released))
+    assert FAPromptConfig(recipe="released", sigma=4).sigma == 4
+    assert FAPromptConfig.model_validate_json(released.model_dump_json()) == released
 
 
 def test_the_map_is_the_mean_of_both_versions(backbone, pixels):

@@ -23,7 +23,7 @@ def test_every_entry_loads_the_class_of_its_name():
         assert entry.load().name == name == entry.name
         assert entry.title and entry.paper and entry.venue
         assert (entry.parameters > 0) == entry.needs_training
-        assert bool(entry.provenance) == (entry.sources == "description")
+        assert bool(entry.provenance) == (entry.sources == "abstract")
 
 
 def test_build_takes_a_config_a_dict_or_nothing(backbone):

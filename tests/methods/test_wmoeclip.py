@@ -445,5 +445,5 @@ def test_impossible_settings_are_refused_at_once_in_one_line(backbone, settings,
 
 def test_says_that_it_is_re_designed_and_describes_every_setting():
     assert all(field.description for field in WMoECLIPConfig.model_fields.values())
-    assert find("wmoeclip").provenance == "re-designed from the public description"
+    assert find("wmoeclip").provenance == "re-designed from the abstract"
     assert WMoECLIPConfig.model_validate_json(WMoECLIPConfig().model_dump_json()) == WMoECLIPConfig()

@@ -154,7 +154,7 @@ def test_small_stand_in_is_called_that(run: Path) -> None:
 
 
 def test_re_designed_methods_are_called_that(run: Path) -> None:
-    entries = [entry for entry in METHODS.values() if entry.sources == "description"]
+    entries = [entry for entry in METHODS.values() if entry.sources == "abstract"]
     assert {entry.name for entry in entries} == {"mpa", "mpama", "wmoeclip"}
     assert "re-designed" not in render_report(run, limits=ReportLimits())
     content = json.loads((run / "run.json").read_text())
@@ -163,8 +163,8 @@ def test_re_designed_methods_are_called_that(run: Path) -> None:
         (run / "run.json").write_text(json.dumps(content))
         page = Page(render_report(run, limits=ReportLimits()))
         text = " ".join("".join(page.text).split())
-        assert f"The method {entry.name} is re-designed from the public description" in text
-        assert f"{entry.name} (re-designed from the public description)" in text
+        assert f"The method {entry.name} is re-designed from the abstract" in text
+        assert f"{entry.name} (re-designed from the abstract)" in text
         assert len(page.all("p", **{"class": "warn"})) == 1
 
 

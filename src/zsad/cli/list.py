@@ -24,13 +24,13 @@ def list_command(what: Literal["methods", "backbones", "models"] = "models", /) 
 def _methods() -> list[tuple[str, ...]]:
     from zsad.methods.registry import find, names
 
-    rows: list[tuple[str, ...]] = [("method", "trains", "public", "routes", "paper")]
+    rows: list[tuple[str, ...]] = [("method", "trains", "written from", "routes", "paper")]
     for name in names():
         entry = find(name)
         trains = f"{entry.parameters:,}" if entry.parameters else ("yes" if entry.needs_training else "-")
-        public = f"{entry.sources} only" if entry.sources != "paper and code" else entry.sources
+        source = f"{entry.sources} only" if entry.sources != "paper and code" else entry.sources
         reference = f"{entry.paper} ({entry.venue}" + (f", arXiv {entry.arxiv})" if entry.arxiv else ")")
-        rows.append((name, trains, public, entry.routes or "-", reference))
+        rows.append((name, trains, source, entry.routes or "-", reference))
     return rows
 
 

@@ -19,10 +19,10 @@ the way of the gradients to the prompts. `features` therefore gives the tokens t
 class token behind the plain pass. With dynamic text prompts all sentences (48 by default) are encoded for every
 image.
 
-Deviations: k-means starts from greedy centres in place of random ones, so that scores repeat; the public code has
+Deviations: k-means starts from greedy centres in place of random ones, so that scores repeat; the released code has
 one more static text prompt, for the first block, which nothing reads. It trains with AdamW of decay 0.01, here
 with Adam without decay, and keeps the epoch that is best on target data, which here is no option. Its semantic
-fusion differs from the paper's (`fusion`).
+fusion is not the paper's; the setting `recipe` has it.
 """
 
 from __future__ import annotations
@@ -66,14 +66,21 @@ from zsad.nn.losses import focal_loss
 from zsad.prompts import published_prompts
 
 CANDIDATES = 5
-"""Patches a cluster among which `mean_of_means` looks for clusters, as in the public code."""
+"""Patches a cluster among which `mean_of_means` looks for clusters, as in the released code."""
 
 
 class AdaCLIPConfig(MethodConfig):
     """Settings of AdaCLIP."""
 
     retired: ClassVar[Mapping[str, Any]] = {"candidates": CANDIDATES, "score_loss": "focal"}
+    groups: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+        "recipe": {"released": {"fusion": "mean_of_means"}},
+    }
 
+    recipe: Literal["paper", "released"] = Field(
+        default="paper",
+        description="As the paper has it, or as the released code does. Sets fusion where not given.",
+    )
     value_value: ValueValue = False
     activation: Activation = "gelu"
     positions: Positions = "bicubic"
@@ -98,15 +105,15 @@ class AdaCLIPConfig(MethodConfig):
     )
     names: ClassNames = "data"
     templates: int = Field(
-        default=4, ge=1, le=4, description="How many of the public code's four sentence templates are used."
+        default=4, ge=1, le=4, description="How many of the released code's four sentence templates are used."
     )
     tau: float = Field(
         default=0.01, gt=0, description="Temperature of patches and global feature against text."
     )
     fusion: Literal["most_anomalous", "mean_of_means", "none"] = Field(
         default="most_anomalous",
-        description="What joins the global feature in the score: the mean of the most anomalous cluster of patches, "
-        "or, as the public code has it, the mean of all clusters' means among the most anomalous patches.",
+        description="What joins the global feature in the score: the mean of the most anomalous cluster of patches "
+        "(the paper's), or of all clusters' means among the most anomalous patches (the released code's).",
     )
     clusters: int = Field(default=20, ge=1, description="Clusters of the k-means.")
     alpha: float = Field(

@@ -17,9 +17,10 @@ text (data-dependent abnormality prior):
 with S = Focal + Dice of both channels. What no image changes (t_n, t_a) is encoded once for all images. For an image
 the K abnormal prompts are one packed sequence: V, which they begin with, is in it once.
 
-Where the public code strays from the paper, the default is the paper's: the code takes the first patches of an
-image in place of the selected ones (`prior_patches`), one own token a prompt (`abnormal_tokens`), leaves CE out of
-the sum (`cross_entropy`), and its focal loss reads the score as a logit (`score_loss`); it smooths with sigma 10.
+Where the released code strays from the paper, the default is the paper's: the code takes the first patches of an
+image in place of the selected ones, its focal loss reads the score as a logit, and its test smooths with sigma 10;
+the setting `recipe` has these forms. In tokens (E = 5, E' = 2, K = 10) and in the sum of losses both are the same; an
+earlier revision of the code had one token of its own a prompt, and left CE out of the sum.
 """
 
 from __future__ import annotations
@@ -55,19 +56,30 @@ class FAPromptConfig(DeepPromptConfig):
     """Settings of FAPrompt."""
 
     retired: ClassVar[Mapping[str, Any]] = {"prior_hidden": None}
+    groups: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+        "recipe": {
+            "released": {"prior_patches": "first", "score_loss": "focal_of_logit", "sigma": 10.0},
+        },
+    }
+
+    recipe: Literal["paper", "released"] = Field(
+        default="paper",
+        description="As the paper has it, or as the released code does. Sets prior_patches, score_loss and sigma "
+        "where not given.",
+    )
 
     layers: Layers = (24,)
     map_order: Order = "after_softmax"
     normal_tokens: int = Field(default=5, ge=1, description="Learnable tokens E that all prompts begin with.")
     abnormal_tokens: int = Field(
-        default=2, ge=1, description="Learnable tokens E' of an abnormal prompt; the public code has 1."
+        default=2, ge=1, description="Learnable tokens E' that an abnormal prompt adds to them."
     )
     abnormal_prompts: int = Field(default=10, ge=1, description="Abnormal prompts K.")
     class_word: str = Field(default="object", description="Name of the object in the prompts.")
     prior_tokens: int = Field(default=10, ge=1, description="Patches k that the prior is made of.")
     prior_patches: Literal["selected", "first"] = Field(
         default="selected",
-        description="The most anomalous patches, or the image's first ones as the public code takes.",
+        description="The image's most anomalous patches (the paper's), or its first ones (the released code's).",
     )
     tau: float = Field(
         default=0.07, gt=0, description="Temperature of patches and global feature against text."
@@ -78,7 +90,8 @@ class FAPromptConfig(DeepPromptConfig):
     )
     score_loss: Literal["focal", "focal_of_logit"] = Field(
         default="focal",
-        description="Focal loss of the score (inferred), or of its sigmoid as in the public code.",
+        description="Focal loss of the score (the paper's; its form is inferred), or of the score's sigmoid (the "
+        "released code's).",
     )
     second_map: float = Field(
         default=0.5, ge=0, description="Weight of the losses of the map with the prior."
@@ -86,7 +99,7 @@ class FAPromptConfig(DeepPromptConfig):
     cross_entropy: float = Field(
         default=1.0,
         ge=0,
-        description="Weight of the global part's own loss (inferred); the public code leaves it out.",
+        description="Weight of the global part's own cross-entropy, which paper and released code have.",
     )
     apart: float = Field(default=0.1, ge=0, description="Weight of the cosines between abnormal prompts.")
     prior_weight: float = Field(default=1.0, ge=0, description="Weight of the prior's size on normal images.")
@@ -160,8 +173,10 @@ class FAPrompt(Method):
             terms |= {f"{name}_with_prior": config.second_map * term for name, term in second.items()}
             terms["cross_entropy"] = config.cross_entropy * score_loss(probability, labels)
             score = self._score(logits, maps, probability)
-            focal_input = score.sigmoid() if config.score_loss == "focal_of_logit" else score
-            terms["classify"] = focal_loss(focal_input, labels)
+            if config.score_loss == "focal_of_logit":
+                terms["classify"] = focal_loss(score.sigmoid(), labels, smooth=0.0)
+            else:
+                terms["classify"] = focal_loss(score, labels)
             terms["apart"] = config.apart * pairwise_cosines(abnormal)
             size_of_prior = prior.to(probability.dtype).square().mean(dim=-1)
             terms["prior"] = config.prior_weight * ((1 - labels) * size_of_prior).sum()

@@ -74,14 +74,6 @@ TRAIN_TEMPERATURE = 0.01
 GLOBAL_TEMPERATURE = 0.07
 """Temperature of the image feature where a score takes its probability (inferred)."""
 SLOPE = 0.01
-RECIPES: Mapping[str, Mapping[str, float]] = {
-    "paper": {},
-    "released": {"etf_weight": 0.0, "balance_weight": 0.0, "dropout": 0.0},
-}
-DOMAINS: Mapping[str, Mapping[str, Any]] = {
-    "industrial": {},
-    "medical": {"sigma": 1.5, "score": "map"},
-}
 
 
 class MoECLIPConfig(RoutedConfig):
@@ -91,6 +83,10 @@ class MoECLIPConfig(RoutedConfig):
         "projectors": "shared",
         "relu": False,
         "global_temperature": GLOBAL_TEMPERATURE,
+    }
+    groups: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+        "recipe": {"released": {"etf_weight": 0.0, "balance_weight": 0.0, "dropout": 0.0}},
+        "domain": {"medical": {"sigma": 1.5, "score": "map"}},
     }
 
     value_value: ValueValue = False
@@ -162,15 +158,6 @@ class MoECLIPConfig(RoutedConfig):
         description="Mean of the map's maximum and of (cos_a + 1) / 2 (published for industrial images) or of the "
         "global probability; or one of these; map is published for medical images.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _groups(cls, data: Any) -> Any:
-        """Return `data` over the settings that its `recipe` and `domain` stand for."""
-        if not isinstance(data, Mapping):
-            return data
-        recipe, domain = RECIPES.get(data.get("recipe", ""), {}), DOMAINS.get(data.get("domain", ""), {})
-        return {**recipe, **domain, **data}
 
     @model_validator(mode="after")
     def _possible(self) -> MoECLIPConfig:

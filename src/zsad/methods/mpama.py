@@ -1,10 +1,10 @@
-"""MPA and MPAMA, re-designed from the public description: prompts for several perception levels, then experts.
+"""MPA and MPAMA, re-designed from the abstract: prompts for several perception levels, then experts.
 
-Of "Learning Multi-granularity Visual-textual Alignment for Zero-shot Anomaly Detection" (OpenReview JwSFgHCXeg,
-2025) only the abstract and four reviews are public. They say: a prompt pair for each perception level p, whose
-visual side is pooled over a neighbourhood of that size; separate prompts for the global feature, joined to the local
-ones by max-pooling fusion; a pool of frozen, learnable and zero experts to which patch tokens are routed; two stages
-of training, text first. All else is AnomalyCLIP's, or inferred. There are no published numbers.
+"Learning Multi-granularity Visual-textual Alignment for Zero-shot Anomaly Detection" (OpenReview JwSFgHCXeg, 2025)
+could not be read where zsad was built. Its abstract and four reviews say: a prompt pair for each perception level p,
+whose visual side is pooled over a neighbourhood of that size; separate prompts for the global feature, joined to the
+local ones by max-pooling fusion; a pool of frozen, learnable and zero experts to which patch tokens are routed; two
+stages of training, text first. All else is inferred, from AnomalyCLIP where it has it. No numbers are known.
 
 With F the patch tokens in the joint space, f the global feature, t^p and g the embeddings of the prompts:
 
@@ -15,7 +15,7 @@ With F the patch tokens in the joint space, f the global feature, t^p and g the 
     (5)  F = sum_e w_e E_e(x) / sum of w_e but the zero experts',
          E = W x (frozen), W x + (alpha / R) B_i A_i x (learnable), 0 (zero)
     (6)  loss 2 = loss 1 with frozen text, without CE where the score has nothing to learn; + mu balance
-    (7)  M = mean over p of S_a^p, smoothed;   s = P_a, or its mean with max M
+    (7)  M = mean over p of S_a^p, smoothed;   s = (P_a + max M) / 2
 
 Inferred and fixed: neighbourhoods average tokens as they are, prompts are fused in their embeddings, all prompts share
 their deep tokens, experts stand in place of the projection to the joint space, and all layers share one router.
@@ -47,6 +47,7 @@ from zsad.methods.anomalyclip import (
 )
 from zsad.methods.base import ImageFeatures, Method, Output, Stage
 from zsad.methods.learned_prompts import PromptLearner
+from zsad.methods.settings import Score
 from zsad.methods.similarity import full_precision, patch_logits
 from zsad.nn.experts import load_balance_loss
 from zsad.nn.pool_experts import ExpertPool
@@ -64,7 +65,12 @@ class MPAConfig(AnomalyCLIPConfig):
         "bridge": "embedding",
         "deep_sharing": "all",
     }
+    inferred: ClassVar[tuple[str, ...]] = tuple(
+        AnomalyCLIPConfig.model_fields.keys()
+        - {"train_map_size", "oddness", "oddness_in_map", "oddness_in_score"}
+    )
 
+    score: Score = "map_and_global"
     levels: tuple[int, ...] = Field(
         default=(1, 3, 5),
         min_length=1,
@@ -81,7 +87,7 @@ class MPAConfig(AnomalyCLIPConfig):
 
 
 class MPA(Method):
-    """MPA, re-designed from the public description: see the module's text for the equations."""
+    """MPA, re-designed from the abstract: see the module's text for the equations."""
 
     name = "mpa"
     config_class = MPAConfig
@@ -198,7 +204,7 @@ class MPAMAConfig(MPAConfig):
 
 
 class MPAMA(MPA):
-    """MPAMA, re-designed from the public description: MPA, then experts for its patch tokens (Eqs. 4 to 6)."""
+    """MPAMA, re-designed from the abstract: MPA, then experts for its patch tokens (Eqs. 4 to 6)."""
 
     name = "mpama"
     config_class = MPAMAConfig

@@ -36,8 +36,8 @@ class MethodEntry:
         routes: what its experts are and what chooses between them; "" for methods without experts.
         needs_training: whether it is useless before training.
         parameters: that training changes, on ViT-L/14@336 with the defaults.
-        sources: what is public: "paper and code"; "paper", where the code is not; "description", where not even the
-            paper is and the method is re-designed.
+        sources: what zsad's method was written from: "paper and code"; "paper", where no code is public;
+            "abstract", where the paper could not be read either and the method is re-designed.
     """
 
     name: str
@@ -49,12 +49,12 @@ class MethodEntry:
     routes: str = ""
     needs_training: bool = True
     parameters: int = 0
-    sources: Literal["paper and code", "paper", "description"] = "paper and code"
+    sources: Literal["paper and code", "paper", "abstract"] = "paper and code"
 
     @property
     def provenance(self) -> str:
         """Remark that a reader of its results needs; "" where the method is public in full."""
-        return "re-designed from the public description" if self.sources == "description" else ""
+        return "re-designed from the abstract" if self.sources == "abstract" else ""
 
     def load(self) -> type[Method]:
         """Import the method's class."""
@@ -73,8 +73,8 @@ def sources_note(method: str, provenance: str) -> str:
     if not provenance:
         return ""
     return (
-        f"The method {method} is {provenance}: its code is not public, so these results are of this package's own "
-        f"design, not of its authors' system."
+        f"The method {method} is {provenance}: the paper could not be read where zsad was built and no code is "
+        f"public, so these results are of this package's own design, not of its authors' system."
     )
 
 
@@ -101,7 +101,7 @@ METHODS: dict[str, MethodEntry] = {
             paper=_MPAMA,
             venue="OpenReview JwSFgHCXeg, 2025",
             parameters=98_304,
-            sources="description",
+            sources="abstract",
         ),
         MethodEntry(
             name="mpama",
@@ -111,7 +111,7 @@ METHODS: dict[str, MethodEntry] = {
             venue="OpenReview JwSFgHCXeg, 2025",
             routes="every patch to frozen, learnable and zero experts of one shared pool",
             parameters=161_792,
-            sources="description",
+            sources="abstract",
         ),
         MethodEntry(
             name="wmoeclip",
@@ -122,7 +122,7 @@ METHODS: dict[str, MethodEntry] = {
             arxiv="2603.06313",
             routes="attention-pooling experts, chosen per image by what it means",
             parameters=9_698_312,
-            sources="description",
+            sources="abstract",
         ),
         MethodEntry(
             name="moeclip",

@@ -72,6 +72,10 @@ class MethodConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     retired: ClassVar[Mapping[str, Any]] = {}
     """Settings of earlier versions, by name the value that the code now always takes. Cards may still name them."""
+    groups: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {}
+    """Settings that stand for others: by name and value, what the others are where they are not given."""
+    inferred: ClassVar[tuple[str, ...]] = ()
+    """Settings with a description of their own elsewhere whose default no source of this method states."""
 
     layers: Layers = (6, 12, 18, 24)
     image_size: int = Field(default=518, ge=8, description="Side in pixels to which images are resized.")
@@ -109,7 +113,7 @@ class MethodConfig(BaseModel):
     @classmethod
     def _one_line_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
-            return handler(cls._without_retired(data))
+            return handler(cls._with_groups(cls._without_retired(data)))
         except ValidationError as error:
             raise ConfigError(cls._explain(error)) from None
 
@@ -125,6 +129,22 @@ class MethodConfig(BaseModel):
                     f"{cls.retired[name]!r}; leave it out, or train the model anew"
                 )
         return {name: value for name, value in data.items() if name not in cls.retired}
+
+    @classmethod
+    def _with_groups(cls, data: Any) -> Any:
+        """Return `data` over the settings that its groups stand for."""
+        if not isinstance(data, Mapping):
+            return data
+        chosen = (values.get(str(data.get(name)), {}) for name, values in cls.groups.items())
+        return {key: value for group in (*chosen, data) for key, value in group.items()}
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Mark the descriptions of inferred settings."""
+        for name in cls.inferred:
+            field = cls.model_fields[name]
+            if "(inferred)" not in (field.description or ""):
+                field.description = f"{(field.description or '').rstrip('.')} (inferred)."
 
     @classmethod
     def _explain(cls, error: ValidationError) -> str:

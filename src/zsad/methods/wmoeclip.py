@@ -1,5 +1,6 @@
-"""WMoE-CLIP (Chen and Huang, 2026, arXiv 2603.06313), re-designed from the public description: no code is out, and
-neither was the full text at hand. Of its ten equations 5 and 6 are as published, the others reconstructed.
+"""WMoE-CLIP (Chen and Huang, 2026, arXiv 2603.06313), re-designed from the abstract: no code is public,
+and the paper could not be read where zsad was built. Of its ten equations 5 and 6 are as published, the others
+reconstructed.
 
 A frozen CLIP gives patch tokens of L layers, F = Norm(W_l ln_post(x^l)), and the global feature f. A variational
 autoencoder of f shifts the class tokens of learned prompts, so that text follows the image (CTDS); wavelet bands of

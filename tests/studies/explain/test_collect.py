@@ -264,7 +264,7 @@ def test_every_method_with_experts_can_be_explained(toy, discs, name: str) -> No
     by_patch = any(pool.unit == "patch" for pool in found.pools.values())
     assert by_patch == bool(found.regions) == bool(found.collected.pictures)
     json.dumps(explanation_json(found), allow_nan=False)
-    told = [note for note in found.notes if "re-designed from the public description" in note]
+    told = [note for note in found.notes if "re-designed from the abstract" in note]
     assert len(told) == (name in ("mpama", "wmoeclip"))
 
 

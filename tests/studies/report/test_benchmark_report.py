@@ -157,7 +157,7 @@ def test_page_tells_values_holes_and_notes(html: str, summary: Summary) -> None:
         "not zero-shot",
     ):
         assert said in text
-    assert "re-designed from the public description" in text and "stand-in" in text
+    assert "re-designed from the abstract" in text and "stand-in" in text
     assert 'title="failed: CUDA out of memory"' in html
     assert "no image of a target is used" not in text  # one method has seen a target here
 

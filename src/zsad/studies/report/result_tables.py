@@ -111,7 +111,7 @@ def notes(summary: Summary) -> list[str]:
     lines += [f"{letter}: trained on {text}." for text, letter in summary.letters.items()]
     lines += _training_notes(summary)
     lines += [
-        f"{row.name} is {row.provenance}: its code is not public, so its numbers do not speak for its authors' system."
+        f"{row.name} is {row.provenance}: its paper could not be read, so its numbers are not its authors'."
         for row in summary.rows.values()
         if row.provenance
     ]
