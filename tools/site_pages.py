@@ -1,7 +1,8 @@
 """Pages of the documentation that are made from the package when the site is built, so that they cannot grow old.
 
 A hook of MkDocs (`mkdocs.yml`). It adds `reference/commands.md` (the help of every verb), `reference/methods.md` (every
-method and every setting) and `results/` (what lies in `benchmarks/results`), and fills in comments such as
+method and every setting), `reference/inferred.md` (what no publication states) and `results/` (what lies in
+`benchmarks/results`), and fills in comments such as
 `<!-- table: catalogue -->`.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
+_INFERRED = re.compile(r"\binferred\b", re.IGNORECASE)
 _TABLE = re.compile(r"<!-- table: (?P<name>[a-z-]+) -->")
 
 
@@ -57,6 +60,34 @@ def methods_page() -> str:
         )
         parts.append(f"\n## {name}\n\n{entry.title}. *{entry.paper}*, {entry.venue}{arxiv}.{note}\n")
         parts.append(settings_table(config, only=own) if own else "No settings of its own.\n")
+    return "\n".join(parts)
+
+
+def inferred_page() -> str:
+    """What no publication states, method by method, by the heads of their files and the settings' descriptions."""
+    from zsad.methods.registry import METHODS
+
+    parts = [
+        "# Inferred choices\n",
+        "Papers leave choices open. What stands here was chosen for zsad, and no publication states it: first what is "
+        "fixed, in the words of the method's file, then settings at their defaults. A method that is not named here "
+        "follows a published code throughout.\n",
+    ]
+    for name, entry in METHODS.items():
+        method = entry.load()
+        head = import_module(method.__module__).__doc__ or ""
+        fixed = [" ".join(text.split()) for text in head.split("\n\n") if _INFERRED.search(text)]
+        fields = method.config_class.model_fields.items()
+        chosen = [key for key, field in fields if _INFERRED.search(field.description or "")]
+        if entry.provenance:
+            fixed.insert(
+                0,
+                "The method is re-designed from the public description: all that this does not say is inferred.",
+            )
+        if fixed or chosen:
+            parts += [f"\n## {name}\n", *(f"{text}\n" for text in fixed)]
+        if chosen:
+            parts.append(settings_table(method.config_class, only=chosen))
     return "\n".join(parts)
 
 
@@ -201,7 +232,11 @@ def on_files(files: Any, config: Any) -> Any:
     """Adds the pages that are made, and the raw results beside theirs."""
     from mkdocs.structure.files import File
 
-    made = {"reference/commands.md": commands_page(), "reference/methods.md": methods_page()}
+    made = {
+        "reference/commands.md": commands_page(),
+        "reference/methods.md": methods_page(),
+        "reference/inferred.md": inferred_page(),
+    }
     made |= {f"results/{name}": text for name, text in result_pages().items()}
     for place, text in made.items():
         files.append(File.generated(config, place, content=text))

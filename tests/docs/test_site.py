@@ -70,6 +70,19 @@ def test_help_readme_and_pages_have_the_same_verbs(capsys: pytest.CaptureFixture
     assert set(VERBS) - on_pages <= {"version"}, "a verb without a place on a page"
 
 
+def test_every_inferred_choice_is_on_one_page(site: ModuleType) -> None:
+    page = site.inferred_page()
+    for name, entry in METHODS.items():
+        fields = entry.load().config_class.model_fields
+        inferred = {key for key, field in fields.items() if "inferred" in field.description}
+        own = page.split(f"\n## {name}\n")[1].split("\n## ")[0] if f"\n## {name}\n" in page else ""
+        assert set(re.findall(r"^\| `(\w+)` \|", own, re.MULTILINE)) == inferred
+    own = page.split("\n## promptmoe\n")[1].split("\n## ")[0]
+    assert (
+        "prompts end with a full stop" in own and "| `value_value` | `True` |" in own and "`tau` |" not in own
+    )
+
+
 def test_every_method_and_setting_is_listed(site: ModuleType) -> None:
     page = site.methods_page()
     for name, entry in METHODS.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from promptmoe_oracles import slow_losses, slow_output, slow_texts
@@ -29,7 +31,8 @@ def method_on(backbone: Backbone, **settings) -> PromptMoE:
 
 
 def double(method: PromptMoE, features: ImageFeatures) -> tuple[PromptMoE, ImageFeatures]:
-    return method.double(), ImageFeatures(features.patches.double(), features.cls.double(), features.grid)
+    patches, cls = features.patches.double(), features.cls.double()
+    return method.double(), ImageFeatures(patches, cls, features.grid, ("metal nut", "pill", "metal nut"))
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,7 @@ def double(method: PromptMoE, features: ImageFeatures) -> tuple[PromptMoE, Image
     [
         {},
         {"class_word": "metal nut"},
+        {"names": "data"},
         {"sharing": "pool"},
         {"sharing": "attention"},
         {"sharing": "both", "value_value": False, "top_k": 4},
@@ -45,13 +49,16 @@ def double(method: PromptMoE, features: ImageFeatures) -> tuple[PromptMoE, Image
 def test_texts_equal_separate_full_length_passes(backbone, pixels, settings):
     method, features = double(*(lambda m: (m, m.features(pixels)))(method_on(backbone, **settings)))
     text, routing = slow_texts(method, features, backbone.tokenizer)
-    segments, logits = method._mix(features.patches, features.cls)
+    found, logits = method._text(features)
     torch.testing.assert_close(logits, routing, atol=1e-12, rtol=0)
-    torch.testing.assert_close(method.encode(*segments), text, atol=1e-12, rtol=0)
+    torch.testing.assert_close(found, text, atol=1e-12, rtol=0)
 
 
-def test_output_and_losses_equal_the_equations(backbone, pixels, masks, labels):
-    method = method_on(backbone)
+@pytest.mark.parametrize(
+    "settings", [{}, {"names": "data"}, {"segmentation": "per_layer", "dice": "both"}], ids=len
+)
+def test_output_and_losses_equal_the_equations(backbone, pixels, masks, labels, settings):
+    method = method_on(backbone, **settings)
     method, features = double(method, method.features(pixels))
     output = method(features)
     maps, scores, _ = slow_output(method, features, backbone.tokenizer)
@@ -89,8 +96,8 @@ SWITCHES = [
     {"experts": 8, "top_k": 1},
     {"value_value": False},
     {"cls_norm": True},
-    {"segmentation": "mean_map"},
-    {"dice": "abnormal"},
+    {"segmentation": "per_layer"},
+    {"dice": "both"},
     {"map_order": "after_softmax"},
     {"align_corners": True},
     {"class_word": "printed circuit board"},
@@ -123,6 +130,39 @@ def test_every_setting_runs_trains_and_changes_something(backbone, pixels, setti
     )
     changed = {name for name in plain if not torch.equal(plain[name], terms.get(name, torch.tensor(-1.0)))}
     assert changed, "the setting had no effect"
+
+
+@pytest.mark.parametrize("prompting", ["moe", "static_ensemble"])
+def test_prompts_name_the_object_of_each_image(backbone, pixels, prompting):
+    method = method_on(backbone, prompting=prompting, names="data").eval()
+    features = method.features(pixels)
+    state = method.adapter_state()
+    texts = {}
+    for word in ("object", "metal nut", "pill"):
+        other = method_on(backbone, prompting=prompting, class_word=word).eval()
+        other.load_adapter(state)
+        texts[word] = other(features)
+    words = ("metal nut", "pill", "metal nut")
+    output = method(replace(features, object_names=words))
+    for image, word in enumerate(words):
+        torch.testing.assert_close(output.logits[image], texts[word].logits[image], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(output.logits, texts["object"].logits, atol=1e-3)
+    assert torch.equal(method(features).logits, texts["object"].logits)
+    with pytest.raises(ConfigError, match="shorten 'very very"):
+        method(replace(features, object_names=("pill", "pill", "very " * 70)))
+
+
+def test_text_of_static_prompts_is_cached_for_each_name(backbone, pixels, monkeypatch):
+    method = method_on(backbone, prompting="static", names="data").eval()
+    features = replace(method.features(pixels), object_names=("nut", "pill", "nut"))
+    calls = []
+    encode = PromptMoE.encode
+    monkeypatch.setattr(
+        PromptMoE, "encode", lambda *args, name: calls.append(name) or encode(*args, name=name)
+    )
+    with torch.no_grad():
+        first = method(features).logits
+        assert torch.equal(method(features).logits, first) and calls == ["nut", "pill"]
 
 
 def test_gradients_reach_every_trainable_tensor_and_no_frozen_one(backbone, pixels, masks, labels):
@@ -264,16 +304,14 @@ def test_mixed_precision_ends_with_the_text(backbone, pixels, masks, labels, set
     """With the prompts and their text held fixed, bf16 changes no bit of the losses; with all of it, little."""
     method = method_on(backbone, **settings)
     features = method.features(pixels)
-    segments, routing = method._mix(features.patches, features.cls)
-    text = method.encode(*segments)
     plain = method.losses(features, masks, labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = method.losses(features, masks, labels)
     for name, term in plain.items():
         assert mixed[name].dtype == torch.float32
         assert float(mixed[name].detach()) == pytest.approx(float(term.detach()), rel=0.05), name
-    monkeypatch.setattr(method, "_mix", lambda *_: (segments, routing))
-    monkeypatch.setattr(method, "encode", lambda *_: text)
+    text = method._text(features)
+    monkeypatch.setattr(method, "_text", lambda _: text)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         fixed = method.losses(features, masks, labels)
     for name, term in plain.items():

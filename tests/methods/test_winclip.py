@@ -43,23 +43,25 @@ def probability(embedding: torch.Tensor, text: torch.Tensor, tau: float) -> torc
     return (F.normalize(embedding, dim=-1) @ text.T / tau).softmax(-1)[1]
 
 
-def slow_map(backbone: Backbone, pixels: torch.Tensor, text: torch.Tensor, tau: float):
-    """Eqs. 1 and 3 as they are printed, for one image of 5 x 5 patches: the map (5, 5) and the image's score."""
+def slow_map(
+    backbone: Backbone, pixels: torch.Tensor, text: torch.Tensor, tau: float, *, sizes=(2, 3), side: int = 5
+):
+    """Eqs. 1 and 3 as they are printed, for one image of side x side patches: the map, and the image's score."""
     whole = probability(whole_image(backbone, pixels[None])[0], text, tau)
-    result = torch.empty(25)
-    windows = {size: slow_windows(backbone, pixels, size) for size in (2, 3)}
-    for patch in range(25):
-        row, column = divmod(patch, 5)
+    result = torch.empty(side**2)
+    windows = {size: slow_windows(backbone, pixels, size) for size in sizes}
+    for patch in range(side**2):
+        row, column = divmod(patch, side)
         scales = [whole]
         for size, embeddings in windows.items():
             scores = [
                 probability(embedding, text, tau)
                 for corner, embedding in embeddings.items()
-                if 0 <= row - corner // 5 < size and 0 <= column - corner % 5 < size
+                if 0 <= row - corner // side < size and 0 <= column - corner % side < size
             ]
             scales.append(len(scores) / sum(1 / score for score in scores))
         result[patch] = len(scales) / sum(1 / score for score in scales)
-    return result.view(5, 5), whole
+    return result.view(side, side), whole
 
 
 @pytest.mark.parametrize(("paper", "counts"), [("winclip", (7 * 22, 4 * 22)), ("aprilgan", (7 * 35, 5 * 35))])
@@ -105,6 +107,32 @@ def test_output_equals_the_equations(backbone, pixels):
     torch.testing.assert_close(output.score, scores, atol=1e-4, rtol=0)
     maps = F.interpolate(grids[:, None], size=(40, 40), mode="bilinear")[:, 0]
     torch.testing.assert_close(render_map(output.logits, method.map_spec), maps, atol=1e-4, rtol=0)
+
+
+def test_sentences_may_be_averaged_as_they_are(backbone, pixels):
+    method = method_on(backbone, tau=0.02, sentence_mean="raw")
+    output = method(read(method, pixels))
+    texts = [slow_text(backbone, word, "winclip", raw=True) for word in WORDS]
+    scores = [
+        probability(whole_image(backbone, image[None])[0], text, 0.02)
+        for image, text in zip(pixels, texts, strict=True)
+    ]
+    torch.testing.assert_close(output.score, torch.stack(scores), atol=1e-4, rtol=0)
+    plain = method_on(backbone, tau=0.02)
+    assert not torch.allclose(output.score, plain(read(plain, pixels)).score, atol=1e-4)
+
+
+def test_windows_are_shares_of_the_side(backbone):
+    config = WinCLIPConfig(window_unit="share")
+    assert config.sizes((15, 15)) == (2, 3) and config.sizes((15, 40)) == (2, 3)
+    assert config.sizes((37, 37)) == (5, 7), "13 and 19 per cent of a side of 518 pixels"
+    pixels = torch.randn(1, 3, 80, 80, generator=torch.Generator().manual_seed(2))
+    method = method_on(backbone, tau=0.02, image_size=80, window_unit="share", scales=(3, 6))
+    output = method(read(method, pixels, WORDS[:1]))
+    text = slow_text(backbone, WORDS[0], "winclip")
+    grid, score = slow_map(backbone, pixels[0], text, 0.02, sizes=(2, 4), side=10)
+    torch.testing.assert_close(output.logits[0, 0].sigmoid(), grid, atol=1e-4, rtol=0)
+    torch.testing.assert_close(output.score[0], score, atol=1e-4, rtol=0)
 
 
 def test_chunks_change_nothing(backbone, pixels):

@@ -87,14 +87,15 @@ def slow_text(method, prompts: list[Tensor]) -> Tensor:
 def slow_texts(method, features, tokenizer) -> tuple[Tensor, Tensor]:
     """Text embeddings (B, L, 2, D) and routing logits (B, 2, L, E) of the default prompting, index by index."""
     config, tower = method.config, method.clip.text
-    word = torch.tensor(tokenizer.encode(config.class_word)[1:-1])
+    words = [config.class_word] * len(features.cls) if config.names == "object" else features.object_names
     stop = torch.tensor([*tokenizer.encode(".")[1:-1], tokenizer.eos])
     sos = tower.embed(torch.tensor([tokenizer.sos]))
     width = method.context.shape[-1]
     scale = (width / config.heads) ** -0.5
     attention, router = method.attention, method.router
     texts, logits = [], []
-    for patches, cls in zip(features.patches, features.cls, strict=True):
+    for patches, cls, name in zip(features.patches, features.cls, words, strict=True):
+        word = torch.tensor(tokenizer.encode(name)[1:-1])
         for layer in range(len(config.layers)):
             segments = []
             for state, length in enumerate((config.normal_tokens, config.abnormal_tokens)):
@@ -144,14 +145,15 @@ def slow_output(method, features, tokenizer) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def slow_losses(method, features, tokenizer, masks: Tensor, labels: Tensor) -> dict[str, float]:
-    """The terms of Eq. 8 for the default settings."""
+    """The terms of Eq. 8, or with Dice and Focal of every layer and Dice of both channels where so set."""
     config = method.config
     maps, scores, routing = slow_output(method, features, tokenizer)
     terms = {"dice": 0.0, "focal": 0.0, "classify": 0.0}
     for own, score, mask, label in zip(maps, scores, masks, labels, strict=True):
-        for layer in own:
-            both = slow_dice(layer, mask) + slow_dice(1 - layer, 1 - mask)
-            terms["dice"] += both / len(maps)
+        for layer in own if config.segmentation == "per_layer" else [own.mean(0)]:
+            terms["dice"] += slow_dice(layer, mask) / len(maps)
+            if config.dice == "both":
+                terms["dice"] += slow_dice(1 - layer, 1 - mask) / len(maps)
             terms["focal"] += slow_focal(layer, mask) / len(maps)
         likelihood = float(score if label else 1 - score)
         terms["classify"] -= math.log(min(max(likelihood, 1e-6), 1 - 1e-6)) / len(maps)

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import traceback
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,6 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import distributed
 
 from zsad.errors import ConfigError
+from zsad.nn.experts import load_balance_loss
+from zsad.nn.lora import imbalance_loss
+from zsad.nn.moe import balance_loss
 from zsad.train.checkpoint import read_card
 from zsad.train.distributed import Worker, joined
 from zsad.train.features import FeatureSource, open_cache
@@ -46,30 +49,21 @@ def test_alone_nothing_is_joined():
         pass
 
 
-def _child(fake, rank: str, port: int, out: Path, data, config: TrainConfig) -> None:
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update({**place, "RANK": rank, "LOCAL_RANK": rank})
-    with joined(os.environ, device="cpu"):
-        method = fake.FakeMethod(fake.FakeConfig(dropout=0.0))
-        fake.train(method, data, config=config, out=out, card_parts=fake.PARTS)
-    save_file(method.adapter_state(), out / f"rank{rank}.st")
-
-
-@pytest.mark.skipif(not distributed.is_available() or os.name != "posix", reason="gloo and fork")
-def test_two_processes_train_as_one_would(fake, tmp_path):
-    """Without noise, and with losses that are means over images, the averaged gradients are the batch's own."""
-    data = fake.make_data(tmp_path / "data")
-    config = TrainConfig(epochs=3, batch_size=4, learning_rate=0.01, warmup_epochs=1)
+def _in_two_processes(run: Callable[[int], None]) -> None:
+    """Call `run` with the rank in each of two processes that have joined a group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    out, children = tmp_path / "two", []
-    for rank in ("0", "1"):
+    children = []
+    for rank in (0, 1):
         child = os.fork()
         if not child:
             code = 1
             try:
-                _child(fake, rank, port, out, data, config)
+                place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                os.environ.update({**place, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+                with joined(os.environ, device="cpu"):
+                    run(rank)
                 code = 0
             except BaseException:
                 traceback.print_exc()
@@ -77,6 +71,26 @@ def test_two_processes_train_as_one_would(fake, tmp_path):
                 os._exit(code)
         children.append(child)
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+
+
+two_processes = pytest.mark.skipif(
+    not distributed.is_available() or os.name != "posix", reason="gloo and fork"
+)
+
+
+@two_processes
+def test_two_processes_train_as_one_would(fake, tmp_path):
+    """Without noise, and with losses that are means over images, the averaged gradients are the batch's own."""
+    data = fake.make_data(tmp_path / "data")
+    config = TrainConfig(epochs=3, batch_size=4, learning_rate=0.01, warmup_epochs=1)
+    out = tmp_path / "two"
+
+    def run(rank: int) -> None:
+        method = fake.FakeMethod(fake.FakeConfig(dropout=0.0))
+        fake.train(method, data, config=config, out=out, card_parts=fake.PARTS)
+        save_file(method.adapter_state(), out / f"rank{rank}.st")
+
+    _in_two_processes(run)
     first, second, written = (load_file(out / name) for name in ("rank0.st", "rank1.st", "model.safetensors"))
     alone = fake.FakeMethod(fake.FakeConfig(dropout=0.0))
     fake.train(alone, data, config=config, out=tmp_path / "one", card_parts=fake.PARTS)
@@ -89,6 +103,39 @@ def test_two_processes_train_as_one_would(fake, tmp_path):
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("two", "one")]
     for both, one in zip(*logs, strict=True):
         assert json.loads(both)["total"] == pytest.approx(json.loads(one)["total"], rel=1e-3)
+
+
+BALANCE = {
+    "balance": balance_loss,
+    "load": lambda logits: load_balance_loss(logits, top_k=2),
+    "imbalance": lambda logits: imbalance_loss(logits[:, 0]),
+}
+
+
+@two_processes
+def test_balance_is_of_the_whole_batch(tmp_path):
+    """Values, and gradients weighted by the share and averaged: as of one process, with shares of 3 and 2 images."""
+    logits = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def run(rank: int) -> None:
+        rows, weight = Worker(rank, 2).share(range(5))
+        tensors = {}
+        for name, loss in BALANCE.items():
+            own = logits[rows].requires_grad_()
+            value = loss(own)
+            (gradient,) = torch.autograd.grad(weight * value / 2, own)
+            tensors |= {f"{name}.value": value.detach(), f"{name}.gradient": gradient}
+        save_file(tensors, tmp_path / f"rank{rank}.st")
+
+    _in_two_processes(run)
+    for name, loss in BALANCE.items():
+        whole = logits.clone().requires_grad_()
+        value = loss(whole)
+        (gradient,) = torch.autograd.grad(value, whole)
+        for rank in (0, 1):
+            parts = load_file(tmp_path / f"rank{rank}.st")
+            torch.testing.assert_close(parts[f"{name}.value"], value.detach())
+            torch.testing.assert_close(parts[f"{name}.gradient"], gradient[rank::2])
 
 
 def test_process_that_starts_late_deals_out_the_same_images(fake, tmp_path):

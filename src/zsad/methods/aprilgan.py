@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -55,6 +56,7 @@ from zsad.methods.similarity import (
     segmentation_losses,
 )
 from zsad.nn.losses import score_loss
+from zsad.prompts import published_prompts
 
 
 class AprilGANConfig(MethodConfig):
@@ -94,7 +96,7 @@ class AprilGAN(Method):
         shape = self.clip.config
         self.weight = nn.Parameter(torch.empty(len(config.layers), shape.embed_dim, shape.vision.width))
         self.bias = nn.Parameter(torch.empty(len(config.layers), shape.embed_dim))
-        self._text = ClassText(backbone, self.name, names=config.names)
+        self._text = ClassText(backbone, partial(published_prompts, self.name), names=config.names)
         self.reset_parameters()
 
     @torch.no_grad()

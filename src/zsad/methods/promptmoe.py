@@ -17,12 +17,15 @@ best are mixed:
 Deviations: M is the mean, not the sum, over layers, so that s is a probability; maps rank pixels alike. Inferred, as
 the paper leaves it open: prompts end with a full stop, one context serves all layers, tokens are read behind the
 projection to the joint space, attention scores are over sqrt(D / heads), similarities are cosines, the score's
-maximum is taken before smoothing. What else is inferred is a setting, marked so in `PromptMoEConfig`.
+maximum is taken before smoothing; the frozen CLIP is read as AnomalyCLIP reads it (value-value branch, global feature
+without the final norm, bilinear positions). What else is inferred is a setting, marked so in `PromptMoEConfig`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -33,7 +36,8 @@ from torch.nn import functional as F
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method, Output
-from zsad.methods.settings import RoutedConfig
+from zsad.methods.sentences import distinct_names, of_images
+from zsad.methods.settings import ClassNames, RoutedConfig
 from zsad.methods.similarity import (
     full_precision,
     image_probability,
@@ -56,6 +60,14 @@ STATES = ("normal", "abnormal")
 class PromptMoEConfig(RoutedConfig):
     """Settings of PromptMoE; the defaults are the paper's."""
 
+    inferred: ClassVar[tuple[str, ...]] = (
+        "value_value",
+        "value_value_from",
+        "cls_norm",
+        "activation",
+        "positions",
+        "align_corners",
+    )
     retired: ClassVar[Mapping[str, Any]] = {
         "abnormal_prompt": "concat",
         "full_stop": True,
@@ -95,14 +107,15 @@ class PromptMoEConfig(RoutedConfig):
     tau_prime: float = Field(
         default=0.01, gt=0, description="Temperature of the global feature against text."
     )
-    class_word: str = Field(default="object", description="Class name in the prompts.")
-    segmentation: Literal["per_layer", "mean_map"] = Field(
-        default="per_layer",
-        description="Dice and Focal summed over the layers' maps (inferred), or on their mean.",
+    names: ClassNames = "object"
+    class_word: str = Field(default="object", description="What prompts say where `names` is object.")
+    segmentation: Literal["mean_map", "per_layer"] = Field(
+        default="mean_map",
+        description="Dice and Focal on the mean of the layers' maps (Eq. 8), or summed over the layers.",
     )
-    dice: Literal["both", "abnormal"] = Field(
-        default="both",
-        description="Dice on both channels as in AnomalyCLIP (inferred), or on the abnormal one.",
+    dice: Literal["abnormal", "both"] = Field(
+        default="abnormal",
+        description="Dice on the abnormal channel (Eq. 8), or on both, as in AnomalyCLIP.",
     )
     score: Literal["map_and_global", "map"] = Field(
         default="map_and_global",
@@ -143,14 +156,11 @@ class PromptMoE(Method):
     config_class = PromptMoEConfig
     term_weights: ClassVar[Mapping[str, str]] = {"balance": "alpha", "decouple": "beta"}
     config: PromptMoEConfig
-    _ids: Tensor
 
     def __init__(self, config: PromptMoEConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        sos, *word, eos = backbone.tokenizer.encode(config.class_word)
-        stop = backbone.tokenizer.encode(".")[1:-1]
-        self.register_buffer("_ids", torch.tensor([sos, *word, *stop, eos]), persistent=False)
-        self._lengths = [1, len(word), len(stop) + 1]
+        self._tokenizer = backbone.tokenizer
+        self._ids: dict[str, tuple[Tensor, list[int]]] = {}
         width = self._check(config)
         layers, moe = len(config.prompted), config.prompting == "moe"
         experts = 1 if config.prompting == "static" else config.experts
@@ -170,18 +180,11 @@ class PromptMoE(Method):
         Raises:
             ConfigError: heads that do not divide it, or a prompt too long for the tower.
         """
-        text = self.clip.config.text
-        if config.prompting == "moe" and text.width % config.heads:
-            raise ConfigError(
-                f"heads = {config.heads} do not divide the text width {text.width}; use a divisor"
-            )
-        length = config.abnormal_tokens + config.normal_tokens + config.context_tokens + sum(self._lengths)
-        if length > text.context_length:
-            raise ConfigError(
-                f"a prompt of {length} tokens does not fit the text tower's {text.context_length}; lower "
-                f"normal_tokens, abnormal_tokens or context_tokens, or shorten class_word"
-            )
-        return text.width
+        width = self.clip.config.text.width
+        if config.prompting == "moe" and width % config.heads:
+            raise ConfigError(f"heads = {config.heads} do not divide the text width {width}; use a divisor")
+        self._fixed_tokens(config.class_word)
+        return width
 
     def _query_attention(self, layers: int, width: int) -> QueryAttention:
         config = self.config
@@ -202,11 +205,32 @@ class PromptMoE(Method):
             if module is not None:
                 module.reset_parameters(generator)
 
-    def encode(self, normal: Tensor, abnormal: Tensor) -> Tensor:
-        """F_T (B, L', 2, D) of segments S_n, S_a (B, L', M, D): Eq. 1, all prompts in one pass."""
+    def _fixed_tokens(self, name: str) -> tuple[Tensor, ...]:
+        """Embeddings of what is not learned: [SOS], [cls] for an object's name, and the end.
+
+        Raises:
+            ConfigError: the prompt is too long for the tower.
+        """
+        config, text = self.config, self.clip.text
+        if name not in self._ids:
+            (sos, *word, eos), stop = self._tokenizer.encode(name), self._tokenizer.encode(".")[1:-1]
+            ids = [sos, *word, *stop, eos]
+            length = len(ids) + config.abnormal_tokens + config.normal_tokens + config.context_tokens
+            if length > text.config.context_length:
+                raise ConfigError(
+                    f"a prompt of {length} tokens does not fit the text tower's {text.config.context_length}; lower "
+                    f"normal_tokens, abnormal_tokens or context_tokens, or shorten {name!r}"
+                )
+            with torch.inference_mode(mode=False):
+                self._ids[name] = torch.tensor(ids), [1, len(word), len(stop) + 1]
+        tokens, lengths = self._ids[name]
+        return torch.split(text.embed(tokens.to(text.proj.device)), lengths)
+
+    def encode(self, normal: Tensor, abnormal: Tensor, *, name: str) -> Tensor:
+        """F_T (B, L', 2, D) of segments S_n, S_a (B, L', M, D) and an object's name: Eq. 1, all prompts in one pass."""
         tower, (batch, layers) = self.clip.text, normal.shape[:2]
         dtype = tower.token_embedding.weight.dtype
-        sos, word, end = torch.split(tower.embed(self._ids), self._lengths)
+        sos, word, end = self._fixed_tokens(name)
         context = self.context.to(dtype).expand(layers, -1, -1).repeat(batch, 1, 1)
         s_n, s_a = normal.flatten(0, 1).to(dtype), abnormal.flatten(0, 1).to(dtype)
         tail = [word, context, end]
@@ -214,23 +238,44 @@ class PromptMoE(Method):
         text = tower.forward_packed(packed, positions=layout.positions, mask=layout.mask, eos=layout.ends)
         return F.normalize(text.to(self.context.dtype).view(batch, layers, len(STATES), -1), dim=-1)
 
-    def _mix(self, patches: Tensor, cls: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """Eqs. 2 and 3: segments S_n, S_a (B, L', M, D) and routing logits z (B, 2, L', E).
+    def _pools(self) -> list[Tensor]:
+        """The pools (L', E, M, D) of S_n and of S_a, tokens as many as each state has."""
+        lengths = (self.config.normal_tokens, self.config.abnormal_tokens)
+        pools = (self.pools[0], self.pools[-1])
+        return [pool[..., :length, :] for pool, length in zip(pools, lengths, strict=True)]
 
-        Static prompts have no logits, and their experts stand in place of the batch.
-        """
-        config = self.config
-        pools = [self.pools[min(index, len(self.pools) - 1)] for index in range(len(STATES))]
-        if self.attention is None or self.router is None:
-            mixed, logits = [pool.transpose(0, 1) for pool in pools], None
-        else:
-            tokens = patches if config.prompted == config.layers else patches[:, self._prompted]
-            read = self.attention(tokens, extra=cls).expand(-1, len(STATES), -1, -1)
-            logits = self.router(read)
-            weights = topk_gates(logits, config.top_k)
-            mixed = [mixture(weights[:, index], pool) for index, pool in enumerate(pools)]
-        normal, abnormal = mixed
-        return [normal[..., : config.normal_tokens, :], abnormal[..., : config.abnormal_tokens, :]], logits
+    def _mix(self, features: ImageFeatures) -> tuple[list[Tensor], Tensor]:
+        """Eqs. 2 and 3: segments S_n, S_a (B, L', M, D) and routing logits z (B, 2, L', E)."""
+        assert self.attention is not None and self.router is not None
+        tokens = features.patches
+        if self.config.prompted != self.config.layers:
+            tokens = tokens[:, self._prompted]
+        read = self.attention(tokens, extra=features.cls).expand(-1, len(STATES), -1, -1)
+        logits: Tensor = self.router(read)
+        weights = topk_gates(logits, self.config.top_k)
+        return [mixture(weights[:, index], pool) for index, pool in enumerate(self._pools())], logits
+
+    def _mixed_text(self, segments: Sequence[Tensor], names: Sequence[str], index: Tensor) -> Tensor:
+        """F_T (B, L', 2, D) of B images' segments; the images of one name share a pass."""
+        if len(names) == 1:
+            return self.encode(*segments, name=names[0])
+        rows = [(index == number).nonzero()[:, 0] for number in range(len(names))]
+        texts = [
+            self.encode(*(segment[own] for segment in segments), name=name)
+            for name, own in zip(names, rows, strict=True)
+        ]
+        return torch.cat(texts)[torch.cat(rows).argsort()]
+
+    def _static_text(self, names: Sequence[str], index: Tensor, *, batch: int) -> Tensor:
+        """F_T (B, L', 2, D) of prompts that no image changes, cached for each name."""
+        sources = (*self.pools, self.context, self.clip.text.proj)
+
+        def text(name: str) -> Tensor:
+            # Prompts stand in place of the batch; averaging them averages their similarities.
+            return self.encode(*(pool.transpose(0, 1) for pool in self._pools()), name=name).mean(dim=0)
+
+        texts = [self._text_cache.get(partial(text, name), sources=sources, name=name) for name in names]
+        return of_images(torch.stack(texts), index, batch=batch)
 
     def _auxiliary_losses(self, routing: Tensor) -> dict[str, Tensor]:
         """Eqs. 4 and 5 with their weights, of routing logits (B, 2, L', E)."""
@@ -243,22 +288,22 @@ class PromptMoE(Method):
         names = STATES if len(self.pools) == len(STATES) else ("shared",)
         return {name: pool.detach().mean(dim=-2) for name, pool in zip(names, self.pools, strict=True)}
 
+    def _text(self, features: ImageFeatures) -> tuple[Tensor, Tensor | None]:
+        """F_T (B, L', 2, D), and routing logits (B, 2, L', E)."""
+        named = self.config.names == "data"
+        names, index = distinct_names(features.object_names if named else (self.config.class_word,))
+        if self.router is None:
+            return self._static_text(names, index, batch=features.cls.shape[0]), None
+        segments, routing = self._mix(features)
+        return self._mixed_text(segments, names, index), routing
+
     def _compare(self, features: ImageFeatures) -> tuple[Tensor, Tensor, Tensor | None]:
         """Grids (B, L, h, w) of Eq. 6, the global feature's probability (B,), and routing logits (B, 2, L', E)."""
         patches, cls = (tokens.to(self.context.dtype) for tokens in (features.patches, features.cls))
-        if self.router is None:
-            # No image changes static prompts.
-            sources, routing = (*self.pools, self.context, self.clip.text.proj), None
-            text = self._text_cache.get(lambda: self.encode(*self._mix(patches, cls)[0]), sources=sources)
-        else:
-            segments, routing = self._mix(patches, cls)
-            text = self.encode(*segments)
+        text, routing = self._text(replace(features, patches=patches, cls=cls))
         # Mixed precision ends here: logits are differences over a small temperature, scores are close to 0 or 1.
         with full_precision(text.device):
-            if routing is None:
-                # Static prompts stand in place of the batch; averaging them averages their similarities.
-                text = text.mean(dim=0, keepdim=True).expand(cls.shape[0], -1, -1, -1)
-            else:
+            if routing is not None:
                 routing = routing.to(self.context.dtype)
             logits = patch_logits(patches, text[:, self._text_of], temperature=self.config.tau)
             probability = image_probability(cls, text[:, -1], temperature=self.config.tau_prime)

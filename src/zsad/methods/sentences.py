@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from zsad.clip.model import CLIP
 from zsad.clip.weights import Backbone
-from zsad.prompts import published_prompts
+
+Mean = Literal["normalised", "raw"]
 
 
 class SentenceBank:
@@ -52,27 +53,39 @@ class SentenceBank:
         rows = torch.stack([self._embeddings[text, projected] for text in sentences])
         return rows.to(tower.proj.device, tower.proj.dtype)
 
-    def states(self, normal: Sequence[str], abnormal: Sequence[str]) -> Tensor:
-        """Normalised means (2, D) of each state's normalised sentence embeddings."""
-        means = [
-            F.normalize(self.embed(sentences).float(), dim=-1).mean(dim=0) for sentences in (normal, abnormal)
-        ]
+    def states(self, normal: Sequence[str], abnormal: Sequence[str], *, mean: Mean = "normalised") -> Tensor:
+        """Normalised means (2, D) of each state's sentence embeddings, of length one first, or as they are ("raw")."""
+        means = []
+        for sentences in (normal, abnormal):
+            embeddings = self.embed(sentences).float()
+            means.append((embeddings if mean == "raw" else F.normalize(embeddings, dim=-1)).mean(dim=0))
         return F.normalize(torch.stack(means), dim=-1).to(self._towers[0].text.proj.dtype)
 
 
 class ClassText:
-    """A paper's hand-written sentences as two embeddings for every object class, each class once.
+    """Hand-written sentences as two embeddings for every object class, each class once.
 
     Args:
         backbone: whose text tower and tokenizer are used.
-        paper: whose sentences; see `zsad.prompts.published_prompts`.
-        names: "data" puts the images' own classes into the sentences, "object" that word for all.
+        sentences: normal and abnormal ones of an object's name; see `zsad.prompts`.
+        names: "data" puts the images' own classes into the sentences, "object" `word` for all.
+        word: such as "object".
+        mean: as in `SentenceBank.states`.
     """
 
-    def __init__(self, backbone: Backbone, paper: str, *, names: Literal["data", "object"]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        sentences: Callable[[str], tuple[Sequence[str], Sequence[str]]],
+        *,
+        names: Literal["data", "object"],
+        word: str = "object",
+        mean: Mean = "normalised",
+    ) -> None:
         self._bank = SentenceBank(backbone)
-        self._paper = paper
-        self._names = names
+        self._sentences = sentences
+        self._names = None if names == "data" else (word,)
+        self._mean = mean
         self._states: dict[str, Tensor] = {}
 
     def __call__(self, object_names: Sequence[str] | None, *, batch: int) -> Tensor:
@@ -81,12 +94,12 @@ class ClassText:
         Raises:
             ConfigError: the name of a class that does not fit the text tower.
         """
-        distinct, index = distinct_names(object_names if self._names == "data" else None)
+        distinct, index = distinct_names(self._names or object_names)
         # Also for training: an inference tensor could not meet parameters that learn.
         with torch.inference_mode(mode=False), torch.no_grad():
             for name in distinct:
                 if name not in self._states:
-                    self._states[name] = self._bank.states(*published_prompts(self._paper, name))
+                    self._states[name] = self._bank.states(*self._sentences(name), mean=self._mean)
         weight = self._bank.weight
         text = torch.stack([self._states[name] for name in distinct]).to(weight.device, weight.dtype)
         return of_images(text, index, batch=batch)

@@ -11,19 +11,24 @@ the mean over the compositional ensemble, every state phrase in every template, 
 
 Harmonic means are taken on logits (`zsad.nn.windows`), so that no probability has to be inverted.
 
-Deviations: the paper runs ViT-B/16+ at 240 x 240, here any backbone at its detection size (`image_size`). Sentences
-are brought to length one before they are averaged, as CLIP averages its own. Maps are not smoothed, as in public code;
-the paper does not mention it either. The reference images of WinCLIP+ are left out.
+Deviations: the paper runs ViT-B/16+ at 240 x 240, here any backbone at its detection size (`image_size`). There
+windows of 2 and 3 patches are 13 % and 20 % of a side; on finer grids they are less, unless `window_unit` = "share".
+Sentences are brought to length one before they are averaged, as CLIP averages its own; both public codes average them
+as they are (`sentence_mean` = "raw"). The reference images of WinCLIP+ are left out.
 
 Cost: beside the whole image's 1 + h w tokens the blocks see 5 (h - 1)(w - 1) + 10 (h - 2)(w - 2) in windows: 2670 and
-226 at 240 pixels, 5045 and 401 on zsad-tiny, 18730 and 1370 on ViT-L/14@336 at 518. The patch embedding runs once, and
-the last block only evaluates class tokens. `stride` 2 costs about a quarter, and is not the paper's.
+226 at 240 pixels, 5045 and 401 on zsad-tiny, 18730 and 1370 on ViT-L/14@336 at 518 (there 76364 as shares of the
+side). The patch embedding runs once, and the last block only evaluates class tokens. `stride` 2 costs about a quarter,
+and is not the paper's.
 
 Where tokens come from a convolutional stem (zsad-tiny) they have seen a little beyond their patch, and the class token
 a summary of the whole image: windows are then not quite alone.
 """
 
 from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -37,10 +42,16 @@ from zsad.methods.sentences import ClassText
 from zsad.methods.settings import ClassNames, Order, Score, Sigma
 from zsad.methods.similarity import join_scores, layer_maps, map_maximum, patch_logits
 from zsad.nn.windows import check_window, harmonic_cover, harmonic_mean, window_table
+from zsad.prompts import published_prompts
+
+PAPER_GRID = 15
+"""Patches along a side of the paper's images: 240 pixels in patches of 16."""
 
 
 class WinCLIPConfig(MethodConfig):
     """Settings of WinCLIP; the defaults are the paper's, but for the backbone and its image size."""
+
+    inferred: ClassVar[tuple[str, ...]] = ("positions", "align_corners", "sigma")
 
     layers: tuple[int, ...] = Field(
         default=(24,), min_length=1, description="Not read: windows stand in the place of tapped blocks."
@@ -51,12 +62,21 @@ class WinCLIPConfig(MethodConfig):
     scales: tuple[int, ...] = Field(
         default=(2, 3), min_length=1, description="Patches along the sides of the windows."
     )
+    window_unit: Literal["patches", "share"] = Field(
+        default="patches",
+        description="Count scales in the grid's own patches, or as shares of the side: in fifteenths, the patches of "
+        "the paper's grid at 240 pixels.",
+    )
     stride: int = Field(default=1, ge=1, description="Patches between neighbouring windows.")
     chunk: int = Field(
         default=256, ge=1, description="Windows that go through the tower at once; bounds the memory."
     )
     tau: float = Field(default=0.07, gt=0, description="Temperature of windows and image against text.")
     names: ClassNames = "data"
+    sentence_mean: Literal["normalised", "raw"] = Field(
+        default="normalised",
+        description="Average sentences of length one (inferred), or as the tower gives them, as public codes do.",
+    )
     score: Score = "global"
 
     @model_validator(mode="after")
@@ -73,6 +93,12 @@ class WinCLIPConfig(MethodConfig):
             )
         return self
 
+    def sizes(self, grid: tuple[int, int]) -> tuple[int, ...]:
+        """Patches along the sides of the windows on a grid (h, w)."""
+        if self.window_unit == "patches":
+            return self.scales
+        return tuple(max(1, self.stride, round(scale * min(grid) / PAPER_GRID)) for scale in self.scales)
+
 
 class WinCLIP(Method):
     """WinCLIP on a backbone. It has no adapter; text is encoded once for every object class met.
@@ -84,13 +110,14 @@ class WinCLIP(Method):
     name = "winclip"
     config_class = WinCLIPConfig
     feature_kind = "windows"
-    feature_fields = ("image_size", "activation", "positions", "cls_norm", "scales", "stride")
+    feature_fields = ("image_size", "activation", "positions", "cls_norm", "scales", "window_unit", "stride")
     config: WinCLIPConfig
 
     def __init__(self, config: WinCLIPConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        check_window(self.grid, config.scales[-1])
-        self._text = ClassText(backbone, self.name, names=config.names)
+        check_window(self.grid, config.sizes(self.grid)[-1])
+        sentences = partial(published_prompts, self.name)
+        self._text = ClassText(backbone, sentences, names=config.names, mean=config.sentence_mean)
 
     @torch.no_grad()
     def features(self, pixels: Pixels) -> ImageFeatures:
@@ -102,7 +129,7 @@ class WinCLIP(Method):
         x, grid = visual.stream(pixels, after=0, **self.position_mode())
         cls = self.project_cls(visual.resume(x, grid=grid, after=0).cls)
         empty, scales = cls.new_zeros(x.shape[0], grid[0] * grid[1], cls.shape[-1]), []
-        for size in self.config.scales:
+        for size in self.config.sizes(grid):
             table = window_table(grid, size, stride=self.config.stride).to(x.device)
             corners = table[:, :1].expand(x.shape[0], -1, cls.shape[-1])
             scales.append(empty.scatter(1, corners, self._windows(x, table, size)))
@@ -133,7 +160,7 @@ class WinCLIP(Method):
         windows = windows.view(*windows.shape[:2], *features.grid)
         maps = [
             harmonic_cover(windows[:, index], size, stride=config.stride)
-            for index, size in enumerate(config.scales)
+            for index, size in enumerate(config.sizes(features.grid))
         ]
         scales = torch.stack([*maps, image.expand_as(maps[0])], dim=1)
         return self._output(harmonic_mean(scales, dim=1)[:, None], image[:, 0, 0].sigmoid())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zsad.nn.moe import topk_gates
+from zsad.nn.moe import batch_sum, topk_gates
 
 
 def load_balance_loss(logits: Tensor, *, top_k: int) -> Tensor:
@@ -27,8 +27,8 @@ def load_balance_loss(logits: Tensor, *, top_k: int) -> Tensor:
     """
     # Counted by index: a chosen expert counts even where its weight is nothing.
     chosen = torch.zeros_like(logits).scatter(-1, logits.topk(top_k, dim=-1).indices, 1.0)
-    shares = chosen.mean(dim=0) / top_k
-    probabilities = logits.softmax(dim=-1).mean(dim=0)
+    shares = batch_sum(chosen) / len(logits) / top_k
+    probabilities = batch_sum(logits.softmax(dim=-1)) / len(logits)
     return logits.shape[-1] * (shares * probabilities).sum(dim=-1).mean()
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from zsad.errors import ConfigError
-from zsad.nn.moe import topk_gates
+from zsad.nn.moe import batch_sum, topk_gates
 
 
 @dataclass(slots=True)
@@ -120,7 +120,7 @@ def imbalance_loss(logits: Tensor) -> Tensor:
         >>> float(imbalance_loss(torch.zeros(9, 4)))
         0.0
     """
-    mass = logits.softmax(dim=-1).sum(dim=0)
+    mass = batch_sum(logits.softmax(dim=-1))
     # The variance, not the squared deviation: the gradient of a root at 0, where training starts, is not finite.
     return mass.var() / mass.mean().square() if len(mass) > 1 else mass.sum() * 0
 

@@ -6,7 +6,7 @@ Every function takes any number of leading axes, so that all layers and states o
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 
@@ -38,6 +38,24 @@ def mixture(weights: Tensor, pool: Tensor) -> Tensor:
     return torch.einsum("b...e,...emd->b...md", weights, pool)
 
 
+def batch_sum(values: Tensor) -> Tensor:
+    """Sum (...) over the first axis of values (B, ...); in a training on several processes, B times the mean of all.
+
+    The gradient is that of the own rows. Weighted by their share and averaged over processes, as losses are
+    (`zsad.train.distributed`), gradients of any function of the mean are those of the whole batch.
+
+    Example:
+        >>> batch_sum(torch.tensor([[1.0], [3.0]]))
+        tensor([4.])
+    """
+    own = values.sum(dim=0)
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return own
+    total = torch.cat([own.detach().flatten(), own.new_tensor([len(values)])])
+    distributed.all_reduce(total)
+    return own + ((total[:-1] * (len(values) / total[-1])).view_as(own) - own).detach()
+
+
 def balance_loss(logits: Tensor) -> Tensor:
     """PromptMoE Eq. 4 without alpha: `sum over layers of E * sum_j (mean_b p_bj)^2`, `p = softmax(logits)`.
 
@@ -51,7 +69,7 @@ def balance_loss(logits: Tensor) -> Tensor:
         >>> float(balance_loss(torch.zeros(6, 4, 8)))  # four layers
         4.0
     """
-    usage = logits.softmax(dim=-1).mean(dim=0)
+    usage = batch_sum(logits.softmax(dim=-1)) / len(logits)
     return logits.shape[-1] * usage.square().sum()
 
 

@@ -43,8 +43,9 @@ def published_prompts(
     """All normal and all abnormal sentences that a paper uses for an object.
 
     Args:
-        paper: "winclip" (Jeong et al., CVPR 2023, supplement), "aprilgan" (Chen et al., 2023), "adaclip" (Cao et
-            al., ECCV 2024, public code), or "moeclip" (Park et al., CVPR 2026, public code).
+        paper: "clip" (one sentence a state), "winclip" (Jeong et al., CVPR 2023, supplement), "aprilgan" (Chen et
+            al., 2023), "adaclip" (Cao et al., ECCV 2024, public code), or "moeclip" (Park et al., CVPR 2026, public
+            code).
         object_name: such as "object" or "bottle".
         templates: only the first so many templates; None: all.
 

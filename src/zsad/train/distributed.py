@@ -1,8 +1,8 @@
 """Training on several processes: plain PyTorch data parallelism, started by `torchrun`.
 
 Each step's batch is dealt out to the processes, gradients are averaged with every image counting alike,
-rank 0 writes. Terms that look at a whole batch at once, such as the balance of expert loads, see the part of
-their own process only.
+rank 0 writes. The balance of expert loads is that of the whole batch (`zsad.nn.moe.batch_sum`); where a last batch has
+fewer images than there are processes, those without one count its first image once more.
 """
 
 from __future__ import annotations
