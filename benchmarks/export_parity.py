@@ -27,8 +27,8 @@ import torch
 
 import zsad
 from zsad.cli.main import main as run_command
+from zsad.clip.config import preset
 from zsad.clip.model import CLIP
-from zsad.clip.presets import preset
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
 from zsad.detector import Detector

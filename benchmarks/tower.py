@@ -26,9 +26,8 @@ import torch
 from torch import Tensor
 
 from zsad.clip.blocks import Block
-from zsad.clip.config import VisionConfig
+from zsad.clip.config import VisionConfig, preset
 from zsad.clip.model import CLIP
-from zsad.clip.presets import preset
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.vision import VisionTower
 from zsad.clip.weights import Backbone

@@ -18,9 +18,8 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 from zsad.card import BackboneReference, Card
-from zsad.clip.config import CLIPConfig, TextConfig, VisionConfig
+from zsad.clip.config import CLIPConfig, Preset, TextConfig, VisionConfig
 from zsad.clip.model import CLIP
-from zsad.clip.presets import Preset
 from zsad.clip.weights import load_backbone
 from zsad.images.decode import Preprocess
 from zsad.methods.registry import build

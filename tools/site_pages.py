@@ -161,7 +161,7 @@ def protocols_table() -> str:
 
 def backbones_table() -> str:
     """The backbones that are known by name."""
-    from zsad.clip.presets import preset, preset_names
+    from zsad.clip.config import preset, preset_names
 
     rows = []
     for name in preset_names():

@@ -12,7 +12,7 @@ from zsad.backends.backend import Backend, Precision
 from zsad.card import Card
 from zsad.errors import ConfigError, ZsadError
 from zsad.images.decode import Source
-from zsad.predict.pipeline import OnError, judge, read, score, stream
+from zsad.predict.pipeline import PREVIEW_SIDE, OnError, judge, read, score, stream
 from zsad.predict.prediction import Prediction
 from zsad.predict.view import Model, View, calibration_beside
 from zsad.types import Sample
@@ -145,7 +145,8 @@ class Detector:
             view = replace(view, options=replace(view.options, tiling=Tiling.of(tile)))
         if object_name is not None:
             view = replace(view, object_name=object_name)
-        [scored] = score(self.model, [read(source, self.model, view)], on_tile=on_tile)
+        draw_side = None if view.options.tiling is None else PREVIEW_SIDE
+        [scored] = score(self.model, [read(source, self.model, view, draw_side=draw_side)], on_tile=on_tile)
         if isinstance(scored, ZsadError):
             raise scored
         return judge(scored, view)
@@ -188,7 +189,7 @@ class Detector:
             ImageError: it cannot be opened, or is damaged after the frames that were yielded.
             ConfigError: `every` below 1, or PyAV is not installed.
         """
-        from zsad.images.address import numbered
+        from zsad.images.open import numbered
         from zsad.images.video import iter_frames
 
         for frame in iter_frames(source, every=every):

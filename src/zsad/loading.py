@@ -181,7 +181,7 @@ def _load_untrained(
 
 def _load_trained(request: LoadRequest, *, device: torch.device, precision: Precision) -> Model:
     from zsad.backends.torch import TorchBackend
-    from zsad.clip.presets import preset_names
+    from zsad.clip.config import preset_names
     from zsad.clip.weights import load_backbone
     from zsad.train.checkpoint import build_method, read_card, resolve_model
 

@@ -41,6 +41,8 @@ class Sample:
             >>> Sample(Path("1.png"), "cable", dataset="MVTec").word, Sample(Path("2.png"), "metal_nut").word
             ('top view of three cables', 'metal nut')
         """
+        if not self.dataset:
+            return self.class_name.replace("_", " ")
         from zsad.prompts import class_name
 
         return class_name(self.dataset, self.class_name)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from zsad.cli.main import main
-from zsad.clip.presets import PRESETS
+from zsad.clip.config import PRESETS
 from zsad.clip.weights import load_backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import Method

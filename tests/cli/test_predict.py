@@ -297,16 +297,16 @@ def test_disk_full_from_the_start_leaves_nothing(predict, toy, tmp_path: Path, m
 
 
 def test_interrupt_keeps_finished_rows(predict, toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from zsad.cli import printing
+    from zsad.cli import console
 
-    result_line = printing.result_line
+    result_line = console.result_line
 
     def stop_at_second(prediction: object, **rest: object) -> str:
         if "part01" in str(prediction):
             raise KeyboardInterrupt
         return result_line(prediction, **rest)
 
-    monkeypatch.setattr(printing, "result_line", stop_at_second)
+    monkeypatch.setattr(console, "result_line", stop_at_second)
     out = tmp_path / "out"
     code, _, said = predict(toy.images, "--out", out, "--batch-size", 1)
     assert code == 130 and "goes on where it stopped" in said

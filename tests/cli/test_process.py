@@ -23,7 +23,7 @@ MANY = 70  # images: seconds of work, so that a signal always comes in the middl
 LIMITED = """
 import resource, sys
 from zsad.cli.main import main
-import zsad.detector, zsad.cli.printing
+import zsad.detector, zsad.cli.console
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
 sys.exit(main(sys.argv[1:]))
 """

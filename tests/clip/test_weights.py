@@ -12,10 +12,9 @@ from safetensors.torch import save_file
 from tests.clip.layouts import to_huggingface, to_open_clip, to_openai
 
 from zsad.clip import convert, hub
-from zsad.clip.config import CLIPConfig, TextConfig, VisionConfig
+from zsad.clip.config import PRESETS, CLIPConfig, Preset, TextConfig, VisionConfig, preset, preset_names
 from zsad.clip.convert import detect_layout, infer_config, to_zsad
 from zsad.clip.model import CLIP
-from zsad.clip.presets import PRESETS, Preset, preset, preset_names
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone, load_backbone
 from zsad.errors import BackboneError, ConfigError, HubError
@@ -195,11 +194,11 @@ def test_our_own_folder_is_read_by_its_config(clip: CLIP, folder: Path) -> None:
 
 
 def test_bundled_backbone(clip: CLIP, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from zsad.clip import presets, weights
+    from zsad.clip import config, weights
 
-    for module in (presets, weights):
+    for module in (config, weights):
         monkeypatch.setattr(module, "ASSETS", folder.parent)
-    monkeypatch.setattr(presets, "TINY", folder.name)
+    monkeypatch.setattr(config, "TINY", folder.name)
     monkeypatch.setattr(weights, "TINY", folder.name)
     with pytest.raises(BackboneError, match="reinstall zsad"):
         load_backbone(folder.name)
@@ -471,7 +470,7 @@ def test_building_on_the_meta_device_imports_nothing() -> None:
     import sys
 
     code = (
-        "import sys; from zsad.clip.presets import preset; from zsad.clip.weights import empty_clip\n"
+        "import sys; from zsad.clip.config import preset; from zsad.clip.weights import empty_clip\n"
         "before = set(sys.modules)\n"
         "clip = empty_clip(preset('ViT-B/32').config)\n"
         "assert all(parameter.is_meta for parameter in clip.parameters())\n"

@@ -26,7 +26,7 @@ def small_assets(tmp_path_factory: pytest.TempPathFactory, write_backbone, write
 
 
 def _take(patch: pytest.MonkeyPatch, root: Path) -> None:
-    patch.setattr("zsad.clip.presets.ASSETS", root)
+    patch.setattr("zsad.clip.config.ASSETS", root)
     patch.setattr("zsad.clip.weights.ASSETS", root)
     patch.setattr("zsad.train.checkpoint._ASSETS", root)
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from zsad.backends.torch import TorchBackend
-from zsad.clip.config import CLIPConfig, TextConfig, VisionConfig
+from zsad.clip.config import CLIPConfig, Preset, TextConfig, VisionConfig
 from zsad.clip.model import CLIP
-from zsad.clip.presets import Preset
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
 from zsad.export.parity import ProofImages

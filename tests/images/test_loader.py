@@ -12,10 +12,9 @@ import pytest
 from PIL import Image
 
 from zsad.errors import ConfigError, DataError, ImageError
-from zsad.images import loader
+from zsad.images import inputs
 from zsad.images.decode import Preprocess, load_image
-from zsad.images.inputs import expand_inputs
-from zsad.images.loader import Batch, iter_batches
+from zsad.images.inputs import Batch, expand_inputs, iter_batches
 from zsad.images.pixels import Reading
 from zsad.types import Sample
 
@@ -113,7 +112,7 @@ def test_interrupt_while_waiting_ends_threads(tmp_path: Path, monkeypatch: pytes
     def interrupted(sample: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loader, "read_image", interrupted)
+    monkeypatch.setattr(inputs, "read_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         next(iter_batches(make(tmp_path, 5), PREPROCESS, batch_size=2))
     assert not reading_threads()
@@ -121,14 +120,14 @@ def test_interrupt_while_waiting_ends_threads(tmp_path: Path, monkeypatch: pytes
 
 def test_files_are_read_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(3, timeout=10)
-    real = loader.read_image
+    real = inputs.read_image
 
     def waiting(source: Path, **options: object) -> object:
         together.wait()  # breaks unless three threads arrive
         time.sleep(0.001)
         return real(source, **options)
 
-    monkeypatch.setattr(loader, "read_image", waiting)
+    monkeypatch.setattr(inputs, "read_image", waiting)
     batches = list(iter_batches(make(tmp_path, 6), PREPROCESS, batch_size=6, workers=3))
     assert len(batches[0].samples) == 6
 
@@ -176,7 +175,7 @@ def test_inputs_are_expanded_sorted_and_deduplicated(tmp_path: Path, monkeypatch
 
 def test_inputs_without_image_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for inputs, reason in [
+    for given, reason in [
         ([], "no input"),
         ([tmp_path / "empty"], "holds no images"),
         ([tmp_path / "absent.png"], "does not exist"),
@@ -184,4 +183,4 @@ def test_inputs_without_image_are_refused(tmp_path: Path) -> None:
         (["x" * 5000], "does not exist"),
     ]:
         with pytest.raises(DataError, match=reason):
-            expand_inputs(inputs)
+            expand_inputs(given)

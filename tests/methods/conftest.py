@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from zsad.clip.config import CLIPConfig, TextConfig, VisionConfig
+from zsad.clip.config import CLIPConfig, Preset, TextConfig, VisionConfig
 from zsad.clip.model import CLIP
-from zsad.clip.presets import Preset
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
 

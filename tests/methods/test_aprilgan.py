@@ -7,8 +7,8 @@ import torch
 from sentences_oracles import slow_text
 from torch.nn import functional as F
 
+from zsad.clip.config import preset
 from zsad.clip.model import CLIP
-from zsad.clip.presets import preset
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from zsad.card import BackboneReference, Card
-from zsad.clip.model import CLIP
-from zsad.clip.text import TextTower
+from zsad.clip.model import CLIP, TextTower
 from zsad.errors import CheckpointError, ConfigError
 from zsad.images.decode import Preprocess
 from zsad.methods.base import ImageFeatures, Method

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zsad.clip.text import TextTower
+from zsad.clip.model import TextTower
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.learned_prompts import DeepPromptConfig, PromptLearner

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from zsad.clip.config import preset
 from zsad.clip.model import CLIP
-from zsad.clip.presets import preset
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
 from zsad.errors import CheckpointError, ConfigError

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zsad.card import BackboneReference
+from zsad.clip.config import preset
 from zsad.clip.model import CLIP
-from zsad.clip.presets import preset
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
 from zsad.datasets.manifest import DataSet

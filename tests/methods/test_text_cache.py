@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zsad.methods.text_cache import TextCache
+from zsad.methods.similarity import TextCache
 
 
 def test_kept_until_a_source_is_written_moved_or_replaced():

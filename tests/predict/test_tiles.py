@@ -170,7 +170,9 @@ def test_a_small_pit_is_found_where_it_is(tmp_path: Path, suffix: str) -> None:
     x, y, width, height = regions[0].box
     assert x - 12 <= pit[1] and y - 12 <= pit[0]
     assert x + width + 12 >= pit[1] + pit[2] and y + height + 12 >= pit[0] + pit[2]
-    assert found.overlay().size == found.picture.size
+    assert (
+        found.picture is None and found.overlay().size == size[::-1]
+    )  # read again, as nobody asked to keep it
 
 
 def test_small_pictures_are_not_cut() -> None:
@@ -336,6 +338,13 @@ def test_tiles_are_counted_while_a_large_picture_is_looked_at(detector: Detector
     list(large.predict_samples([Sample(toy.images / "part00.jpg")], batch_size=1, on_tile=count))
     assert len(seen) > len(first)
     assert [done for done, _ in seen[len(first) :]] == list(range(1, seen[-1][1] + 1))
+
+
+def test_a_large_picture_is_kept_only_where_it_will_be_drawn(detector: Detector, toy: Any) -> None:
+    large, path = detector.with_(options=InputOptions(tiling=Tiling(48))), toy.images / "part00.jpg"
+    [plain], [drawn] = (list(large.predict_samples([Sample(path)], draw_side=side)) for side in (None, 64))
+    assert plain.picture is None and drawn.picture is not None and plain.score == drawn.score
+    assert large.predict(path).picture is not None and large.predict(plate((120, 160))).picture is not None
 
 
 def test_a_calibration_holds_for_the_tiles_it_was_made_with(detector: Detector, toy: Any) -> None:

@@ -11,15 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from zsad.errors import ConfigError, DataError
 from zsad.methods.registry import METHODS
-from zsad.runs.page import ReportLimits, render_report, write_report
-from zsad.runs.svg import histogram, routing_bars
+from zsad.runs import page as page_module
+from zsad.runs.page import ReportLimits, histogram, render_report, routing_rows, write_report
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 SHAPES = {"line", "rect"}
+TEMPLATES = FileSystemLoader(Path(page_module.__file__).parent / "templates")
+CHARTS = (
+    Environment(loader=TEMPLATES, trim_blocks=True, lstrip_blocks=True).get_template("charts.html").module
+)
 
 
 class Page(HTMLParser):
@@ -171,17 +176,17 @@ def test_re_designed_methods_are_called_that(run: Path) -> None:
 def test_missing_jinja_and_missing_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"run\.json"):
         write_report(tmp_path)
+    with monkeypatch.context() as missing, pytest.raises(ConfigError, match=r"pip install 'zsad\[report\]'"):
+        missing.setitem(sys.modules, "jinja2", None)
+        write_report(run)
     (run / "predictions.jsonl").write_text("")
     with pytest.raises(DataError, match="nothing to report"):
-        write_report(run)
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(ConfigError, match=r"pip install 'zsad\[report\]'"):
         write_report(run)
 
 
 def test_histogram_counts_every_score() -> None:
     scores, labels = [0.0, 0.01, 0.5, 1.0, 0.5], [0, 0, 1, None, 0]
-    drawn = str(histogram(scores, labels))
+    drawn = CHARTS.histogram(histogram(scores, labels))
     said = re.findall(r"<title>([^<]*)</title>", drawn)
     assert said == [
         "0.00 to 0.04: 2 normal",
@@ -193,7 +198,7 @@ def test_histogram_counts_every_score() -> None:
 
 def test_routing_bars_are_as_high_as_the_weights() -> None:
     weights = np.array([[0.75, 0.25, 0.0], [0.0, 0.0, 1.0]], np.float32)
-    drawn = str(routing_bars(weights, pool="normal", layers=[6, 12]))
+    drawn = CHARTS.routing("normal", routing_rows(weights, [6, 12]))
     heights = [float(h) for h in re.findall(r'<rect [^>]*height="([\d.]+)"', drawn)]
     assert heights == [16.5, 5.5, 22.0]
     assert "layer 12, expert 3: 1.00" in drawn

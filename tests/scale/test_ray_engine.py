@@ -15,7 +15,7 @@ import pytest
 import zsad
 from zsad.cli.cluster import ClusterRequest
 from zsad.cli.main import main
-from zsad.cli.model_options import ModelOptions
+from zsad.cli.options import ModelOptions
 from zsad.device import available_cores
 from zsad.errors import CheckpointError, ConfigError, EngineError
 from zsad.runs.rows import COLUMNS

@@ -116,8 +116,8 @@ def _drawn(backbone: str) -> Model:
     import torch
 
     from zsad.backends.torch import TorchBackend
+    from zsad.clip.config import PRESETS
     from zsad.clip.model import CLIP
-    from zsad.clip.presets import PRESETS
     from zsad.clip.tokenizer import Tokenizer
     from zsad.clip.weights import Backbone
     from zsad.loading import LoadRequest, load_checkpoint_or_method

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from zsad.cli.input_options import InputArguments, with_inputs
-from zsad.cli.model_options import ModelOptions, SubjectOptions
+from zsad.cli.options import InputArguments, ModelOptions, SubjectOptions, with_inputs
 
 if TYPE_CHECKING:
     from zsad.calibration.calibration import Calibration

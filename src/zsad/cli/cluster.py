@@ -7,9 +7,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zsad.cli.console import printable, progress, say
-from zsad.cli.model_options import ModelOptions
-from zsad.cli.printing import Printer, print_summary
+from zsad.cli.console import Printer, print_summary, printable, progress, say
+from zsad.cli.options import ModelOptions
 from zsad.detector import Detector
 from zsad.device import available_cores, thread_count
 from zsad.errors import ConfigError, ZsadError

@@ -40,7 +40,7 @@ def demo_command(
         threads: Processor threads; by default all cores.
         overwrite: Throw away the run that lies in the folder.
     """
-    from zsad.cli.printing import print_summary, printing
+    from zsad.cli.console import print_summary, printing
     from zsad.device import use_threads
     from zsad.loading import DEFAULT_MODEL, load
     from zsad.runs.folder import check_place

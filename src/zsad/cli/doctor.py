@@ -136,7 +136,7 @@ def _caches() -> Iterator[tuple[str, str]]:
 def _bundled() -> Iterator[tuple[str, str]]:
     import hashlib
 
-    from zsad.clip.presets import ASSETS
+    from zsad.clip.config import ASSETS
 
     files = sorted(ASSETS.glob("*/model.safetensors"))
     if not files:

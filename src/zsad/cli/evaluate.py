@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from zsad.cli.model_options import ModelOptions
+from zsad.cli.options import ModelOptions
 
 if TYPE_CHECKING:
     from zsad.errors import ZsadError

@@ -35,7 +35,7 @@ def _methods() -> list[tuple[str, ...]]:
 
 
 def _backbones() -> list[tuple[str, ...]]:
-    from zsad.clip.presets import preset, preset_names
+    from zsad.clip.config import preset, preset_names
     from zsad.errors import ZsadError
 
     rows: list[tuple[str, ...]] = [("backbone", "input", "layers", "description")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from zsad.cli.model_options import ModelOptions
+from zsad.cli.options import ModelOptions
 
 if TYPE_CHECKING:
     from zsad.calibration.calibration import Calibration

@@ -7,8 +7,14 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from zsad.cli.input_options import InputArguments, keep_references, with_inputs
-from zsad.cli.model_options import ModelOptions, RuntimeOptions, ViewOptions
+from zsad.cli.options import (
+    InputArguments,
+    ModelOptions,
+    RuntimeOptions,
+    ViewOptions,
+    keep_references,
+    with_inputs,
+)
 
 # Said again here: the help of a verb imports nothing heavy.
 _Format = Literal["jsonl", "csv", "coco", "labelstudio"]
@@ -62,7 +68,7 @@ def predict_command(
         mutual: Compare the images with each other, too: what most others do not have is odd.
         every: Of videos and cameras take the 1st frame, and then each one so many frames later.
     """
-    from zsad.cli.printing import print_summary, printing
+    from zsad.cli.console import print_summary, printing
     from zsad.runs.folder import check_place
     from zsad.runs.predict_run import RunInputs, RunOptions, named_inputs, predict, run_title
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from zsad.cli.model_options import ModelOptions, RuntimeOptions, ViewOptions
+from zsad.cli.options import ModelOptions, RuntimeOptions, ViewOptions
 
 
 def serve_command(

@@ -122,7 +122,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 
 def _say_done(path: Path, *, backbone: str, weights: Path | None) -> None:
     from zsad.cli.console import printable, say
-    from zsad.clip.presets import preset_names
+    from zsad.clip.config import preset_names
     from zsad.train.distributed import current_worker
 
     # A card holds a name and a hash: where own weights lie has to be said again.

@@ -16,6 +16,8 @@ from zsad.errors import BackboneError
 
 Layout = Literal["zsad", "huggingface", "open_clip", "openai"]
 State = dict[str, Tensor]
+OWN_NAME = "visual.blocks.0.ln_1.weight"
+"""Name of a tensor that is in every file of our layout, and in none of another."""
 
 _OPENAI_SCALARS = ("input_resolution", "context_length", "vocab_size")
 _HUGGINGFACE_BLOCK = (
@@ -84,7 +86,7 @@ def detect_layout(state: State) -> Layout:
         return "huggingface"
     if "visual.conv1.weight" in state:
         return "openai" if "input_resolution" in state else "open_clip"
-    if "visual.class_embedding" in state and "text.token_embedding.weight" in state:
+    if OWN_NAME in state:
         return "zsad"
     names = ", ".join(sorted(state)[:3]) or "none"
     raise BackboneError(

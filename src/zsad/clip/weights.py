@@ -13,13 +13,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from zsad.clip import hub
-from zsad.clip.config import Activation, CLIPConfig
-from zsad.clip.convert import State, infer_config, to_zsad
-from zsad.clip.model import CLIP
-from zsad.clip.presets import (
+from zsad.clip.config import (
     ASSETS,
     PRESETS,
     TINY,
+    Activation,
+    CLIPConfig,
     Preset,
     default_detection_size,
     default_taps,
@@ -28,6 +27,8 @@ from zsad.clip.presets import (
     preset_names,
     read_preset,
 )
+from zsad.clip.convert import OWN_NAME, State, infer_config, to_zsad
+from zsad.clip.model import CLIP
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weight_files import PICKLES, read_json, read_weights, weight_files, weights_sha256
 from zsad.errors import BackboneError, ConfigError, HubError
@@ -105,7 +106,9 @@ def load_backbone(
     if source is None:
         source = _fetch(named, str(name_or_path))
     files = weight_files(source)
-    state = to_zsad(read_weights(files))
+    state = read_weights(files)
+    if OWN_NAME not in state:
+        state = to_zsad(state)
     resolved = _preset_of(state, files[0], named=named, activation=activation)
     return Backbone(
         clip=_load_state(state, resolved, files[0], device=device, dtype=dtype),

@@ -15,7 +15,7 @@ from PIL import Image
 
 from zsad.errors import ZsadError
 from zsad.images.decode import mask_values, read_image, resize_mask
-from zsad.images.loader import read_ahead
+from zsad.images.inputs import read_ahead
 from zsad.types import Sample
 
 _BLOCK = 1024  # images compared at once: 1024 x 1024 distances of one byte are 1 MB

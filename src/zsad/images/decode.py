@@ -47,7 +47,7 @@ def load_image(
     """Return `source` as an upright RGB image.
 
     EXIF orientation is applied, an animation gives its first frame, a page or a frame has an address such as
-    `scan.tif#2` (`zsad.images.address`).
+    `scan.tif#2` (`zsad.images.open`).
 
     Args:
         source: a path, the content of an image file as bytes, a Pillow image, or an array (H,W), (H,W,1), (H,W,3) or

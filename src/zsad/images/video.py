@@ -14,7 +14,6 @@ from typing import Any
 from PIL import Image
 
 from zsad.errors import ConfigError, ImageError
-from zsad.images.address import check_file, is_stream
 
 _PATIENCE = 10.0  # seconds that a camera may keep silent
 
@@ -41,10 +40,7 @@ def iter_frames(source: str | Path, *, every: int = 1) -> Iterator[Frame]:
     """
     if every < 1:
         raise ConfigError(f"every is {every}, expected 1 (all frames) or more")
-    av = _av()
-    if not is_stream(source):
-        check_file(Path(source))
-    count = 0
+    av, count = _av(), 0
     with _open(av, source) as container:
         stream = next(iter(container.streams.video), None)
         if stream is None:
@@ -93,7 +89,7 @@ def _errors(av: Any, source: str | Path) -> Iterator[None]:
 @contextmanager
 def _open(av: Any, source: str | Path) -> Iterator[Any]:
     kind = "v4l2" if str(source).startswith("/dev/video") else None
-    wait = (_PATIENCE, _PATIENCE) if is_stream(source) else None
+    wait = None if Path(source).is_file() else (_PATIENCE, _PATIENCE)
     with _errors(av, source):
         container = av.open(str(source), format=kind, timeout=wait)
     try:

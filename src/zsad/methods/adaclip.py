@@ -35,7 +35,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zsad.clip.presets import Preset
+from zsad.clip.config import Preset
 from zsad.clip.vision import Hook, Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
@@ -51,6 +51,7 @@ from zsad.methods.settings import (
     ValueValue,
 )
 from zsad.methods.similarity import (
+    TextCache,
     full_precision,
     image_probability,
     join_scores,
@@ -58,7 +59,6 @@ from zsad.methods.similarity import (
     patch_logits,
     segmentation_losses,
 )
-from zsad.methods.text_cache import TextCache
 from zsad.nn.clusters import kmeans, mean_of_means, most_anomalous_mean
 from zsad.nn.filters import render_map
 from zsad.nn.hybrid import HybridPrompts, start_linear

@@ -32,14 +32,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zsad.clip.presets import Preset
-from zsad.clip.text import TextTower
+from zsad.clip.config import Preset
+from zsad.clip.model import TextTower, tree_layout
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.settings import MethodConfig
-from zsad.methods.text_cache import TextCache
-from zsad.nn.packing import tree_layout
+from zsad.methods.similarity import TextCache
 
 _SLOT = re.compile(r"\{(\w+)(?:\.(\d+))?\}")
 _WORTH_PACKING = 0.75

@@ -38,7 +38,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zsad.clip.presets import PRESETS, Preset
+from zsad.clip.config import PRESETS, Preset
 from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError

@@ -33,12 +33,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zsad.clip.model import pack
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method, Output
 from zsad.methods.sentences import distinct_names, of_images
 from zsad.methods.settings import ClassNames, RoutedConfig
 from zsad.methods.similarity import (
+    TextCache,
     full_precision,
     image_probability,
     join_scores,
@@ -48,11 +50,9 @@ from zsad.methods.similarity import (
     segmentation_losses,
     weighted_terms,
 )
-from zsad.methods.text_cache import TextCache
 from zsad.nn.attention import QueryAttention
 from zsad.nn.losses import score_loss
 from zsad.nn.moe import Router, balance_loss, decouple_loss, mixture, topk_gates
-from zsad.nn.packing import pack
 
 STATES = ("normal", "abnormal")
 

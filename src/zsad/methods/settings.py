@@ -14,7 +14,7 @@ from zsad.nn.maps import MapOrder
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from zsad.clip.presets import Preset
+    from zsad.clip.config import Preset
 
 # Types of the shared settings that some methods begin with another value.
 Layers = Annotated[

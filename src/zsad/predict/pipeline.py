@@ -26,7 +26,7 @@ from PIL import Image
 from zsad.backends.backend import BackendOutput
 from zsad.errors import ConfigError, ImageError, ZsadError
 from zsad.images.decode import Source, read_image
-from zsad.images.loader import read_ahead
+from zsad.images.inputs import read_ahead
 from zsad.images.pixels import PLAIN, Reading
 from zsad.predict.prediction import Prediction
 from zsad.predict.view import Model, View
@@ -40,7 +40,8 @@ Float32 = npt.NDArray[np.float32]
 OnError = Callable[[Sample, ZsadError], None]
 
 _BATCHES_AHEAD = 2  # batches that threads may have ready before the model asks for them
-_PREVIEW_SIDE = 2048  # longest side of the picture that is kept of one in tiles
+PREVIEW_SIDE = 2048
+"""Longest side of the picture that is kept of one in tiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ def read(
         reading=view.options.reading,
     )
     if view.options.tiling is not None and not isinstance(given, Decoded):
-        return _read_large(ready, given, model, view)
+        return _read_large(ready, given, model, view, preview=draw_side is not None or not is_file)
     if isinstance(given, Decoded):
         image, ready.size = given.image, given.size
     else:
@@ -167,8 +168,8 @@ def read(
     return ready
 
 
-def _read_large(ready: Ready, source: Source, model: Model, view: View) -> Ready:
-    """Open a picture that may be cut into tiles, and read it as a whole."""
+def _read_large(ready: Ready, source: Source, model: Model, view: View, *, preview: bool) -> Ready:
+    """Open a picture that may be cut into tiles, and read it as a whole; `preview` keeps it, reduced, for drawing."""
     from zsad.images.large import open_large
 
     ready.tiling = view.options.tiling
@@ -181,7 +182,8 @@ def _read_large(ready: Ready, source: Source, model: Model, view: View) -> Ready
         if view.options.keep_aspect:
             preprocess = preprocess.fitted(ready.size, model.backend.patch)
         ready.pixels = preprocess(ready.large.whole(preprocess.image_size))
-        ready.picture = ready.large.preview(_PREVIEW_SIDE)
+        if preview:
+            ready.picture = ready.large.preview(PREVIEW_SIDE)
     except BaseException:
         ready.close()
         raise

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 from zsad.errors import DataError, StorageError
 from zsad.files import make_folder, sole_writer, storage_errors, write_bytes, write_json
-from zsad.images.address import split_address
+from zsad.images.open import split_address
 from zsad.predict.prediction import Prediction
 from zsad.runs.store import (
     GRIDS,

@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from zsad.errors import ConfigError, DataError, ImageError
@@ -32,6 +34,7 @@ from zsad.runs.store import (
 _TEMPLATES = Path(__file__).parent / "templates"
 THUMBNAIL_SIDE = 360
 _TABLE_ROWS = 3000
+_BINS = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,6 @@ def render_report(
     folder: Path, *, limits: ReportLimits, pictures: Mapping[str, Image.Image] | None = None
 ) -> str:
     """The page as text; errors as `write_report`."""
-    check_templates()
     run = read_run_file(folder)
     rows: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
@@ -125,15 +127,15 @@ def render_report(
 
 
 def render_page(template: Path, content: dict[str, Any]) -> str:
-    """Render a page from a template that extends `base.html`, with the style sheet that all pages share.
+    """Render a page from a template that extends `base.html`, which has the style sheet of all pages.
 
     Raises:
         ConfigError: jinja2 is not installed.
     """
-    check_templates()
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as error:
+        raise ConfigError("the report needs jinja2, get it with: pip install 'zsad[report]'") from error
     environment = Environment(
         loader=FileSystemLoader([template.parent, _TEMPLATES]),
         autoescape=True,
@@ -142,16 +144,7 @@ def render_page(template: Path, content: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["integer"] = lambda value: f"{value:,}"
-    style = Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    return environment.get_template(template.name).render(style=style, **content)
-
-
-def check_templates() -> None:
-    """Raises a ConfigError where jinja2, which makes the pages, is not installed."""
-    try:
-        import jinja2  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("the report needs jinja2, get it with: pip install 'zsad[report]'") from error
+    return str(environment.get_template(template.name).render(content))
 
 
 def _content(
@@ -162,8 +155,6 @@ def _content(
     limits: ReportLimits,
     pictures: Mapping[str, Image.Image],
 ) -> dict[str, Any]:
-    from zsad.runs.svg import histogram
-
     spec = MapSpec.model_validate(run["map_spec"])
     chosen = _chosen(len(rows), limits)
     grids, region = read_grids(folder / GRIDS_FILE), region_of_run(run)
@@ -239,8 +230,6 @@ def _facts(row: dict[str, Any], index: int, name: str) -> dict[str, Any]:
 def _card(
     row: dict[str, Any], index: int, name: str, prediction: Prediction, layers: list[int]
 ) -> dict[str, Any]:
-    from zsad.runs.svg import routing_bars
-
     picture = overlay = None
     try:
         picture = prediction.thumbnail(max_side=THUMBNAIL_SIDE)
@@ -250,7 +239,7 @@ def _card(
     routing = []
     for pool, weights in (prediction.routing or {}).items():
         numbers = layers if len(layers) == len(weights) else list(range(1, len(weights) + 1))
-        routing.append({"pool": pool, "bars": routing_bars(weights, pool=pool, layers=numbers)})
+        routing.append({"pool": pool, "rows": routing_rows(weights, numbers)})
     return {
         **_facts(row, index, name),
         "picture": data_uri(picture),
@@ -258,6 +247,40 @@ def _card(
         "peak": float(prediction.canonical_map().max()),
         "routing": routing,
     }
+
+
+def histogram(
+    scores: Sequence[float], labels: Sequence[int | None], *, threshold: float | None = None
+) -> dict[str, Any]:
+    """Counts of scores in 25 bins over [0, 1], stacked by label, for the macro of `charts.html`.
+
+    Args:
+        scores: image scores.
+        labels: 0, 1 or None for each.
+        threshold: score at which a line is drawn.
+    """
+    below = np.zeros(_BINS, dtype=np.int64)
+    bars = []
+    for label, group in ((0, "normal"), (1, "anomalous"), (None, "unknown")):
+        values = [score for score, known in zip(scores, labels, strict=True) if known == label]
+        counts = np.histogram(np.clip(values, 0, 1), bins=_BINS, range=(0, 1))[0]
+        for index in np.flatnonzero(counts).tolist():
+            bars.append(
+                {"group": group, "bin": index, "below": int(below[index]), "count": int(counts[index])}
+            )
+        below += counts
+    summary = f"Histogram of {len(scores)} image scores between {min(scores):.2f} and {max(scores):.2f}"
+    if threshold is not None:
+        summary += f", threshold {threshold:.3f}"
+    return {"bars": bars, "highest": int(max(1, below.max())), "threshold": threshold, "summary": summary}
+
+
+def routing_rows(weights: npt.NDArray[np.float32], layers: Sequence[int]) -> list[dict[str, Any]]:
+    """Weights (L, E) of the experts by layer, for the macro of `charts.html`."""
+    return [
+        {"layer": layer, "weights": row.tolist(), "strongest": int(row.argmax())}
+        for layer, row in zip(layers, weights, strict=True)
+    ]
 
 
 def data_uri(image: Image.Image | None) -> str | None:

@@ -14,13 +14,13 @@ from datetime import datetime, timezone
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from zsad.detector import Detector
 from zsad.errors import ConfigError, DataError, ImageError, ZsadError
 from zsad.files import storage_errors
-from zsad.images.address import is_stream, is_video
 from zsad.images.inputs import expand_inputs
+from zsad.images.open import is_stream, is_video
 from zsad.predict.prediction import Prediction
 from zsad.runs.folder import RunWriter, file_state
 from zsad.runs.page import THUMBNAIL_SIDE, Thumbnails
@@ -130,23 +130,32 @@ class Outcome:
             self.anomalous = (self.anomalous or 0) + prediction.is_anomalous
 
 
-class RunReporter:
-    """Receives the events of a run; every method does nothing here."""
+class RunReporter(Protocol):
+    """Receives the events of a run; a subclass ignores those that it does not define."""
 
     def resumed(self, count: int) -> None:
         """`count` images of this run were finished before."""
+        return
 
     def scored(self, prediction: Prediction) -> None:
         """One more image has its result on the disk."""
+        return
 
     def skipped(self, error: ZsadError, *, alone: bool) -> None:
         """An image cannot be used; `alone` where it is the only one, whose error is raised in the end."""
+        return
 
     def no_overlay(self, error: ImageError) -> None:
         """The picture of a result cannot be drawn."""
+        return
 
     def tiles(self, done: int, total: int) -> None:
         """Tiles of a large picture are done."""
+        return
+
+
+class _NoReporter(RunReporter):
+    """Ignores every event."""
 
 
 def predict(
@@ -176,7 +185,7 @@ def predict(
         StorageError: the disk is full or the folder cannot be written.
         ConfigError: regions are wanted and there is no pixel threshold.
     """
-    options, reporter = options or RunOptions(Path(out)), reporter or RunReporter()
+    options, reporter = options or RunOptions(Path(out)), reporter or _NoReporter()
     check_regions(options, detector)
     if not isinstance(inputs, RunInputs):
         names = [inputs] if isinstance(inputs, str | Path) else list(inputs)

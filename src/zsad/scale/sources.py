@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zsad.errors import DataError
-from zsad.images.address import IMAGE_SUFFIXES
 from zsad.images.inputs import expand_inputs
+from zsad.images.open import IMAGE_SUFFIXES
 from zsad.runs.rows import need_pyarrow
 from zsad.scale.predictor import IMAGE_COLUMNS
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from zsad.errors import ConfigError, ImageError, ZsadError
 from zsad.images.decode import load_mask
-from zsad.images.loader import read_ahead
+from zsad.images.inputs import read_ahead
 from zsad.methods.base import ImageFeatures, Method
 from zsad.predict.pipeline import OnError, Ready, read
 from zsad.predict.view import Model, View

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zsad.nn.packing import pack, tree_layout
+from zsad.clip.model import pack, tree_layout
 
 
 @pytest.mark.parametrize(("prefix", "branches"), [(6, (11, 17)), (1, (16, 17)), (3, (1,)), (2, (4, 1, 3))])
