@@ -242,8 +242,11 @@ def test_stages_teach_one_half_each_and_text_is_encoded_once(backbone, pixels, m
         for stage in build("mpama", {"experts_share": 0.4, "experts_rate": 2.0}, backbone).stages
     ] == [(0.6, 1.0), (0.4, 2.0)]
     assert method.config.score == "map_and_global"
-    terms = {"dice", "focal", "classify"}
-    for stage, half in (("prompts", "prompts."), ("experts", "pool.")):
+    common = {"dice", "focal", "classify"}
+    for stage, half, terms in (
+        ("prompts", "prompts.", common),
+        ("experts", "pool.", common | {"balance"}),
+    ):
         method.begin_stage(stage)
         method.zero_grad()
         calls.clear()
@@ -268,7 +271,7 @@ def test_experts_change_the_image_score_unless_it_is_the_global_feature_alone(ba
 def test_a_score_without_the_map_teaches_the_experts_nothing_and_is_left_out(backbone, pixels, masks, labels):
     method = method_on(backbone, "mpama", learned=True, score="global")
     method.begin_stage("experts")
-    assert losses_of(method, pixels, masks, labels).keys() == {"dice", "focal"}
+    assert losses_of(method, pixels, masks, labels).keys() == {"dice", "focal", "balance"}
 
 
 def test_a_score_of_the_map_keeps_its_loss_and_balance_adds_one(backbone, pixels, masks, labels):
@@ -339,15 +342,25 @@ def test_every_setting_runs_trains_and_changes_something(backbone, pixels, masks
     assert output.logits.shape == (3, count, 5, 5) and output.logits.isfinite().all()
 
 
-def test_stage_two_learns_what_stage_one_left(backbone):
+def marked_images(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise of two kinds side by side; every second image with a bright rectangle, which its mask marks."""
+    pixels = torch.randn(count, 3, 40, 40, generator=generator)
+    pixels[..., 20:] *= 0.3
+    masks = torch.zeros(count, 40, 40)
+    masks[0::4, 8:24, 8:16] = masks[2::4, 24:40, 16:32] = 1
+    return pixels + 4 * masks[:, None], masks, masks.amax((1, 2))
+
+
+def trained_briefly(backbone: Backbone, *, alike: bool = False, **settings) -> tuple[MPAMA, list[float]]:
+    """The method after 15 steps of each stage, and the losses; `alike`: at first all patches choose alike."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(4, 3, 40, 40, generator=generator)
-    masks, labels = torch.zeros(4, 40, 40), torch.tensor([1.0, 0.0] * 2)
-    masks[0, 8:24, 8:16] = masks[2, 24:40, 16:32] = 1
-    pixels += 4 * masks[:, None]
-    method = build("mpama", {"score": "map_and_global"}, backbone).train()
+    pixels, masks, labels = marked_images(4, generator)
+    method = build("mpama", settings, backbone).train()
     method.reset_parameters(generator)
     features = method.features(pixels)
+    if alike:
+        with torch.no_grad():
+            method.pool.router[0, :2] += features.patches.mean((0, 1, 2))
     history: list[float] = []
     for stage in method.stages:
         method.begin_stage(stage.name)
@@ -359,7 +372,36 @@ def test_stage_two_learns_what_stage_one_left(backbone):
             loss.backward()
             optimiser.step()
             history.append(float(loss.detach()))
+    return method.eval(), history
+
+
+def test_stage_two_learns_what_stage_one_left(backbone):
+    history = trained_briefly(backbone, balance=0.0)[1]
     assert history[14] < 0.9 * history[0] and history[29] < 0.8 * history[15]
+
+
+@torch.no_grad()
+def use_of_experts(method: MPAMA) -> tuple[Tensor, Tensor, Tensor]:
+    """Of patches of new images: shares in which each expert is chosen and is the only one that speaks, speakers."""
+    features = method.features(marked_images(16, torch.Generator().manual_seed(1))[0])
+    gates = method.token_routing(features)["experts"].flatten(0, 2)
+    speaks = gates[:, : -method.config.zero_experts] > 0
+    alone = speaks & (speaks.sum(1, keepdim=True) == 1)
+    return (gates > 0).float().mean(0), alone.float().mean(0), speaks.float().sum(1)
+
+
+def test_after_a_short_training_no_expert_is_dead_or_alone(backbone):
+    chosen, alone, speakers = use_of_experts(trained_briefly(backbone)[0])
+    assert chosen.min() >= 0.02 and alone.max() <= 0.7
+    assert (speakers > 1).float().mean() > 0.5
+
+
+def test_the_balance_term_brings_back_experts_that_nobody_chose(backbone):
+    rarest = [
+        float(use_of_experts(trained_briefly(backbone, alike=True, balance=balance)[0])[0].min())
+        for balance in (1.0, 0.0)
+    ]
+    assert rarest[0] > 0.05 and rarest[0] > 2 * rarest[1]
 
 
 def small_set(root: Path) -> DataSet:

@@ -10,15 +10,19 @@ With F the patch tokens in the joint space, f the global feature, t^p and g the 
 
     (1)  S^p = softmax(<F^p, t^p> / tau),   F^p = average of F over p x p patches, at the border over those there are
     (2)  P = softmax(<f, g~> / tau'),       g~_s = the elementwise maximum of g_s and all t_s^p, of length one
-    (3)  loss 1 = CE(P, y) + lambda / |P| sum_p [Focal(Up S^p, m) + Dice(Up S_a^p, m) + Dice(Up S_n^p, 1 - m)]
+    (3)  loss 1 = CE(s, y) + lambda / |P| sum_p [Focal(Up S^p, m) + Dice(Up S_a^p, m) + Dice(Up S_n^p, 1 - m)]
     (4)  w = softmax(W_r x), its K largest brought to the sum 1,   x = ln_post of a patch token
     (5)  F = sum_e w_e E_e(x) / sum of w_e but the zero experts',
          E = W x (frozen), W x + (alpha / R) B_i A_i x (learnable), 0 (zero)
-    (6)  loss 2 = loss 1 with frozen text, without CE where the score has nothing to learn; + mu balance
+    (6)  loss 2 = loss 1 with frozen text, without CE where s is P alone; + mu balance
     (7)  M = mean over p of S_a^p, smoothed;   s = (P_a + max M) / 2
 
 Inferred and fixed: neighbourhoods average tokens as they are, prompts are fused in their embeddings, all prompts share
 their deep tokens, experts stand in place of the projection to the joint space, and all layers share one router.
+
+The balance is `E sum_e f_e p_e`, with f_e the share of choices and p_e the mean of the softmax. The reviews tell of an
+unbalanced use in the paper (one expert has half of the patches), so it may have none; without it most patches of the
+bundled backbone had one expert, and one expert had none.
 
 B starts at zero, so that stage 2 starts exactly where stage 1 ended, whatever the routing. Without the division in
 Eq. 5 (`token_length` = "weighted") a zero expert shortens its token. Similarities do not see that, but averages of
@@ -194,7 +198,11 @@ class MPAMAConfig(MPAConfig):
     top_k: int = Field(default=2, ge=1, description="Experts chosen for a patch (inferred).")
     rank: int = Field(default=8, ge=1, description="Rank of an update (inferred).")
     alpha: float = Field(default=16.0, gt=0, description="Scale of an update times its rank (inferred).")
-    balance: float = Field(default=0.0, ge=0, description="Weight mu of the load balance loss (inferred).")
+    balance: float = Field(
+        default=1.0,
+        ge=0,
+        description="Weight mu of the load balance loss (inferred). Without it most patches have one expert.",
+    )
     experts_share: float = Field(
         default=0.25, gt=0, lt=1, description="Share of the epochs in which the experts learn (inferred)."
     )
