@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zsad.clip.weights import Backbone
-from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output, PaperModule
 from zsad.methods.registry import MethodEntry
 from zsad.methods.sentences import SentenceBank
 from zsad.methods.similarity import image_probability, layer_maps, patch_logits, segmentation_losses
@@ -40,6 +40,9 @@ class Probe(Method):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         self.shift.data.zero_()
+
+    def paper_modules(self) -> dict[str, PaperModule]:
+        return {"directions": PaperModule("r_l = 0", off={"shift": 0.0}, parameters=("shift",))}
 
     def forward(self, features: ImageFeatures) -> Output:
         tau, spec = self.config.tau, self.map_spec

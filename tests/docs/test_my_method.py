@@ -13,6 +13,7 @@ import zsad
 from zsad.clip.weights import load_backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Method
+from zsad.methods.modules import switched
 from zsad.methods.registry import build, find, names
 from zsad.prompts import state_prompts
 from zsad.train.checkpoint import save_checkpoint
@@ -55,6 +56,18 @@ def slow(method: Method, features: ImageFeatures) -> tuple[Tensor, Tensor]:
     maps = F.interpolate(grids, size=(64, 64), mode="bilinear").softmax(dim=1).view(batch, layers, 2, 64, 64)
     score = (whole @ torch.stack(text).T / tau).softmax(-1)[:, 1]
     return maps, (maps[:, :, 1].mean(1).amax((1, 2)) + score) / 2
+
+
+@torch.no_grad()
+def test_its_module_switched_off_is_plain_clip(probe: Method) -> None:
+    features = features_of(probe)
+    with switched(probe, probe.paper_modules()["directions"].off):
+        off = probe(features).logits
+    learned, shift = probe(features).logits, probe.shift.clone()
+    assert (off - learned).abs().max() > 0.1
+    probe.shift.zero_()
+    torch.testing.assert_close(off, probe(features).logits)
+    probe.shift.copy_(shift)
 
 
 @torch.no_grad()
@@ -108,4 +121,4 @@ def test_without_the_package_its_name_is_unknown(place: Path) -> None:
 
 
 def test_it_is_as_short_as_the_page_says() -> None:
-    assert len((DOCS / "examples" / "my_method.py").read_text(encoding="utf-8").splitlines()) <= 60
+    assert len((DOCS / "examples" / "my_method.py").read_text(encoding="utf-8").splitlines()) <= 62

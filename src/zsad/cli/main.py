@@ -1,7 +1,7 @@
 """The command `zsad`: a table of verbs, each imported when it is called, and one place where errors end.
 
-Exit codes: 0 all went well; 2 one clear error, nothing done; 3 done, but some images failed; 4 `monitor` warns
-of drift; 1 a bug of zsad; 130 interrupted, what was finished is valid.
+Exit codes: 0 all went well; 2 one clear error, nothing done; 3 done, but some images failed; 4 `monitor` warns of
+drift or `explain --alive` of a dead module; 1 a bug of zsad; 130 interrupted, what was finished is valid.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ VERBS = {
 }
 EPILOGUE = (
     "Start with `zsad demo`, then `zsad predict FOLDER`. Exit codes: 0 all well, 2 one clear error and nothing done, "
-    "3 done but some images failed, 4 drift found, 130 interrupted with finished results valid."
+    "3 done but some images failed, 4 drift found or a dead module, 130 interrupted with finished results valid."
 )
 
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))

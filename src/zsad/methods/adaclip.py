@@ -39,7 +39,15 @@ from zsad.clip.config import Preset
 from zsad.clip.vision import Hook, Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
-from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.base import (
+    COMMON_TRAINING,
+    ImageFeatures,
+    Internals,
+    Method,
+    MethodConfig,
+    Output,
+    PaperModule,
+)
 from zsad.methods.sentences import distinct_names, of_images
 from zsad.methods.settings import (
     Activation,
@@ -225,6 +233,31 @@ class AdaCLIP(Method):
         visual = self.clip.visual
         x, grid = visual.stream(pixels, after=0, **self.position_mode())
         return ImageFeatures(x.unsqueeze(1), visual.resume(x, grid=grid, after=0).cls, grid)
+
+    def paper_modules(self) -> dict[str, PaperModule]:
+        """Static and dynamic prompts of both towers, heads, hybrid semantic fusion."""
+        modules = {}
+        for tower, prompts in (("vision", self.vision_prompts), ("text", self.text_prompts)):
+            place, text = f"{tower}_prompts", tower == "text"
+            if prompts is not None and prompts.static is not None:
+                static = f"{place}.static"
+                modules[f"static {tower} prompts"] = PaperModule(
+                    "P_j = dynamic(g)", {static: 0.0}, (static,), text=text
+                )
+            if prompts is not None and prompts.dynamic is not None:
+                source = f"{place}.dynamic"
+                off, own = {f"{source}.weight": 0.0, f"{source}.bias": 0.0}, (f"{source}.*",)
+                modules[f"dynamic {tower} prompts"] = PaperModule(
+                    "P_j = static_j", off, own, (source,), text=text
+                )
+        if self.config.fusion != "none":
+            modules["semantic fusion"] = PaperModule("alpha = 0", {"config.fusion": "none"})
+        return modules
+
+    def internals(self, features: ImageFeatures) -> Internals:
+        """F_T of every image."""
+        plain = self.project_cls(features.cls.to(self.cls_head.weight.dtype))
+        return Internals(self._encode(plain, features.object_names))
 
     def forward(self, features: ImageFeatures) -> Output:
         """Grids (B, L, h, w) and scores of features."""

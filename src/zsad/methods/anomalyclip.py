@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zsad.clip.weights import Backbone
-from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, Output
+from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Internals, Method, Output, PaperModule
 from zsad.methods.learned_prompts import DeepPromptConfig, PromptLearner
 from zsad.methods.settings import Layers, Order, Score, ScoreKind
 from zsad.methods.similarity import (
@@ -80,6 +80,22 @@ class AnomalyCLIP(Method):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the adapter anew: all tokens normal with deviation 0.02."""
         self.prompts.reset_parameters(generator)
+
+    def paper_modules(self) -> dict[str, PaperModule]:
+        """The learned pair and the deep tokens."""
+        zero = {"prompts.contexts.normal": 0.0, "prompts.contexts.abnormal": 0.0}
+        modules = {
+            "prompts": PaperModule("all context tokens are 0", zero, ("prompts.contexts.*",), text=True)
+        }
+        if self.prompts.deep is not None:
+            modules["deep tokens"] = PaperModule(
+                "no deep tokens", {"prompts.deep": None}, ("prompts.deep",), text=True
+            )
+        return modules
+
+    def internals(self, features: ImageFeatures) -> Internals:
+        """The pair, which no image changes."""
+        return Internals(F.normalize(self.prompts(self.clip.text), dim=-1)[None])
 
     def forward(self, features: ImageFeatures) -> Output:
         """Grids (B, L, h, w) and scores."""

@@ -35,7 +35,15 @@ from torch.nn import functional as F
 
 from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
-from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, MethodConfig, Output
+from zsad.methods.base import (
+    COMMON_TRAINING,
+    ImageFeatures,
+    Internals,
+    Method,
+    MethodConfig,
+    Output,
+    PaperModule,
+)
 from zsad.methods.sentences import ClassText
 from zsad.methods.settings import (
     Activation,
@@ -110,6 +118,15 @@ class AprilGAN(Method):
     def features(self, pixels: Pixels) -> ImageFeatures:
         """Patch tokens of the taps and the class token as the stream has them."""
         return ImageFeatures(*self._read_tower(pixels))
+
+    def paper_modules(self) -> dict[str, PaperModule]:
+        """The linear layers, its only learned part, against CLIP's own projection."""
+        clip = {"weight": self.clip.visual.proj.T, "bias": 0.0}
+        return {"linear layers": PaperModule("W_l = CLIP's projection, b_l = 0", clip, ("weight", "bias"))}
+
+    def internals(self, features: ImageFeatures) -> Internals:
+        """Text of every image's class."""
+        return Internals(self._text(features.object_names, batch=features.cls.shape[0]))
 
     def forward(self, features: ImageFeatures) -> Output:
         """Grids before Up, and scores."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zsad.errors import CheckpointError, ConfigError
 from zsad.methods.fusion import OddnessFusion
+from zsad.methods.modules import Internals, PaperModule
 from zsad.methods.settings import MethodConfig
 from zsad.nn.maps import MapSpec
 from zsad.nn.oddness import oddness
@@ -22,7 +23,17 @@ if TYPE_CHECKING:
     from zsad.clip.vision import PatchTokens, Pixels
     from zsad.clip.weights import Backbone
 
-__all__ = ["COMMON_TRAINING", "ImageFeatures", "MapSpec", "Method", "MethodConfig", "Output", "Stage"]
+__all__ = [
+    "COMMON_TRAINING",
+    "ImageFeatures",
+    "Internals",
+    "MapSpec",
+    "Method",
+    "MethodConfig",
+    "Output",
+    "PaperModule",
+    "Stage",
+]
 
 COMMON_TRAINING: Mapping[str, Any] = {
     "epochs": 15,
@@ -197,7 +208,10 @@ class Method(nn.Module, ABC):
 
     def predict(self, features: ImageFeatures) -> Output:
         """Output of `forward`, with the cues fused in where the configuration asks for them."""
-        output: Output = self(features)
+        return self.fuse(self(features), features)
+
+    def fuse(self, output: Output, features: ImageFeatures) -> Output:
+        """Output with the features' cues fused in, its own score among the terms; without cues as it is."""
         if self.fusion is None or features.cues is None:
             return output
         logits, score = self.fusion(output.logits, features.cues)
@@ -277,6 +291,14 @@ class Method(nn.Module, ABC):
     def expert_embeddings(self) -> dict[str, Tensor]:
         """Vectors (L, E, D) of each pool, one an expert, for drawing them; empty without experts."""
         return {}
+
+    def paper_modules(self) -> dict[str, PaperModule]:
+        """Modules by the names that the paper gives them; empty where there is nothing to switch off."""
+        return {}
+
+    def internals(self, features: ImageFeatures) -> Internals:
+        """Text, and inner products of the experts' outputs, as far as a method has them."""
+        return Internals()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the adapter anew; reproducible with a seeded generator. Nothing to do without an adapter."""

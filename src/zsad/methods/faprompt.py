@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
-from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, Output
+from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Internals, Method, Output, PaperModule
 from zsad.methods.learned_prompts import DeepPromptConfig, PromptLearner
 from zsad.methods.settings import Layers, Order
 from zsad.methods.similarity import (
@@ -152,9 +152,27 @@ class FAPrompt(Method):
         for layer in (self.prior_in, self.prior_out):
             start_linear(layer, generator)
 
+    def paper_modules(self) -> dict[str, PaperModule]:
+        """Compound abnormal prompts, deep tokens, the data-dependent prior."""
+        one = {"prompts.contexts.abnormal": self.prompts.contexts["abnormal"].detach()[:1]}
+        prior = {"prior_out.weight": 0.0, "prior_out.bias": 0.0}
+        modules = {
+            "compound prompts": PaperModule("all A_k = A_1", one, ("prompts.contexts.*",), text=True),
+            "prior": PaperModule("r = 0", prior, ("prior_*",), ("prior_out",), text=True),
+        }
+        if self.prompts.deep is not None:
+            modules["deep tokens"] = PaperModule(
+                "no deep tokens", {"prompts.deep": None}, ("prompts.deep",), text=True
+            )
+        return modules
+
+    def internals(self, features: ImageFeatures) -> Internals:
+        """t' of every image."""
+        return Internals(self._compare(features)[4])
+
     def forward(self, features: ImageFeatures) -> Output:
         """Grids of both versions, without and with the prior (B, 2 L, h, w), and the scores."""
-        logits, probability, _, _ = self._compare(features)
+        logits, probability, *_ = self._compare(features)
         both = torch.cat(logits, dim=1)
         size = self.spec_of(features.grid).size
         maps = [layer_maps(version, self.map_spec, size=size) for version in logits]
@@ -165,7 +183,7 @@ class FAPrompt(Method):
     def losses(self, features: ImageFeatures, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Terms of the loss, with their weights."""
         config = self.config
-        logits, probability, abnormal, prior = self._compare(features)
+        logits, probability, abnormal, prior, _ = self._compare(features)
         with full_precision(probability.device):
             size = (masks.shape[-2], masks.shape[-1])
             maps = [layer_maps(version, self.map_spec, size=size) for version in logits]
@@ -192,8 +210,8 @@ class FAPrompt(Method):
             return (probability + (2 * without + with_prior) / 3) / 2
         return join_scores(map_maximum(torch.cat(maps, dim=1)), probability, kind=kind)
 
-    def _compare(self, features: ImageFeatures) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """Grids (B, L, h, w) of both versions, the global part (B,), abnormal text (K, D), priors (B, D_t)."""
+    def _compare(self, features: ImageFeatures) -> tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor]:
+        """Grids (B, L, h, w) of both versions, the global part (B,), abnormal text (K, D), priors (B, D_t), and t'."""
         tau, context = self.config.tau, self.prompts.contexts["abnormal"]
         patches, cls = (tokens.to(context.dtype) for tokens in (features.patches, features.cls))
         shape = (*patches.shape[:2], *features.grid)
@@ -213,7 +231,7 @@ class FAPrompt(Method):
             own = states(adapted)
             second = patch_logits(patches, own.unsqueeze(1), temperature=tau)
             probability = image_probability(cls, own, temperature=tau)
-        return [first.view(shape), second.view(shape)], probability, text[1:], prior
+        return [first.view(shape), second.view(shape)], probability, text[1:], prior, own
 
     def _prior_patches(self, patches: Tensor, logits: Tensor) -> Tensor:
         """Patches (B, k D) that the prior is made of, each of length one, most anomalous first."""

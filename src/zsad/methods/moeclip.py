@@ -42,7 +42,7 @@ from zsad.clip.config import PRESETS, Preset
 from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
-from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, Output
+from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Internals, Method, Output, PaperModule
 from zsad.methods.sentences import SentenceBank, distinct_names, of_images
 from zsad.methods.settings import (
     Activation,
@@ -286,26 +286,43 @@ class MoECLIP(Method):
         routed = self._adapt(features)[1]
         return {"experts": torch.stack([self._patch_weights(one, features) for one in routed], dim=1)}
 
+    def paper_modules(self) -> dict[str, PaperModule]:
+        """Experts, their own features (FOFS), router, scales (PAA), projectors, text adapter, image head."""
+        even = {"experts.*.router": 0.0, "experts.*.top_k": self.config.experts}
+        swapped = {f"experts.{i}.down": layer.down.roll(1, 0) for i, layer in enumerate(self._mixtures)}
+        visual, text = {"projectors": self.clip.visual.proj.T}, {"text_adapter": self.clip.text.proj.T}
+        one = {"config.windows": (1,) * len(self.config.windows)}
+        return {
+            "experts": PaperModule("y = 0", {"experts.*.up": 0.0}, ("experts.*.up",)),
+            "FOFS": PaperModule("each expert reads its neighbour's features", swapped),
+            "router": PaperModule("w_n = 1 / E", even, ("experts.*.router",)),
+            "PAA": PaperModule("r = 1 alone", one),
+            "projectors": PaperModule("P_l = CLIP's projection", visual, ("projectors",)),
+            "text adapter": PaperModule("W = CLIP's projection", text, ("text_adapter",), text=True),
+            "image head": PaperModule("its projection is 0", {"head.project": 0.0}, ("head.*",)),
+        }
+
+    def internals(self, features: ImageFeatures) -> Internals:
+        """Text, and the inner products of the experts' outputs of every token and layer."""
+        gram = torch.stack([routed.gram for routed in self._adapt(features)[1]])
+        text = self.encode(features.object_names, batch=features.cls.shape[0])
+        return Internals(text, {"experts": gram})
+
     def expert_embeddings(self) -> dict[str, Tensor]:
         """Columns of each B_n behind one another, (L, E, R D_x): what an expert can put into a token."""
         return {"experts": torch.stack([mixture.up.detach().flatten(1) for mixture in self._mixtures])}
 
     def _differences(self, tap: Tensor, index: int, grid: tuple[int, int], text: Tensor) -> Tensor:
         """`cos(v, t_a) - cos(v, t_n)` (B, W, h, w) of one layer's stream at every window."""
-        projectors = self.projectors[index].expand(len(self.config.windows), -1, -1)
-        rows = []
+        ln_post, rows = self.clip.visual.ln_post, []
         # One window at a time: in inference no two of these large tensors are there at once.
-        for window, projector in zip(self.config.windows, projectors, strict=True):
+        for window in self.config.windows:
             pooled = average_pool(tap[:, 1:], grid, size=window, zero_padded=True)
-            tokens = F.linear(self._normed(pooled), projector)
+            tokens = F.linear(ln_post(pooled), self.projectors[index, 0])
             with full_precision(text.device):
                 tokens = tokens.to(text.dtype).unsqueeze(1)
                 rows.append(patch_logits(tokens, text.unsqueeze(1), temperature=1.0))
         return torch.unflatten(torch.cat(rows, dim=1), -1, grid)
-
-    def _normed(self, tokens: Tensor) -> Tensor:
-        normed: Tensor = self.clip.visual.ln_post(tokens)
-        return normed
 
     def encode(self, object_names: Sequence[str] | None, *, batch: int) -> Tensor:
         """Text (B, 2, D) of length one, normal first, of the classes of B images.
@@ -329,7 +346,7 @@ class MoECLIP(Method):
         layers, routed = self._adapt(features)
         text = self.encode(features.object_names, batch=features.cls.shape[0])
         rows = [self._differences(tap, index, features.grid, text) for index, tap in enumerate(layers)]
-        image = self.head(self._normed(layers[-1][:, 1:]))
+        image = self.head(self.clip.visual.ln_post(layers[-1][:, 1:]))
         with full_precision(text.device):
             cosines = (image.to(text.dtype).unsqueeze(1) * text).sum(dim=-1)
         return _Comparison(torch.cat(rows, dim=1), cosines, routed)

@@ -49,7 +49,7 @@ from zsad.methods.anomalyclip import (
     image_score,
     pair_losses,
 )
-from zsad.methods.base import ImageFeatures, Method, Output, Stage
+from zsad.methods.base import ImageFeatures, Internals, Method, Output, PaperModule, Stage
 from zsad.methods.learned_prompts import PromptLearner
 from zsad.methods.settings import Score
 from zsad.methods.similarity import full_precision, patch_logits
@@ -124,6 +124,24 @@ class MPA(Method):
         text = F.normalize(self.prompts(self.clip.text), dim=-1)
         pairs = text.view(-1, 2, text.shape[-1])
         return pairs[:-1], F.normalize(pairs.amax(dim=0, keepdim=True), dim=-1)
+
+    def paper_modules(self) -> dict[str, PaperModule]:
+        """Perception levels on both sides, prompts, deep tokens."""
+        levels = len(self.config.levels)
+        zero = {"prompts.contexts.normal": 0.0, "prompts.contexts.abnormal": 0.0}
+        modules = {
+            "neighbourhoods of the levels": PaperModule("F^p = F", {"config.levels": (1,) * levels}),
+            "prompts": PaperModule("all context tokens are 0", zero, ("prompts.contexts.*",), text=True),
+        }
+        if self.prompts.deep is not None:
+            modules["deep tokens"] = PaperModule(
+                "no deep tokens", {"prompts.deep": None}, ("prompts.deep",), text=True
+            )
+        return modules
+
+    def internals(self, features: ImageFeatures) -> Internals:
+        """All pairs of text as one image has them, which no image changes."""
+        return Internals(torch.cat(self.text())[None])
 
     @torch.no_grad()
     def state_cosines(self) -> Tensor:
@@ -299,6 +317,30 @@ class MPAMA(MPA):
     def expert_labels(self) -> dict[str, tuple[str, ...]]:
         """Names of the E experts: frozen, learnable, zero."""
         return {POOL: self.pool.labels}
+
+    def paper_modules(self) -> dict[str, PaperModule]:
+        """As MPA, and the pool: its router, and each kind of experts."""
+        pool, router = self.pool, self.pool.router.detach()
+        # A zero expert's row is put in front, where frozen experts are.
+        merged = {
+            "pool.router": router.roll(pool.zero, dims=1),
+            "pool.frozen": pool.frozen + pool.zero,
+            "pool.zero": 0,
+        }
+        return super().paper_modules() | {
+            "learnable experts": PaperModule("B_i = 0", {"pool.up": 0.0}, ("pool.up", "pool.down")),
+            "router": PaperModule(
+                "W_r = 0: two experts for all patches", {"pool.router": 0.0}, ("pool.router",)
+            ),
+            "zero experts": PaperModule("they act as frozen ones", merged),
+        }
+
+    def internals(self, features: ImageFeatures) -> Internals:
+        """As MPA, and the inner products of the updates that learnable experts make of each patch."""
+        x = features.patches.to(self.pool.router.dtype)
+        hidden = torch.einsum("blnx,erx->blner", x, self.pool.down)
+        updates = torch.einsum("blner,erd->blned", hidden, self.pool.up)
+        return Internals(super().internals(features).text, {POOL: (updates @ updates.mT).transpose(0, 1)})
 
     def expert_embeddings(self) -> dict[str, Tensor]:
         """Direction (L, E, D_r) in which a token chooses each expert: the router's rows."""

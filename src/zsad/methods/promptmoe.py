@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from zsad.clip.model import pack
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
-from zsad.methods.base import ImageFeatures, Method, Output
+from zsad.methods.base import ImageFeatures, Internals, Method, Output, PaperModule
 from zsad.methods.sentences import distinct_names, of_images
 from zsad.methods.settings import ClassNames, RoutedConfig
 from zsad.methods.similarity import (
@@ -282,6 +282,35 @@ class PromptMoE(Method):
         decouple = torch.stack([decouple_loss(pool) for pool in self.pools]).sum()
         balance = balance_loss(routing)
         return weighted_terms(balance=(self.config.alpha, balance), decouple=(self.config.beta, decouple))
+
+    def paper_modules(self) -> dict[str, PaperModule]:
+        """Modules of the mixture: its router, both pools, prompts per layer; and the score's two halves."""
+        if self.router is None:
+            return {}
+        even = {"router.second": 0.0, "router.second_bias": 0.0, "config.top_k": self.config.experts}
+        last = [len(self.config.prompted) - 1] * len(self.config.layers)
+        pools = {
+            f"{name} pool": PaperModule(
+                "its segments are 0", {f"pools.{index}": 0.0}, (f"pools.{index}",), text=True
+            )
+            for index, name in enumerate(self.expert_embeddings())
+        }
+        routed = ("router.*", "attention.*")
+        modules = {
+            "router": PaperModule("w_i = 1 / E", even, routed, by_image=("attention",), text=True),
+            **pools,
+            "context": PaperModule("Q_ctx = 0", {"context": 0.0}, ("context",), text=True),
+            "prompts per layer": PaperModule("all layers meet F_T of the last", {"_text_of": last}),
+        }
+        if self.config.score == "map_and_global":
+            modules["global half of the score"] = PaperModule("s = max M", {"config.score": "map"})
+        return modules
+
+    def internals(self, features: ImageFeatures) -> Internals:
+        """F_T, and the inner products of the experts' mean tokens, as Eq. 5 reads them."""
+        patches, cls = (tokens.to(self.context.dtype) for tokens in (features.patches, features.cls))
+        outputs = {name: vectors @ vectors.mT for name, vectors in self.expert_embeddings().items()}
+        return Internals(self._text(replace(features, patches=patches, cls=cls))[0], outputs)
 
     def expert_embeddings(self) -> dict[str, Tensor]:
         """Mean token of every expert of each pool, (L', E, D): what Eq. 5 keeps apart and figure 8 shows."""

@@ -42,7 +42,7 @@ from torch.nn import functional as F
 from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
-from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Method, Output
+from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Internals, Method, Output, PaperModule
 from zsad.methods.learned_prompts import DeepPromptConfig, PromptLearner
 from zsad.methods.settings import Order, RoutedConfig, ValueValue
 from zsad.methods.similarity import full_precision, layer_maps, patch_logits, segmentation_losses
@@ -128,7 +128,10 @@ class WMoECLIPConfig(RoutedConfig, DeepPromptConfig):
 
 @dataclass(slots=True)
 class _Comparison:
-    """Results of Eqs. 1 to 9 for a batch: logits (B, L, h, w) and (B,), routing (B, 1, E), and CTDS's parts."""
+    """Results of Eqs. 1 to 9 for a batch: logits (B, L, h, w) and (B,), routing (B, 1, E), and CTDS's parts.
+
+    T' (B, L, 2, D) and the last layer's patches (B, N, D) are what logits compare and experts read.
+    """
 
     logits: Tensor
     image: Tensor
@@ -137,6 +140,8 @@ class _Comparison:
     gates: Tensor | None
     posterior: Gaussian | None
     shift: Tensor | None
+    texts: Tensor
+    patches: Tensor
 
 
 class WMoECLIP(Method):
@@ -192,6 +197,40 @@ class WMoECLIP(Method):
         """Factor 1 for prompts, autoencoder and gamma, `linear_rate` for projections, attention and experts."""
         return 1.0 if parameter.startswith(_FULL_RATE) else self.config.linear_rate
 
+    def paper_modules(self) -> dict[str, PaperModule]:
+        """CTDS, WCMA and its high bands, SA-MoE and its router, as far as the configuration has them."""
+        modules = {}
+        if self.vae is not None:
+            modules["CTDS"] = PaperModule("b = 0", {"vae": None}, ("vae.*",), ("vae.mean",), text=True)
+        if self.refine is not None:
+            modules["WCMA"] = PaperModule(
+                "T' = T", {"refine": None}, ("refine.*",), ("refine.fusion",), text=True
+            )
+            high = {"refine.fusion.weight": 0.0}
+            modules["high bands"] = PaperModule("W_h = 0", high, ("refine.fusion.weight",), text=True)
+        if self.enrich is not None:
+            even = {
+                "enrich.router.weight": 0.0,
+                "enrich.router.bias": 0.0,
+                "enrich.top_k": self.config.experts,
+            }
+            modules["SA-MoE"] = PaperModule("g = f", {"enrich": None}, ("enrich.pool.*",), ("enrich.pool",))
+            modules["router of SA-MoE"] = PaperModule(
+                "w_e = 1 / E", even, ("enrich.router.*",), ("enrich.router",)
+            )
+        return modules
+
+    def internals(self, features: ImageFeatures) -> Internals:
+        """T', the inner products of SA-MoE's outputs, and the KL divergence of CTDS's posterior."""
+        compared, outputs = self._compare(features, sampled=False), {}
+        if self.enrich is not None:
+            alone = torch.eye(self.config.experts, device=compared.f.device, dtype=compared.f.dtype)
+            patches = compared.patches
+            each = [self.enrich.pool(patches, gates.expand(len(patches), -1)) for gates in alone]
+            outputs[POOL] = (torch.stack(each, dim=1) @ torch.stack(each, dim=-1))[None]
+        kl = None if compared.posterior is None else compared.posterior.kl()
+        return Internals(compared.texts, outputs, kl)
+
     def expert_embeddings(self) -> dict[str, Tensor]:
         """Queries (1, E, D) with which experts read an image."""
         return {} if self.enrich is None else {POOL: self.enrich.pool.queries.detach()[None]}
@@ -238,7 +277,7 @@ class WMoECLIP(Method):
         if posterior is not None:
             posterior = Gaussian(posterior.mean.to(dtype), posterior.log_variance.to(dtype))
             shift = None if shift is None else shift.to(dtype)
-        return _Comparison(grid, image.flatten(), f, routing, gates, posterior, shift)
+        return _Comparison(grid, image.flatten(), f, routing, gates, posterior, shift, texts, patches[:, -1])
 
     def forward(self, features: ImageFeatures) -> Output:
         """Grids (Eq. 9 before Up), scores and the image's weights w (Eq. 8)."""

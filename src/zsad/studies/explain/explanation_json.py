@@ -32,10 +32,10 @@ def explanation_json(explanation: Explanation) -> dict[str, Any]:
         "contrasts": [
             {
                 "pool": line.pool,
-                "effective_experts": _plain(line.effective),
-                "distance_between_datasets": _plain(line.datasets),
-                "distance_normal_anomalous_images": _plain(line.labels),
-                "distance_normal_anomalous_pixels": _plain(line.pixels),
+                "effective_experts": plain(line.effective),
+                "distance_between_datasets": plain(line.datasets),
+                "distance_normal_anomalous_images": plain(line.labels),
+                "distance_normal_anomalous_pixels": plain(line.pixels),
             }
             for line in explanation.contrasts
         ],
@@ -54,10 +54,10 @@ def explanation_json(explanation: Explanation) -> dict[str, Any]:
 def _map(entry: ExpertMap) -> dict[str, Any]:
     return {
         "layer": entry.layer,
-        "points": {pool: _plain(points) for pool, points in entry.points.items()},
-        "explained_variance": _plain(entry.explained),
-        "spread": {pool: _plain(value) for pool, value in entry.spread.items()},
-        "mean_cosine": {pool: _plain(value) for pool, value in entry.cosine.items()},
+        "points": {pool: plain(points) for pool, points in entry.points.items()},
+        "explained_variance": plain(entry.explained),
+        "spread": {pool: plain(value) for pool, value in entry.spread.items()},
+        "mean_cosine": {pool: plain(value) for pool, value in entry.cosine.items()},
     }
 
 
@@ -70,7 +70,7 @@ def _curves(run: RunCurves) -> dict[str, Any]:
         "terms": {
             term: {
                 "weight": curve.weight,
-                **{name: _plain(getattr(curve, name)) for name in ("steps", "mean", "low", "high")},
+                **{name: plain(getattr(curve, name)) for name in ("steps", "mean", "low", "high")},
             }
             for term, curve in run.curves.items()
         },
@@ -87,10 +87,10 @@ def _usage(entry: Usage) -> dict[str, Any]:
         "images": entry.images,
         "chosen": entry.chosen.tolist(),
         "strongest": entry.strongest.tolist(),
-        "chosen_share": _plain(entry.share("chosen")),
-        "strongest_share": _plain(entry.share("strongest")),
-        "mean_weight": _plain(entry.share("weight")),
-        "effective_experts": _plain(entry.effective_experts()),
+        "chosen_share": plain(entry.share("chosen")),
+        "strongest_share": plain(entry.share("strongest")),
+        "mean_weight": plain(entry.share("weight")),
+        "effective_experts": plain(entry.effective_experts()),
     }
 
 
@@ -105,11 +105,11 @@ def _picture(picture: PatchPicture) -> dict[str, Any]:
     }
 
 
-def _plain(values: Any) -> Any:
+def plain(values: Any) -> Any:
     """Numbers with six significant digits, in nested lists."""
     if values is None:
         return None
     if np.ndim(values):
-        return [_plain(value) for value in values]
+        return [plain(value) for value in values]
     number = float(values)
     return float(f"{number:.6g}") if math.isfinite(number) else None
