@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn import functional as F
-from zsad.clip.presets import PRESETS
 
+from zsad.clip.config import PRESETS
 from zsad.clip.weights import Backbone
 from zsad.methods.clip_zero_shot import ClipConfig
 from zsad.methods.registry import build
