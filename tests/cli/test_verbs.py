@@ -53,6 +53,13 @@ def test_every_verb_is_listed_with_help(call) -> None:
         assert call(verb, "--help")[0] == 0
 
 
+def test_models_are_listed_with_the_parts_of_their_image_score(call) -> None:
+    code, printed, _ = call("list", "models")
+    rows = {line.split()[0]: line for line in printed.splitlines()}
+    assert code == 0 and " map, oddness " in rows["promptmoe-tiny"]
+    assert " map and global, oddness " in rows["aprilgan-tiny"] and " the method's " in rows["clip-tiny"]
+
+
 @pytest.mark.parametrize("words", [["nope"], ["predict", "--nope", "1"], ["evaluate"], ["list", "cats"]])
 def test_misuse_is_one_line(call, words: list[str]) -> None:
     code, printed, said = call(*words)

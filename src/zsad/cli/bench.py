@@ -131,7 +131,8 @@ def _drawn(backbone: str) -> Model:
         clip = CLIP(preset.config).freeze()
     tower = Backbone(clip=clip, tokenizer=Tokenizer(), preset=preset, sha256="drawn", name=backbone)
     # One sentence a state: text is no part of what is measured.
-    method = build("clip", {"layers": preset.taps, "templates": "single"}, tower)
+    settings = {"layers": preset.taps, "value_value": preset.value_value, "templates": "single"}
+    method = build("clip", settings, tower)
     from zsad.predict.view import Model
 
     return Model(TorchBackend(method), card_of(method, CardParts.of(method, tower), created=""))

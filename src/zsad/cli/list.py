@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 
 def list_command(what: Literal["methods", "backbones", "models"] = "models", /) -> int:
@@ -54,13 +55,19 @@ def _models() -> list[tuple[str, ...]]:
     from zsad.methods.registry import METHODS
     from zsad.train.checkpoint import bundled_models, read_card, resolve_model
 
-    rows: list[tuple[str, ...]] = [("model", "method", "backbone", "trained on")]
+    rows: list[tuple[str, ...]] = [("model", "method", "backbone", "image score", "trained on")]
     for name in bundled_models():
         card = read_card(resolve_model(name))
         sets = ", ".join(card.training.datasets) if card.training else "-"
-        rows.append((name, card.method, card.backbone.name, sets))
+        rows.append((name, card.method, card.backbone.name, _image_score(card.config), sets))
     for name, entry in METHODS.items():
         if not entry.needs_training:
-            rows.append((f"{name}-tiny", name, "zsad-tiny", "- (hand-written prompts)"))
-            rows.append((name, name, "--backbone NAME", "- (hand-written prompts)"))
+            rows.append((f"{name}-tiny", name, "zsad-tiny", "the method's", "- (hand-written prompts)"))
+            rows.append((name, name, "--backbone NAME", "the method's", "- (hand-written prompts)"))
     return rows
+
+
+def _image_score(config: Mapping[str, Any]) -> str:
+    """Parts of a model's image score: a method's score setting in words, and oddness where it is fused in."""
+    parts = str(config.get("score", "the method's")).replace("_", " ")
+    return f"{parts}, oddness" if config.get("oddness") == "fused" else parts
