@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from zsad.nn.vae import Gaussian, GaussianVAE, fixed_noise
+from zsad.nn.vae import Gaussian, GaussianVAE
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -60,22 +60,6 @@ def test_decodes_zero_at_the_start_whatever_z():
     assert torch.equal(module.decode(torch.randn(4, 3)), torch.zeros(4, 5))
     module.decode(torch.randn(4, 3)).sum().backward()
     assert module.decode_out.weight.grad is not None and module.decode_out.weight.grad.abs().sum() > 0
-
-
-def test_noise_of_a_seed_is_its_own():
-    torch.manual_seed(1)
-    first = fixed_noise(3, 4, seed=7)
-    before = torch.get_rng_state()
-    assert torch.equal(fixed_noise(3, 4, seed=7), first) and torch.equal(torch.get_rng_state(), before)
-    assert not torch.equal(fixed_noise(3, 4, seed=8), first)
-
-
-def test_noise_that_images_share_makes_samples_independent_of_the_batch():
-    posterior, noise = Gaussian(randn(4, 3), randn(4, 3, seed=1)), randn(5, 1, 3, seed=2)
-    samples = posterior.sample(noise)
-    assert samples.shape == (5, 4, 3)
-    alone = Gaussian(posterior.mean[2:3], posterior.log_variance[2:3]).sample(noise)
-    assert torch.equal(samples[:, 2:3], alone)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -30,9 +30,15 @@ def slow_haar(x: torch.Tensor) -> list[torch.Tensor]:
 SIDES = [(6, 8), (7, 7), (6, 5), (5, 4), (1, 1), (1, 4)]
 
 
-def slow_fusion(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def slow_fusion(x: torch.Tensor, weight: torch.Tensor, *, normalise: bool = False) -> torch.Tensor:
     low, *high = slow_haar(x)
-    return sum(high) * weight + low
+    bands = [sum(high), low]
+    if normalise:
+        bands = [
+            (band - band.mean(1, keepdim=True)) / (band.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+            for band in bands
+        ]
+    return bands[0] * weight + bands[1]
 
 
 @pytest.mark.parametrize("sides", SIDES)
@@ -46,19 +52,33 @@ def test_the_published_sum_of_high_bands_is_twice_the_first_token_less_the_low_b
 def test_a_constant_has_no_high_band(sides):
     x, weight = torch.full((1, 2, *sides), 3.0), randn(2, 1, 1).float()
     torch.testing.assert_close(frequency_fusion(x, weight), torch.full_like(x[..., ::2, ::2], 6.0))
+    assert not frequency_fusion(x, weight, normalise=True).any()
 
 
+@pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("sides", [*SIDES, (7, 5)])
-def test_fusion_equals_the_slow_form_in_value_and_gradient(sides):
+def test_fusion_equals_the_slow_form_in_value_and_gradient(sides, normalise):
     x = randn(2, 3, *sides).requires_grad_()
     weight = randn(3, 1, 1, seed=1).requires_grad_()
-    slow, fast = slow_fusion(x, weight), frequency_fusion(x, weight)
-    torch.testing.assert_close(fast, slow, atol=1e-13, rtol=0)
+    slow = slow_fusion(x, weight, normalise=normalise)
+    fast = frequency_fusion(x, weight, normalise=normalise)
+    torch.testing.assert_close(fast, slow, atol=1e-12, rtol=0)
     probe = randn(*fast.shape, seed=2)
     for ours, theirs in zip(
         *(torch.autograd.grad((form * probe).sum(), (x, weight)) for form in (fast, slow)), strict=True
     ):
-        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+        torch.testing.assert_close(ours, theirs, atol=1e-11, rtol=1e-10)
+
+
+def test_normalised_bands_weigh_alike_however_alike_neighbours_are():
+    x = randn(1, 16, 1, 1) + 0.1 * randn(1, 16, 6, 6, seed=1)
+    weight = torch.ones(1, 1, 1, dtype=torch.float64)
+    for normalise, least, most in ((False, 0.0, 0.1), (True, 0.6, 2.0)):
+        low = frequency_fusion(x, 0 * weight, normalise=normalise)
+        high = frequency_fusion(x, weight, normalise=normalise) - low
+        assert least < high.std() / low.std() < most
+    fusion = FrequencyFusion(2, 4, normalise=True)
+    assert (fusion.weight == 1).all() and fusion(torch.randn(1, 2, 4, 3, 3)).shape == (1, 2, 4, 2, 2)
 
 
 def test_every_layer_has_its_own_weight():

@@ -3,29 +3,34 @@ and the paper could not be read where zsad was built. Of its ten equations 5 and
 reconstructed.
 
 A frozen CLIP gives patch tokens of L layers, F = Norm(W_l ln_post(x^l)), and the global feature f. A variational
-autoencoder of f shifts the class tokens of learned prompts, so that text follows the image (CTDS); wavelet bands of
-the patches refine the text (WCMA); experts that pool patches enrich the global feature (SA-MoE):
+autoencoder of f shifts the learned tokens of prompts, so that text follows the image (CTDS); wavelet bands of the
+patches refine the text (WCMA); experts that pool patches enrich the global feature (SA-MoE):
 
     (1)  p = softmax(<., T> / tau), T = (t_n, t_a), everything of length one
     (2)  mu, logvar = Enc(f),   z = mu + exp(logvar / 2) eps
-    (3)  b = Dec(z),   T = TextEnc([V_1 .. V_12][c_1 + b][c_2 + b].), TextEnc([W_1 .. W_12] damaged [c_1 + b][c_2 + b].)
+    (3)  b = Dec(z),   T = TextEnc([V_1] .. [V_12][c_1][c_2].), TextEnc([W_1] .. [W_12] damaged [c_1][c_2].),
+         every V, W and c plus b
     (4)  F_L, F_LH, F_HL, F_HH = Haar(F)
     (5)  F_H = F_LH + F_HL + F_HH
-    (6)  F_p = F_H * W_h + F_L
+    (6)  F_p = N(F_H) * W_h + N(F_L), N: mean 0 and deviation 1 in every token; as published without N
     (7)  T'^l = Norm(T + gamma_l Attn(T W_q, F_p W_k, F_p W_v) W_o)
     (8)  g = Norm(f + sum over top-k of w_e E_e(F^L)),   w = TopK(softmax(W_r [f, t_a - t_n]))
     (9)  M = Gauss(Up(mean over l of softmax(<F^l, T'^l> / tau)_a))
-    (10) loss = CE(<g, T'> / tau, y) + sum over l of (Focal + Dice_a + Dice_n) + |f - b|^2 + KL + balance
+    (10) loss = CE(<g, T'> / tau_g, y) + sum over l of (Focal + Dice_a + Dice_n) + |f - b|^2 + KL + balance
 
-    score = (softmax(<g, T'> / tau)_a + mean of the top 1 % of M) / 2, without statistics of a test set
+    score = (softmax(<g, T'> / tau_g)_a + mean of the top 1 % of M) / 2, without statistics of a test set
 
-Every module starts as nothing: b = 0, W_o = 0, E_e = 0, W_l = CLIP's projection.
+CTDS and WCMA start as nothing: b = 0, W_o = 0; W_l starts as CLIP's projection. Experts start small and unlike each
+other: from zero, all would learn the same direction. With a KL of the same weight a mean over dimensions in place
+of the sum |f - b|^2 would make every z the prior: to tell images apart would cost more than it restores.
 
-Inferred and fixed: in training z is one sample of the posterior, afterwards its mean; hidden layers and z of the
+Inferred and fixed: patch tokens of the ordinary path, the final norm on the global feature, bilinear positions and
+map corners; in training z is one sample of the posterior, afterwards its mean; hidden layers and z of the
 autoencoder are as wide as f, which is read as it is and restored at length one; F_p has mean 0 and deviation 1 in
-every token before text reads it; W_h is a number a channel and starts at 0.1; the global feature meets the text of
-the last layer; an expert reads the patches of that layer with one query and has a quarter of their width inside; the
-map's losses weigh 4 over the layers; a score takes the map after smoothing. What else is inferred is a setting.
+every token before text reads it; W_h is a number a channel and starts at 1, as published at 0.1; the global feature
+meets the text of the last layer; an expert reads the patches of that layer with one query and has a quarter of their
+width inside; the map's losses weigh 4 over the layers; a score takes the map after smoothing. What else is inferred
+is a setting.
 """
 
 from __future__ import annotations
@@ -53,7 +58,9 @@ from zsad.nn.vae import Gaussian, GaussianVAE
 from zsad.nn.wavelet import FrequencyFusion, WaveletRefinement
 
 POOL = "semantic"
-_FULL_RATE = ("prompts.", "vae.", "refine.gamma")
+_FULL_RATE = ("prompts.", "vae.", "refine.gamma", "refine.fusion", "enrich.router")
+_BEFORE = {"shifted": "class", "bands": "published", "image_tau": 0.07}
+"""What cards mean that name `reconstruct_over`, once a setting of the loss: these settings came when it went."""
 
 
 class WMoECLIPConfig(RoutedConfig, DeepPromptConfig):
@@ -84,37 +91,54 @@ class WMoECLIPConfig(RoutedConfig, DeepPromptConfig):
         default=12, ge=1, description="Learnable tokens of a state's prompt (inferred)."
     )
     class_tokens: int = Field(
-        default=2, ge=1, description="Learnable class tokens, shifted by the image (inferred)."
+        default=2, ge=1, description="Learnable class tokens of both prompts (inferred)."
     )
-    use_ctds: bool = Field(default=True, description="Shift class tokens by the image; else b = 0.")
+    use_ctds: bool = Field(default=True, description="Shift prompts by the image; else b = 0.")
+    shifted: Literal["all", "class"] = Field(
+        default="all",
+        description="Tokens that b is added to: all learned ones, or the class tokens alone, which a small text "
+        "tower hardly reads (inferred).",
+    )
     use_wcma: bool = Field(default=True, description="Refine text by wavelet bands; else T' = T.")
+    bands: Literal["normalised", "published"] = Field(
+        default="normalised",
+        description="High and low bands as they are added: each of deviation 1 in every token, so that the high "
+        "ones count (inferred), or as published.",
+    )
     use_samoe: bool = Field(default=True, description="Enrich the global feature by experts; else g = f.")
     heads: int = Field(default=8, ge=1, description="Heads of the text's cross-attention (inferred).")
-    tau: float = Field(default=0.07, gt=0, description="Temperature of all similarities (inferred).")
+    tau: float = Field(default=0.07, gt=0, description="Temperature of the patches' similarities (inferred).")
+    image_tau: float = Field(
+        default=0.5,
+        gt=0,
+        description="Temperature of the global feature's: at that of patches its probability is 0 or 1 (inferred).",
+    )
     score: Literal["top_and_global", "map_and_global", "map", "global"] = Field(
         default="top_and_global",
         description="Mean of the map's highest part and the global probability (inferred), or of the map's "
-        "maximum and that, or one of the two alone. With a maximum in it the score itself is trained, else the "
-        "global probability.",
+        "maximum and that, or one of the two alone. What is trained is the global probability, where it is part "
+        "of the score.",
     )
     top_share: float = Field(
         default=0.01, gt=0, le=1, description="Share of the pixels in the map's highest part (inferred)."
     )
     reconstruct_weight: float = Field(
-        default=1.0, ge=0, description="Weight of the reconstruction of f (inferred)."
-    )
-    reconstruct_over: Literal["mean", "sum"] = Field(
-        default="mean", description="Its squares averaged or summed over dimensions (inferred)."
+        default=4.0, ge=0, description="Weight of the reconstruction of f (inferred)."
     )
     kl_weight: float = Field(default=0.01, ge=0, description="Weight of the KL divergence (inferred).")
-    balance_weight: float = Field(
-        default=0.01, ge=0, description="Weight of the experts' balance (inferred)."
-    )
+    balance_weight: float = Field(default=0.1, ge=0, description="Weight of the experts' balance (inferred).")
     linear_rate: float = Field(
         default=0.1,
         gt=0,
-        description="Factor on the learning rate of all but prompts, autoencoder and gamma (inferred).",
+        description="Factor on the learning rate of projections, attention and experts (inferred).",
     )
+
+    @classmethod
+    def _without_retired(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("reconstruct_over") in ("mean", "sum"):
+            data = {**_BEFORE, **data}
+            del data["reconstruct_over"]
+        return super()._without_retired(data)
 
     @model_validator(mode="after")
     def _deep_tokens_replace_context_alone(self) -> WMoECLIPConfig:
@@ -174,7 +198,7 @@ class WMoECLIP(Method):
         self.vae = GaussianVAE(width, decoded, hidden=width, latent=width) if config.use_ctds else None
         self.refine: WaveletRefinement | None = None
         if config.use_wcma:
-            fusion = FrequencyFusion(layers, width)
+            fusion = FrequencyFusion(layers, width, normalise=config.bands == "normalised")
             self.refine = WaveletRefinement(fusion, heads=config.heads)
         self.enrich: SemanticExperts | None = None
         # A score of the map alone would never train the experts.
@@ -185,7 +209,7 @@ class WMoECLIP(Method):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the adapter anew, prompts first; every module but the prompts then changes nothing."""
+        """Draw the adapter anew, prompts first; CTDS and WCMA then change nothing."""
         self.prompts.reset_parameters(generator)
         with torch.no_grad():
             self.projection.copy_(self.clip.visual.proj)
@@ -194,7 +218,7 @@ class WMoECLIP(Method):
                 module.reset_parameters(generator)
 
     def rate_of(self, parameter: str) -> float:
-        """Factor 1 for prompts, autoencoder and gamma, `linear_rate` for projections, attention and experts."""
+        """Factor `linear_rate` for projections, attention and experts, 1 for all else."""
         return 1.0 if parameter.startswith(_FULL_RATE) else self.config.linear_rate
 
     def paper_modules(self) -> dict[str, PaperModule]:
@@ -249,8 +273,9 @@ class WMoECLIP(Method):
         if sampled:
             z = posterior.sample(torch.randn_like(z, dtype=cls.dtype))
         shift = self.vae.decode(z)
-        shared = self.prompts.contexts["shared"] + shift.unsqueeze(-2)
-        return self.prompts.encode(self.clip.text, contexts={"shared": shared}), posterior, shift
+        slots = ("shared",) if self.config.shifted == "class" else tuple(self.prompts.contexts)
+        contexts = {slot: self.prompts.contexts[slot] + shift.unsqueeze(-2) for slot in slots}
+        return self.prompts.encode(self.clip.text, contexts=contexts), posterior, shift
 
     def _compare(self, features: ImageFeatures, *, sampled: bool) -> _Comparison:
         """Eqs. 1 to 9 before Up; `sampled` takes one z of each image's posterior."""
@@ -272,7 +297,7 @@ class WMoECLIP(Method):
             if self.enrich is not None:
                 meaning = torch.cat([f, last[:, 1] - last[:, 0]], dim=-1)
                 g, routing, gates = self.enrich(f, meaning, patches[:, -1])
-            image = patch_logits(g[:, None, None], last[:, None], temperature=tau)
+            image = patch_logits(g[:, None, None], last[:, None], temperature=self.config.image_tau)
         grid = logits.view(*logits.shape[:2], *features.grid)
         if posterior is not None:
             posterior = Gaussian(posterior.mean.to(dtype), posterior.log_variance.to(dtype))
@@ -311,11 +336,11 @@ class WMoECLIP(Method):
             terms = {
                 name: 4 / len(config.layers) * term for name, term in segmentation_losses(maps, masks).items()
             }
-            if config.score in ("top_and_global", "global"):
-                classify = F.binary_cross_entropy_with_logits(compared.image, labels.to(compared.image.dtype))
+            if config.score == "map":
+                terms["classify"] = score_loss(_mean(self._score_parts(compared, size=size)), labels)
             else:
-                classify = score_loss(_mean(self._score_parts(compared, size=size)), labels)
-            terms["classify"] = classify
+                wanted = labels.to(compared.image.dtype)
+                terms["classify"] = F.binary_cross_entropy_with_logits(compared.image, wanted)
             if compared.posterior is not None and compared.shift is not None:
                 terms["reconstruct"] = config.reconstruct_weight * self._reconstruct(
                     compared.f, compared.shift
@@ -330,8 +355,7 @@ class WMoECLIP(Method):
         """`|f - b|^2`; where the text tower is of another width, its projection brings b to the joint space."""
         if shift.shape[-1] != f.shape[-1]:
             shift = shift @ self.clip.text.proj.to(shift.dtype)
-        squares = (f - shift).square()
-        return (squares if self.config.reconstruct_over == "mean" else squares.sum(dim=-1)).mean()
+        return (f - shift).square().sum(dim=-1).mean()
 
 
 def _mean(parts: dict[str, Tensor]) -> Tensor:

@@ -26,28 +26,13 @@ class Gaussian:
     log_variance: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """`mean + exp(log_variance / 2) * noise` (B, Z) of standard normal noise of that shape.
-
-        Noise (R, 1, Z) gives R samples (R, B, Z) in which all images share their noise: what an image is given
-        then does not depend on its batch.
-        """
+        """`mean + exp(log_variance / 2) * noise` (B, Z) of standard normal noise of that shape."""
         return self.mean + (self.log_variance / 2).exp() * noise
 
     def kl(self) -> Tensor:
         """`-1/2 sum_d (1 + log_variance - mean^2 - exp(log_variance))` against N(0, I), mean over images."""
         excess = self.mean.square() + self.log_variance.expm1() - self.log_variance
         return excess.sum(dim=-1).mean() / 2
-
-
-def fixed_noise(samples: int, latent: int, *, seed: int) -> Tensor:
-    """Standard normal noise (R, Z), the same on every device and whatever was drawn before.
-
-    Example:
-        >>> bool((fixed_noise(10, 3, seed=0) == fixed_noise(10, 3, seed=0)).all())
-        True
-    """
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    return torch.randn(samples, latent, generator=generator, device="cpu", dtype=torch.float32)
 
 
 class GaussianVAE(nn.Module):

@@ -5,9 +5,10 @@ A 2 x 2 block [[a, b], [c, d]] becomes four numbers of the same energy:
     LL = (a + b + c + d) / 2,   LH = (a + b - c - d) / 2
     HL = (a - b + c - d) / 2,   HH = (a - b - c + d) / 2
 
-Their published sum of high bands is `LH + HL + HH = 2 a - LL`: the contrast of a block's first token against the
-block. It carries a sign and is not shift-invariant. With it, `F_p = F_H * W_h + LL` is `2 lerp(mean of the block, a,
-W_h)`. A grid with an odd side is continued by its last row or column.
+Their published sum of high bands is `F_H = LH + HL + HH = 2 a - LL`: the contrast of a block's first token against
+the block. It carries a sign and is not shift-invariant. A grid with an odd side is continued by its last row or
+column. Neighbours are alike, so F_H is far shorter than `F_L = LL`, and what attention pools over an image hardly
+holds it: both may be brought to deviation one in every token before they are added.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from torch.nn import functional as F
 from zsad.nn.attention import CrossAttention
 
 
-def frequency_fusion(x: Tensor, weight: Tensor) -> Tensor:
-    """Return F_p = F_H * W_h + F_L (..., D, ceil(h / 2), ceil(w / 2)) of grids (..., D, h, w), no band formed.
+def frequency_fusion(x: Tensor, weight: Tensor, *, normalise: bool = False) -> Tensor:
+    """Return F_p = F_H * W_h + F_L (..., D, ceil(h / 2), ceil(w / 2)) of grids (..., D, h, w).
 
     Args:
         x: (..., D, h, w); fastest where D lies together in memory.
         weight: W_h, of a shape that broadcasts to the result.
+        normalise: bring F_H and F_L to mean 0 and deviation 1 over D first.
 
     Example:
         >>> frequency_fusion(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor(0.5))
@@ -32,7 +34,16 @@ def frequency_fusion(x: Tensor, weight: Tensor) -> Tensor:
     """
     # To repeat a last row changes no mean of a block.
     means = F.avg_pool2d(x.reshape(-1, *x.shape[-3:]), 2, ceil_mode=True, count_include_pad=False)
-    return 2 * torch.lerp(means.reshape(*x.shape[:-2], *means.shape[-2:]), x[..., 0::2, 0::2], weight)
+    low = 2 * means.reshape(*x.shape[:-2], *means.shape[-2:])
+    high = 2 * x[..., 0::2, 0::2] - low
+    if normalise:
+        low, high = _normalised(low), _normalised(high)
+    return torch.addcmul(low, high, weight)
+
+
+def _normalised(band: Tensor) -> Tensor:
+    """A band (..., D, h, w) with mean 0 and deviation 1 over D; where it is nothing, nothing."""
+    return F.layer_norm(band.movedim(-3, -1), (int(band.shape[-3]),)).movedim(-1, -3)
 
 
 class FrequencyFusion(nn.Module):
@@ -41,26 +52,26 @@ class FrequencyFusion(nn.Module):
     Args:
         layers: L.
         width: channels D.
-        start: number that W_h begins as.
+        normalise: bring both bands to deviation 1 first; W_h then begins as 1, else as a tenth.
 
     Example:
         >>> FrequencyFusion(4, 8)(torch.randn(2, 4, 8, 5, 5)).shape
         torch.Size([2, 4, 8, 3, 3])
     """
 
-    def __init__(self, layers: int, width: int, *, start: float = 0.1) -> None:
+    def __init__(self, layers: int, width: int, *, normalise: bool = False) -> None:
         super().__init__()
-        self.start = start
+        self.normalise = normalise
         self.weight = nn.Parameter(torch.empty(layers, width, 1, 1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set W_h to its start."""
-        nn.init.constant_(self.weight, self.start)
+        nn.init.constant_(self.weight, 1.0 if self.normalise else 0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return F_p (B, L, D, ceil(h / 2), ceil(w / 2)) of grids (B, L, D, h, w)."""
-        return frequency_fusion(x, self.weight)
+        return frequency_fusion(x, self.weight, normalise=self.normalise)
 
 
 class WaveletRefinement(nn.Module):

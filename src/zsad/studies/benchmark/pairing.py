@@ -10,8 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from zsad.datasets.catalog import bundled
-from zsad.datasets.words import letters
+from zsad.datasets.catalog import bundled, letters
 from zsad.errors import ConfigError
 from zsad.files import parse_toml
 
