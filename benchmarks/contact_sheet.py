@@ -27,7 +27,8 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from systems import FOLDS, Bench, KeptSource, Scorer, fused_run, read_once
-from zsad.images.decode import load_image, load_mask
+from zsad.images.decode import load_image
+from zsad.images.masks import load_mask
 from zsad.nn.maps import render_map_numpy
 from zsad.predict.overlay import anchored_scale, blend
 from zsad.studies.report.drawing import INK, Drawing, styled

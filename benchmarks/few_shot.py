@@ -20,8 +20,9 @@ from zsad.comparison.batch import Mutual
 from zsad.comparison.compare import Comparison, fuse, look_closely, picture_key
 from zsad.comparison.references import collect_references
 from zsad.detector import Detector
-from zsad.images.decode import load_image, load_mask
+from zsad.images.decode import load_image
 from zsad.images.inputs import walk_images
+from zsad.images.masks import load_mask
 from zsad.loading import load
 from zsad.nn.maps import render_map_numpy
 

@@ -33,7 +33,7 @@ from stem_cache import StemCache
 from zsad.card import BackboneReference
 from zsad.clip.weights import Backbone, load_backbone
 from zsad.datasets.manifest import DataSet, discover
-from zsad.images import decode as image
+from zsad.images import masks as image_masks
 from zsad.images.decode import Preprocess
 from zsad.methods.base import ImageFeatures, Method
 from zsad.methods.registry import METHODS, build
@@ -230,7 +230,7 @@ def read_once() -> None:
         (training_samples, "load_mask"),
         (training_samples, "image_size"),
         (training_samples, "content_hash"),
-        (image, "load_mask"),
+        (image_masks, "load_mask"),
         (evaluation, "_check_masks"),
     ):
         setattr(module, name, _remembering(getattr(module, name)))

@@ -67,6 +67,10 @@ class StorageError(ZsadError):
     """The disk is full, or a folder cannot be written."""
 
 
+class InputWarning(UserWarning):
+    """Files of a folder that are not taken as images, with the reason."""
+
+
 class LockedError(StorageError):
     """A folder into which another process is writing."""
 

@@ -13,7 +13,7 @@ from zsad.datasets.catalog import bundled
 from zsad.datasets.check import check
 from zsad.datasets.manifest import DataSet, discover
 from zsad.errors import DataError
-from zsad.images.decode import load_mask
+from zsad.images.masks import load_mask
 
 _count = iter(range(10**6))
 

@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageFile
 
 from zsad.errors import ConfigError, DataError, ImageError, TooManyPixelsError, ZsadError
-from zsad.images.decode import CLIP_MEAN, CLIP_STD, Preprocess, image_size, load_image, load_mask, read_image
+from zsad.images.decode import CLIP_MEAN, CLIP_STD, Preprocess, image_size, load_image, read_image
+from zsad.images.masks import load_mask
 from zsad.images.pixels import Reading
 
 

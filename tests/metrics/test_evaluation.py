@@ -18,7 +18,7 @@ from PIL import Image
 
 from zsad.datasets.manifest import DataSet
 from zsad.errors import ConfigError, DataError, MetricError
-from zsad.images.decode import load_mask
+from zsad.images.masks import load_mask
 from zsad.metrics import functional as F
 from zsad.metrics.aupimo import aupimo
 from zsad.metrics.classes import ClassScores

@@ -7,7 +7,8 @@ import pytest
 
 from zsad.datasets.manifest import discover
 from zsad.errors import ConfigError
-from zsad.images.decode import load_image, load_mask
+from zsad.images.decode import load_image
+from zsad.images.masks import load_mask
 from zsad.synth import write_data_set
 
 

@@ -10,14 +10,16 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 import zsad
 from zsad.cli.console import note, open_streams, printable, silence
-from zsad.errors import ZsadError
+from zsad.errors import InputWarning, ZsadError
 
 VERBS = {
     "predict": "Score images and outline what is wrong with them.",
@@ -72,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_streams()
     # What is wrong with an image is said once, by zsad; Pillow's remarks on headers would come on top.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    warnings.showwarning = partial(_show_warning, warnings.showwarning)
     try:
         result = build_app()(
             list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, print_error=False
@@ -97,6 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with suppress(OSError):
             _flush()  # a full disk is reported once, not again at the end of the process
         return code
+
+
+def _show_warning(default: Callable[..., None], message: Any, category: type, *where: Any) -> None:
+    """Print what zsad says of inputs as a remark; all else as Python does."""
+    if issubclass(category, InputWarning):
+        note(f"zsad: {printable(message)}")
+    else:
+        default(message, category, *where)
 
 
 def _flush() -> None:

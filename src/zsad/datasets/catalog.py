@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from zsad.datasets.words import letters
 from zsad.errors import DataError
 
 _toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
@@ -173,11 +174,6 @@ class Catalogue:
         """Names of the other sets that hold some of an entry's images."""
         mentioned = [other.name for other in self if entry.name in other.shares_images_with]
         return tuple(dict.fromkeys([*entry.shares_images_with, *mentioned]))
-
-
-def letters(text: str) -> str:
-    """Letters and digits of a name in lower case: what makes two spellings the same name."""
-    return "".join(letter for letter in text.casefold() if letter.isalnum())
 
 
 @lru_cache(maxsize=1)

@@ -8,15 +8,19 @@ from pathlib import Path
 
 from pydantic import Field
 
-from zsad.datasets.catalog import CatalogEntry, ClassEntry, FrozenModel, letters
+from zsad.datasets.catalog import CatalogEntry, ClassEntry, FrozenModel
 from zsad.datasets.content import Content, Pair, read_contents, same_pixels, similar_looks
-from zsad.datasets.layouts import MASK_ENDINGS
 from zsad.datasets.manifest import DataSet
+from zsad.datasets.words import letters
+from zsad.errors import ZsadError
+from zsad.images.masks import load_mask
+from zsad.images.open import MASK_ENDINGS
 from zsad.types import Sample
 
 SIZE = (518, 518)
 """(H,W) at which the field's papers measure pixels."""
 
+_NEARLY_ALL = 0.95  # no defect that is worth outlining fills so much of a picture or of its border
 _FEW_VALUES = 8  # masks of defect numbers have some values; lossy compression leaves dozens
 
 
@@ -111,6 +115,8 @@ def check(
         *((finding.path, finding.reason) for finding in dataset.findings),
         *_mask_problems(contents, dataset, entry),
         *_pair_problems(dataset.samples),
+        *_good_with_mask(dataset),
+        *_same_class(dataset, duplicates),
         *((dataset.root, reason) for reason in _class_problems(dataset, entry)),
         *((dataset.root, reason) for reason in _count_problems(counts, entry)),
         *_shared_pixels(duplicates, overlaps),
@@ -172,9 +178,22 @@ def _mask_problems(
             continue
         if content.size is not None and content.mask_size != content.size:
             mask, image = (f"{width}x{height} px" for height, width in (content.mask_size, content.size))
-            yield sample.mask, f"mask is {mask}, its image {sample.image} is {image}"
+            turned = content.mask_size == content.size[::-1]
+            hint = ": it lies under another orientation, the image is turned by its metadata or was" * turned
+            yield sample.mask, f"mask is {mask}, its image {sample.image} is {image}{hint}"
         if sample.label == 1 and content.foreground == 0:
             yield sample.mask, f"mask is empty, though {sample.image} counts as anomalous"
+        elif sample.label == 1 and content.mask_size == content.size and sample.mask != sample.image:
+            yield from _too_much(content, sample.mask)
+
+
+def _too_much(content: Content, mask: Path) -> Iterator[_PathReason]:
+    """Yield masks that mark nearly everything, or whose background seems to be what is marked."""
+    share = content.foreground / max(1, sum(content.values.values()))
+    if share >= _NEARLY_ALL:
+        yield mask, f"mask marks {100 * share:.0f} % of the picture: inverted, or is its background not 0?"
+    elif share > 1 / 2 and content.border >= _NEARLY_ALL:
+        yield mask, f"mask marks {100 * share:.0f} % of the picture and all of its border: inverted?"
 
 
 def _pair_problems(samples: Sequence[Sample]) -> Iterator[_PathReason]:
@@ -189,6 +208,35 @@ def _pair_problems(samples: Sequence[Sample]) -> Iterator[_PathReason]:
             yield sample.mask, f"mask of {owners[sample.mask]} images"
         if sample.mask == sample.image:
             yield sample.mask, "image and mask are one file"
+
+
+def _good_with_mask(dataset: DataSet) -> Iterator[_PathReason]:
+    """Yield masks with foreground that belong to images called good."""
+    for image, mask in dataset.ignored_masks:
+        try:
+            marked = load_mask(mask).any()
+        except ZsadError as error:
+            yield mask, str(error).removeprefix(f"{mask} ")
+            continue
+        if marked:
+            yield mask, f"mask marks something, though {image} counts as normal"
+
+
+def _same_class(dataset: DataSet, duplicates: Sequence[Pair]) -> Iterator[_PathReason]:
+    """Yield classes that seem to be one under two names: spelled alike, or with the same pictures."""
+    names: dict[str, str] = {}
+    for key in dataset.groups():
+        known = names.setdefault(letters(key), key)
+        if known != key:
+            yield dataset.root, f"classes {known} and {key} are spelled alike: one class under two names?"
+    pairs = Counter(
+        tuple(sorted((first.class_name, second.class_name)))
+        for first, second, _ in duplicates
+        if first.class_name != second.class_name
+    )
+    for (first, second), count in sorted(pairs.items()):
+        images = f"{count} image{'s' * (count > 1)}"
+        yield dataset.root, f"classes {first} and {second} share {images}: one class under two names?"
 
 
 def misnamed(samples: Sequence[Sample]) -> Iterator[Sample]:

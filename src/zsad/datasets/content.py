@@ -14,8 +14,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from zsad.errors import ZsadError
-from zsad.images.decode import mask_values, read_image, resize_mask
+from zsad.images.decode import read_image
 from zsad.images.inputs import read_ahead
+from zsad.images.masks import mask_values, resize_mask
 from zsad.types import Sample
 
 _BLOCK = 1024  # images compared at once: 1024 x 1024 distances of one byte are 1 MB
@@ -35,6 +36,7 @@ class Content:
         difference_hash: 64 bits, see the function of this name; similar images differ in few of them.
         size: (H,W) of the image in pixels.
         mask_size: (H,W) of the mask, None without one.
+        border: share of the mask's outermost pixels that are foreground.
         values: how often each value stands in the mask.
         emptied: the mask has foreground, but none at the model's size.
         problems: (path, reason) of files that cannot be read.
@@ -45,6 +47,7 @@ class Content:
     difference_hash: int = 0
     size: tuple[int, int] | None = None
     mask_size: tuple[int, int] | None = None
+    border: float = 0.0
     values: dict[float, int] = field(default_factory=dict)
     emptied: bool = False
     problems: list[tuple[Path, str]] = field(default_factory=list)
@@ -100,8 +103,14 @@ def read_content(sample: Sample, *, size: tuple[int, int], masks: bool = True) -
         return content
     content.mask_size = (int(values.shape[0]), int(values.shape[1]))
     content.values = _count(values)
+    content.border = float(_rim(values > 0).mean())
     content.emptied = content.foreground > 0 and not resize_mask(values > 0, size).any()
     return content
+
+
+def _rim(foreground: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return the outermost pixels of a mask (H, W), the corners twice."""
+    return np.concatenate((foreground[0], foreground[-1], foreground[:, 0], foreground[:, -1]))
 
 
 def pixel_hash(image: Image.Image) -> int:

@@ -12,14 +12,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from zsad.datasets.words import ANOMALOUS, NORMAL, letters
 from zsad.errors import DataError
-from zsad.images.inputs import entries, is_mask_folder, subfolders, walk_images
+from zsad.images.inputs import LeftOut, entries, is_mask_folder, subfolders, walk_images, walk_pairs
+from zsad.images.masks import is_labelme, load_mask
+from zsad.images.open import MASK_ENDINGS
 from zsad.types import Sample
 
-_NORMAL = {"good", "ok", "normal", "nominal"}
-_IMAGES = {"images", "image", "imgs", "img", "rgb", "testimage", "testimages", "original"}
-_SPLITS = {"train", "test", "val", "valid", "validation"}
-MASK_ENDINGS = ("_mask", "_label", "_gt", "_segmentation", "-mask")
+_IMAGES = {"images", "image", "imgs", "img", "rgb", "testimage", "testimages", "original", "jpegimages"}
+_SPLITS = {"train", "test", "val", "valid", "validation", "test_public", "test_private", "test_private_mixed"}
 _ENDINGS = tuple(dict.fromkeys(e for x in MASK_ENDINGS for e in (x, x.upper(), x.title())))  # _Segmentation
 _NAMED_AT_MOST = 20
 _MASK_NAME = re.compile(r"(?P<stem>.+)_label\.\w+", re.IGNORECASE)
@@ -41,7 +42,8 @@ class Finding:
 class ParsedLayout:
     """The samples of one folder or file; `is_class` when it is one class rather than a whole data set.
 
-    `findings` are the files among `notes` with which something is wrong, all of them.
+    `findings` are the files among `notes` with which something is wrong, all of them; `ignored_masks` are (image, mask)
+    of images that are called normal.
     """
 
     layout: str
@@ -49,6 +51,7 @@ class ParsedLayout:
     notes: list[str] = field(default_factory=list)
     is_class: bool = False
     findings: list[Finding] = field(default_factory=list)
+    ignored_masks: list[tuple[Path, Path]] = field(default_factory=list)
 
 
 def lost_class(path: Path, name: str) -> Finding:
@@ -82,7 +85,7 @@ def class_layout(
 def read_class(folder: Path, split: str) -> ParsedLayout | None:
     """Read a folder that is one class (MVTec, DAGM, good against others, images and masks), else None."""
     inside = subfolders(folder)
-    part = next((path for path in inside if path.name.lower() == split.lower()), None)
+    part = split_folder(inside, split)
     masks = [path for path in inside if is_mask_folder(path)]
     if [path.name for path in inside] == ["Data"]:  # VisA's CLASS/Data/Images; the class is not called Data
         return read_class(inside[0], split)
@@ -105,6 +108,12 @@ def read_class(folder: Path, split: str) -> ParsedLayout | None:
     return _read_beside(folder, masks) if masks else None
 
 
+def split_folder(folders: Iterable[Path], split: str) -> Path | None:
+    """Return the folder of a part of a data set; MVTec AD 2 calls the one with labels `test_public`."""
+    by_name = {path.name.lower(): path for path in folders}
+    return by_name.get(split.lower()) or by_name.get(f"{split.lower()}_public")
+
+
 def _is_image_folder(path: Path) -> bool:
     return re.sub(r"[^a-z0-9]", "", path.name.lower()) in _IMAGES
 
@@ -121,12 +130,13 @@ def _read_beside(folder: Path, masks: list[Path]) -> ParsedLayout | None:
 
 def read_flat(folder: Path) -> ParsedLayout:
     """Read every image below a folder, without labels."""
+    left_out = LeftOut()
     samples = [
         Sample(path, kind=path.parent.name if path.parent != folder else "")
-        for path in walk_images(folder, skip_masks=True)
+        for path in walk_images(folder, skip_masks=True, left_out=left_out)
     ]
     notes = ["no folder is named good, ok or normal: labels are not known, no metric can be computed"]
-    return ParsedLayout("flat", samples, notes)
+    return ParsedLayout("flat", samples, notes + left_out.notes())
 
 
 def _kind_folders(folder: Path) -> list[Path]:
@@ -154,7 +164,7 @@ def _read_part(part: Path, class_name: str, masks: list[Path]) -> ParsedLayout |
         samples = [Sample(p, class_name, kind=kind.name) for kind in kinds for p in walk_images(kind)]
         note = f"{part} has neither a folder good, ok or normal nor masks: labels are not known"
         return ParsedLayout("flat", samples, [note], is_class=True)
-    return _labelled("mvtec", kinds, class_name, masks)
+    return _labelled("mvtec", kinds, class_name, masks + label_folders)
 
 
 def _read_kinds(folder: Path, class_name: str, masks: list[Path]) -> ParsedLayout | None:
@@ -174,15 +184,21 @@ def _read_kinds(folder: Path, class_name: str, masks: list[Path]) -> ParsedLayou
 
 
 def _is_normal(kind: Path, kinds: list[Path]) -> bool:
-    name = kind.name.lower()
-    return name in _NORMAL or (name == "no" and any(other.name.lower() == "yes" for other in kinds))
+    name = letters(kind.name)
+    return name in NORMAL or (name == "no" and any(other.name.lower() == "yes" for other in kinds))
 
 
 def _labelled(layout: str, kinds: list[Path], class_name: str, masks: list[Path]) -> ParsedLayout:
-    """Turn kind folders into samples: normal by the folder's name, anomalous otherwise, masks by stem."""
+    """Turn kind folders into samples: normal by the folder's name, anomalous otherwise, masks by stem.
+
+    A folder such as NG/ or bad/ may hold a folder for each kind (Real-IAD).
+    """
     pairing = MaskIndex(masks)
     samples = []
     findings: list[Finding] = []
+    left_out = LeftOut()
+    ignored: list[tuple[Path, Path]] = []
+    beside = 0
     for kind in kinds:
         normal = _is_normal(kind, kinds)
         if inner := [path for path in subfolders(kind) if is_mask_folder(path)]:
@@ -191,12 +207,31 @@ def _labelled(layout: str, kinds: list[Path], class_name: str, masks: list[Path]
             samples += part.samples
             findings += part.findings
             continue
-        for path in walk_images(kind):
-            mask = None if normal else pairing.find(path.relative_to(kind), kind.name)
-            samples.append(Sample(path, class_name, 0 if normal else 1, mask, kind.name))
+        for path, twin in walk_pairs(kind, left_out=left_out):
+            relative = path.relative_to(kind)
+            twin = twin or _labelme_twin(path)
+            mask = pairing.find(relative, kind.name, only_in_kind=normal) or twin
+            beside += twin is not None
+            if normal and mask is not None:
+                ignored.append((path, mask))
+                mask = None
+            deeper = letters(kind.name) in ANOMALOUS and len(relative.parts) > 1
+            name = relative.parts[0] if deeper else kind.name
+            samples.append(Sample(path, class_name, 0 if normal else 1, mask, name))
     anomalous = {kind.name for kind in kinds if not _is_normal(kind, kinds)}
     findings += pairing.findings(samples, anomalous)
-    return class_layout(layout, samples, findings)
+    notes = left_out.notes()
+    if beside:
+        notes.append(f"{beside} mask{'s' * (beside > 1)} beside the images of {class_name}, paired by name")
+    parsed = class_layout(layout, samples, findings, notes)
+    parsed.ignored_masks = ignored
+    return parsed
+
+
+def _labelme_twin(image: Path) -> Path | None:
+    """Return labelme's annotation beside an image, None where there is none with shapes in it."""
+    twin = image.with_suffix(".json")
+    return twin if is_labelme(twin) and load_mask(twin).any() else None
 
 
 def _read_inner(kind: Path, class_name: str, masks: list[Path], *, label: int) -> ParsedLayout:
@@ -258,18 +293,26 @@ class MaskIndex:
     def __init__(self, folders: list[Path]) -> None:
         self._folders = folders
         self._by_key: dict[str, list[Path]] = {}
+        self._parts: dict[str, list[Path]] = {}
         self._used: set[Path] = set()
         self._ambiguous: list[Path] = []
         self._shared: list[Path] = []
         for folder in folders:
             for path in walk_images(folder):
-                key = path.relative_to(folder).with_suffix("").as_posix()
-                self._by_key.setdefault(key, []).append(path)
+                relative = path.relative_to(folder)
+                self._by_key.setdefault(relative.with_suffix("").as_posix(), []).append(path)
+                self._parts.setdefault(relative.parent.as_posix(), []).append(path)
 
-    def find(self, relative: Path, kind: str) -> Path | None:
-        """Return the one mask of an image, given its path below its kind folder, else None."""
+    def find(self, relative: Path, kind: str, *, only_in_kind: bool = False) -> Path | None:
+        """Return the one mask of an image, given its path below its kind folder, else None.
+
+        A folder of the image's name is one mask in several files (MVTec LOCO). With `only_in_kind`, masks of other
+        kinds with the same name do not count.
+        """
         stem = PurePosixPath(relative.as_posix()).with_suffix("")
         has_kinds = bool(kind) and any((folder / kind).is_dir() for folder in self._folders)
+        if only_in_kind and not has_kinds:
+            return None
         key = f"{kind}/{stem}" if has_kinds else str(stem)
         for ending in ("", *_ENDINGS):
             candidates = self._by_key.get(key + ending, [])
@@ -281,7 +324,9 @@ class MaskIndex:
             if candidates:
                 self._ambiguous += [path for path in candidates if path not in self._ambiguous]
                 return None
-        return None
+        parts = self._parts.get(key, [])
+        self._used.update(parts)
+        return parts[0].parent if len({part.parent for part in parts}) == 1 else None
 
     def leftovers(self, kinds: set[str] | None) -> list[Finding]:
         """Return the masks without image; `kinds` restricts this to the folders of these kinds."""

@@ -5,21 +5,19 @@ from __future__ import annotations
 import csv
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from zsad.datasets.layouts import Finding, ParsedLayout, class_layout, listed, lost_class
+from zsad.datasets.words import UNKNOWN, parse_label
 from zsad.errors import DataError
 from zsad.files import parse_document
 from zsad.types import Sample
 
 COLUMNS = ("image", "mask", "label", "class", "kind")
 """Columns (CSV) or keys (JSONL) of a manifest; only `image` is needed."""
-
-_LABELS = {"0": 0, "normal": 0, "good": 0, "ok": 0, "false": 0}
-_LABELS |= {"1": 1, "anomaly": 1, "anomalous": 1, "defect": 1, "bad": 1, "true": 1}
-_UNKNOWN = ("", "none", "null", "unknown")
 
 Missing = Literal["refuse", "keep"]
 """Treatment of listed files that are not there: an error, or samples that their reader reports."""
@@ -136,11 +134,11 @@ def _parse_rows(
     """Turn rows into samples; exact repetitions are dropped with a note, contradictions are errors."""
     samples: dict[Path, Sample] = {}
     repeated: list[Path] = []
-    ignored = 0
+    ignored: list[tuple[Path, Path]] = []
     for where, row in rows:
         sample = _sample(where, row, resolve, missing=missing)
         if sample.label == 0 and sample.mask is not None:
-            ignored += 1
+            ignored.append((sample.image, sample.mask))
             sample = Sample(sample.image, sample.class_name, 0, None, sample.kind)
         known = samples.setdefault(sample.image, sample)
         if known is not sample:
@@ -151,13 +149,17 @@ def _parse_rows(
             repeated.append(sample.image)
     notes = listed("listed more than once, counted once", repeated)
     if ignored:
-        notes.append(f"masks of {ignored} normal images are ignored: a normal image has no anomalous pixel")
+        notes.append(
+            f"masks of {len(ignored)} normal images are ignored: a normal image has no anomalous pixel"
+        )
     anomalous = [sample for sample in samples.values() if sample.label == 1]
     findings: list[Finding] = []
     if any(sample.mask for sample in anomalous):
         reason = "anomalous image without a mask"
         findings = [Finding(sample.image, reason) for sample in anomalous if sample.mask is None]
-    return class_layout(layout, list(samples.values()), findings, notes, is_class=False)
+    parsed = class_layout(layout, list(samples.values()), findings, notes, is_class=False)
+    parsed.ignored_masks = ignored
+    return parsed
 
 
 def _sample(
@@ -166,27 +168,33 @@ def _sample(
     image = _file(where, row, "image", resolve, missing=missing)
     if image is None:
         raise DataError(f"{where}: has no image, expected a path in column 'image'")
-    text = str("" if row.get("label") is None else row["label"]).strip().lower()
-    if text not in _LABELS and text not in _UNKNOWN:
-        raise DataError(f"{where}: label is {row['label']!r}, expected 0, 1, normal, anomaly or nothing")
-    return Sample(
-        image,
-        str(row.get("class") or "").strip() or "object",
-        _LABELS.get(text),
-        _file(where, row, "mask", resolve, missing=missing),
-        str(row.get("kind") or "").strip(),
-    )
+    try:
+        label = parse_label(_cell(row, "label"))
+    except ValueError as error:
+        raise DataError(
+            f"{where}: label is {row['label']!r}, expected 0, 1, good, bad, OK, NG or the like, or nothing"
+        ) from error
+    mask = _file(where, row, "mask", resolve, missing=missing)
+    return Sample(image, _cell(row, "class") or "object", label, mask, _cell(row, "kind"))
+
+
+def _cell(row: Mapping[str, Any], column: str) -> str:
+    """Return what a cell says, nothing for the words with which tables are filled where they say nothing."""
+    text = "" if row.get(column) is None else str(row[column]).strip()
+    return "" if text.lower() in UNKNOWN else text
 
 
 def _file(
     where: str, row: Mapping[str, Any], column: str, resolve: Callable[[str], Path], *, missing: Missing
 ) -> Path | None:
     value = row.get(column)
-    if value is None or value == "":
+    if not _cell(row, column):
         return None
     if not isinstance(value, str) or "\0" in value:
         raise DataError(f"{where}: {column} is {value!r}, expected a path as text")
     path = resolve(value.strip())
+    if column == "mask" and os.path.isdir(path):  # noqa: PTH112
+        return path  # one mask in several files
     if not os.path.isfile(path) and "\\" in value:  # noqa: PTH113 (Path.is_file raises on impossible names)
         path = resolve(value.strip().replace("\\", "/"))  # written on Windows
     if missing == "refuse" and not os.path.isfile(path):  # noqa: PTH113
@@ -198,7 +206,9 @@ def _file(
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # Excel's "Unicode text"
+        return content.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
@@ -227,6 +237,8 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     lines = _text(path).splitlines(keepends=True)
     first = lines[0] if lines else ""
     delimiter = next((mark for mark in (",", ";", "\t") if mark in first), ",")
+    if told := re.fullmatch(r"\"?sep=(.)\"?\s*", first, re.IGNORECASE):  # Excel's own first line
+        delimiter, lines[0] = told[1], "\n"
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] = []
     try:

@@ -14,6 +14,7 @@ from zsad.datasets.published import read_published
 from zsad.errors import DataError
 from zsad.images.decode import image_size
 from zsad.images.inputs import is_hidden, is_image, is_mask_folder, subfolders, walk_images
+from zsad.images.masks import mask_parts, mask_size
 from zsad.types import Sample
 
 _DEPTH = 2  # a root of data sets, each with classes
@@ -24,6 +25,7 @@ class DataSet:
     """The samples of a data set (or of several), and notes on them.
 
     `findings` are the files with which something is wrong, as far as names tell; `zsad.datasets.check` looks inside.
+    `ignored_masks` are (image, mask) of images that are called normal.
     """
 
     samples: list[Sample]
@@ -32,6 +34,7 @@ class DataSet:
     name: str
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    ignored_masks: list[tuple[Path, Path]] = field(default_factory=list)
 
     @property
     def lost(self) -> list[str]:
@@ -140,7 +143,7 @@ def discover(path: str | Path, *, split: str = "test", missing: Missing = "refus
     if not parsed.samples:
         raise DataError("; ".join([f"{root} holds no usable image", *parsed.notes[:3]]))
     samples = [sample if sample.dataset else replace(sample, dataset=name) for sample in parsed.samples]
-    data = DataSet(samples, parsed.layout, root, name, parsed.notes, parsed.findings)
+    data = DataSet(samples, parsed.layout, root, name, parsed.notes, parsed.findings, parsed.ignored_masks)
     data.notes = data.notes + _metric_notes(data)
     return data
 
@@ -154,7 +157,7 @@ def check_mask(sample: Sample) -> None:
     """
     if sample.mask is None:
         return
-    mask, image = image_size(sample.mask), image_size(sample.image)
+    mask, image = mask_size(sample.mask), image_size(sample.image)
     if mask != image:
         raise DataError(
             f"mask {sample.mask} is {mask[1]}x{mask[0]} px, its image {sample.image} is {image[1]}x{image[0]}: "
@@ -210,7 +213,8 @@ def _find(folder: Path, name: str, split: str, depth: int, missing: Missing) -> 
     findings = [finding for part in parts for finding in part.findings]
     if any(part.is_class for part in parts):
         findings += [lost_class(path, f"{name}/{path.name}") for path in emptied]
-    return ParsedLayout(" + ".join(layouts), samples, notes, findings=findings)
+    ignored_masks = [pair for part in parts for pair in part.ignored_masks]
+    return ParsedLayout(" + ".join(layouts), samples, notes, findings=findings, ignored_masks=ignored_masks)
 
 
 def _is_bare(folder: Path) -> bool:
@@ -260,7 +264,8 @@ def _share(able: list[str], groups: dict[str, list[Sample]]) -> str:
 
 
 def _file_size(path: Path) -> int:
+    """Bytes of a file, or of the files of a mask in several parts; -1 for one that is not there."""
     try:
-        return path.stat().st_size
+        return sum(p.stat().st_size for p in mask_parts(path)) if path.is_dir() else path.stat().st_size
     except OSError:
         return -1

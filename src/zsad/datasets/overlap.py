@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from zsad.datasets.catalog import Catalogue, bundled, letters
+from zsad.datasets.catalog import Catalogue, bundled
+from zsad.datasets.words import letters
 from zsad.errors import DataError
 from zsad.files import content_hash
 

@@ -11,10 +11,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from zsad.datasets.layouts import MASK_ENDINGS, Finding, ParsedLayout, class_layout
+from zsad.datasets.layouts import Finding, ParsedLayout, class_layout, split_folder
 from zsad.errors import DataError, ZsadError
-from zsad.images.decode import load_mask
 from zsad.images.inputs import entries, is_image, is_mask_folder, subfolders, walk_images
+from zsad.images.masks import is_labelme, load_mask
+from zsad.images.open import MASK_ENDINGS
 from zsad.types import Sample
 
 _SPLITS = ("train", "test", "val", "valid", "validation")
@@ -33,13 +34,13 @@ def read_published(folder: Path, split: str) -> ParsedLayout | None:
     inside = subfolders(folder)
     if inside and all(_BOX.fullmatch(path.name.lower()) for path in inside):
         return _read_twins(inside, folder.name)
-    part = next((path for path in inside if path.name.lower() == split.lower()), None)
+    part = split_folder(inside, split)
     if part is None and not any(path.name.lower() in _SPLITS or is_mask_folder(path) for path in inside):
         part = folder
     if part is None or subfolders(part):
         return None
     named = folder.parent if folder.name.lower() in _SPLITS else folder
-    return _read_twins([part], named.name)
+    return _read_annotated(part, named.name) or _read_twins([part], named.name)
 
 
 def _read_twins(folders: list[Path], class_name: str) -> ParsedLayout | None:
@@ -62,6 +63,25 @@ def _read_twins(folders: list[Path], class_name: str) -> ParsedLayout | None:
         return None
     note = "an image whose mask is empty is taken as normal, as the publishers mean it"
     return class_layout("twins", samples, findings, [note])
+
+
+def _read_annotated(folder: Path, class_name: str) -> ParsedLayout | None:
+    """Read images with labelme's annotations beside them; None where no image has one.
+
+    An annotation without shapes says that the image is normal; an image without annotation has no label.
+    """
+    images = [path for path in entries(folder) if is_image(path)]
+    twins = {path: path.with_suffix(".json") for path in images if is_labelme(path.with_suffix(".json"))}
+    if not twins:
+        return None
+    samples = []
+    findings = []
+    for image in images:
+        sample, finding = _twin(image, [twins[image]] if image in twins else [], class_name, "")
+        samples.append(sample)
+        findings += [] if finding is None else [finding]
+    note = "an image whose annotation holds no shape is taken as normal"
+    return class_layout("labelme", samples, findings, [note])
 
 
 def _split_twins(paths: list[Path]) -> tuple[dict[str, list[Path]], list[Path]]:

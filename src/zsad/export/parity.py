@@ -166,7 +166,7 @@ def require_alike(proof: Proof) -> None:
 
 
 def _read(path: Path, label: int | None, mask: Path | None, preprocess: Preprocess) -> ProofImage:
-    from zsad.images.decode import load_mask
+    from zsad.images.masks import load_mask
 
     return ProofImage(preprocess(load_image(path)), label, None if mask is None else load_mask(mask))
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from zsad.errors import ConfigError, DataError, ImageError
+from zsad.errors import ConfigError, ImageError
 from zsad.images.open import opened, opened_content
 from zsad.images.pixels import (
     MAX_PIXELS,
@@ -98,66 +98,6 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     with opened(Path(path), PLAIN) as image:
         return upright_size(image)
-
-
-def load_mask(
-    path: str | Path,
-    *,
-    size: tuple[int, int] | None = None,
-    image: str | Path | None = None,
-    image_size: tuple[int, int] | None = None,
-) -> npt.NDArray[np.bool_]:
-    """Return a mask as bool (H,W); any value above 0 is foreground, alpha is ignored.
-
-    With `size` the mask (as 0/255) is resized by Pillow's bilinear filter and cut at more than half, as the
-    field's common protocol does. Defects thinner than about half an output pixel can vanish that way.
-
-    Args:
-        path: the mask file.
-        size: (H,W) of the result; None keeps the file's own size.
-        image: path of the image the mask belongs to, for the message.
-        image_size: (H,W) of that image; when given, a mask of another size is refused.
-
-    Raises:
-        ImageError: the file cannot be read.
-        DataError: the mask has another size than its image.
-    """
-    foreground = mask_values(path) > 0
-    if image_size is not None and foreground.shape != tuple(image_size):
-        mask, full = (f"{width}x{height} px" for height, width in (foreground.shape, image_size))
-        raise DataError(
-            f"mask {path} is {mask} but its image {image or ''} is {full}: "
-            "a mask must have the size of its image, export the mask again"
-        )
-    return foreground if size is None else resize_mask(foreground, size)
-
-
-def mask_values(path: str | Path) -> npt.NDArray[Any]:
-    """Return the values of a mask file (H,W) as they are stored, of colours the largest; alpha is ignored.
-
-    A file of 1 bit a pixel has the values 0 and 255.
-
-    Raises:
-        ImageError: the file cannot be read.
-    """
-    with opened(Path(path), PLAIN) as file:
-        file.load()
-        image = oriented(file)
-        if image.mode == "1":
-            image = image.convert("L")
-        elif image.mode not in ("L", "F") and not image.mode.startswith("I"):
-            image = image.convert("RGB")  # palette indices and alpha are not values
-        values = np.asarray(image)
-    return values if values.ndim == 2 else np.asarray(values.max(axis=2))
-
-
-def resize_mask(foreground: npt.NDArray[np.bool_], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Return a mask as bool of `size` (H,W): bilinear, cut at more than half, see `load_mask`."""
-    if tuple(size) == foreground.shape:
-        return foreground
-    picture = Image.fromarray(foreground.astype(np.uint8) * 255)
-    resized = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(resized) > 127  # value / 255 > 0.5
 
 
 def _upright_rgb(

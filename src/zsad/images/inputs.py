@@ -8,11 +8,13 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections import deque
+import warnings
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -20,14 +22,31 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from zsad.errors import ConfigError, DataError, ZsadError
+from zsad.errors import ConfigError, DataError, InputWarning, ZsadError
 from zsad.images.decode import Preprocess, read_image
-from zsad.images.open import IMAGE_SUFFIXES, numbered, page_count, split_address
+from zsad.images.open import (
+    HEIF_SUFFIXES,
+    IMAGE_SUFFIXES,
+    LABELME_FOLDER,
+    MASK_ENDINGS,
+    VIDEO_SUFFIXES,
+    content_format,
+    is_heat_map,
+    numbered,
+    page_count,
+    split_address,
+)
 from zsad.images.pixels import PLAIN, Reading
 from zsad.types import Sample
 
 _MASKS = {"masks", "mask", "gt", "testmask", "testmasks", "label", "labels", "annotations", "segmentation"}
 _MASKS |= {"anomalymask", "anomalymasks"}
+# Folders that operating systems and network storage keep for themselves: thumbnails, deleted files.
+_SYSTEM = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information"}
+_SYSTEM |= {"lost+found", "@tmp", "#snapshot", "@sharebin"}
+# Files of which one alone (or all together) say that zsad wrote the folder.
+_RESULTS = (("run.json", "predictions.jsonl"), ("run.json", "log.jsonl"), ("explain.json",), ("cells.json",))
+_SHOWN = 5
 _PREFETCHED_BATCHES = 2
 
 Pixels = npt.NDArray[np.float32]
@@ -38,12 +57,41 @@ _Readable = tuple[Pixels, Size]
 _Reader = Callable[[Sample], _Readable | ZsadError]
 
 
+@dataclass(slots=True)
+class LeftOut:
+    """Files and folders that were seen and not taken as images, by reason."""
+
+    paths: dict[str, list[Path]] = field(default_factory=dict)
+
+    def add(self, reason: str, path: Path) -> None:
+        """Count one more file or folder."""
+        self.paths.setdefault(reason, []).append(path)
+
+    def notes(self) -> list[str]:
+        """Return one line for each reason, the first files named; files of unknown formats are counted by suffix."""
+        lines = []
+        for reason, paths in self.paths.items():
+            if reason == _UNKNOWN:
+                suffixes = Counter(path.suffix.lower() or "without suffix" for path in paths)
+                what = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
+            else:
+                what = ", ".join(str(path) for path in paths[:_SHOWN])
+                what += f" and {len(paths) - _SHOWN} more" * (len(paths) > _SHOWN)
+            lines.append(f"left out, {reason}: {what}")
+        return lines
+
+
+_UNKNOWN = "of no known image format"
+_HEIF = "HEIC is read where the package pillow-heif is installed (pip install pillow-heif)"
+
+
 def expand_inputs(inputs: Sequence[str | Path]) -> list[Sample]:
     """Return one sample an image file for images, folders (searched to the bottom) and glob patterns.
 
     The result is sorted by path and holds every real file once, of TIFF and DICOM files with several pictures an
-    address for each (`scan.tif#2`). Left out are hidden files and, inside folders, folders of masks (masks,
-    ground_truth, ...). A file that exists is taken by its name even if that looks like a pattern.
+    address for each (`scan.tif#2`). Of folders are left out: hidden and system files, folders of masks (masks,
+    ground_truth, ...), masks beside their images, and what zsad wrote (runs, reports, heat maps). A file that exists
+    is taken by its name even if that looks like a pattern. An `InputWarning` names what was left out.
 
     Raises:
         DataError: an input that does not exist, or holds or matches no image.
@@ -52,9 +100,13 @@ def expand_inputs(inputs: Sequence[str | Path]) -> list[Sample]:
         inputs = [inputs]
     if not inputs:
         raise DataError("no input given: name images, folders or patterns such as 'parts/*.png'")
+    left_out = LeftOut()
     files: dict[str, Path] = {}
-    for path in sorted((p for given in inputs for p in _images_of(given)), key=lambda p: p.as_posix()):
+    images = (path for given in inputs for path in _images_of(given, left_out))
+    for path in sorted(images, key=lambda p: p.as_posix()):
         files.setdefault(os.path.normcase(os.path.realpath(path)), path)
+    for line in left_out.notes():
+        warnings.warn(line, InputWarning, stacklevel=2)
     samples = []
     for path in files.values():
         count = page_count(path)
@@ -63,12 +115,13 @@ def expand_inputs(inputs: Sequence[str | Path]) -> list[Sample]:
     return samples
 
 
-def _images_of(given: str | Path) -> list[Path]:
+def _images_of(given: str | Path, left_out: LeftOut) -> list[Path]:
     path = Path(given).expanduser()
     if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises on impossible names)
-        images = list(walk_images(path, skip_masks=True))
+        images = list(walk_images(path, skip_masks=True, left_out=left_out))
         if not images:
-            raise DataError(f"{path} holds no images: name a folder with images")
+            rest = "".join(f"; {note}" for note in left_out.notes())
+            raise DataError(f"{path} holds no images: name a folder with images{rest}")
         return images
     if os.path.lexists(path) or split_address(path)[1] is not None:
         return [path]  # also of another kind, or a link that leads nowhere: the reader says what it is
@@ -76,18 +129,17 @@ def _images_of(given: str | Path) -> list[Path]:
         raise DataError(f"{path} does not exist: check the path")
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (absolute patterns)
     images = [match for match in matches if is_image(match)]
-    if not images:
-        images = [
-            image for match in matches if match.is_dir() for image in walk_images(match, skip_masks=True)
-        ]
+    for folder in matches if not images else ():
+        if folder.is_dir():
+            images += walk_images(folder, skip_masks=True, left_out=left_out)
     if not images:
         raise DataError(f"no image matches {path}: check the pattern")
     return images
 
 
 def is_hidden(name: str) -> bool:
-    """True for what operating systems leave behind: dot files, `._*` twins, `__MACOSX`."""
-    return name.startswith(".") or name == "__MACOSX"
+    """True for what operating systems and network storage leave behind: dot files, `__MACOSX`, `@eaDir`."""
+    return name.startswith(".") or name.lower() in _SYSTEM
 
 
 def entries(folder: Path) -> list[Path]:
@@ -105,13 +157,26 @@ def entries(folder: Path) -> list[Path]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Return the visible folders directly inside a folder, sorted by name."""
-    return [path for path in entries(folder) if path.is_dir()]
+    """Return the visible folders directly inside a folder that zsad did not write, sorted by name."""
+    return [path for path in entries(folder) if path.is_dir() and not is_result_folder(path)]
+
+
+def is_result_folder(folder: Path) -> bool:
+    """True for a folder that zsad wrote: a run with its heat maps, an explanation, a benchmark."""
+    return any(all((folder / name).is_file() for name in names) for names in _RESULTS)
 
 
 def is_image(path: Path) -> bool:
-    """True for a file whose suffix is one of the known image formats."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    """True for a file in one of the known image formats: by its suffix, without one by its first bytes."""
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and find_spec("pillow_heif") is not None):
+        return path.is_file()
+    if suffix in VIDEO_SUFFIXES | HEIF_SUFFIXES or not path.is_file():
+        return False
+    kind = content_format(path)
+    # A suffix that is a number is part of a name such as a DICOM UID. Other suffixes are those of other formats, of
+    # which raw photos begin as TIFF and hold a thumbnail first.
+    return kind == "DICOM" or (kind is not None and (not suffix or suffix[1:].isdecimal()))
 
 
 def _is_dead_link(path: Path) -> bool:
@@ -119,11 +184,27 @@ def _is_dead_link(path: Path) -> bool:
     return path.is_symlink() and path.suffix.lower() in IMAGE_SUFFIXES and not os.path.exists(path)  # noqa: PTH110
 
 
-def walk_images(folder: Path, *, skip_masks: bool = False) -> Iterator[Path]:
+def walk_images(folder: Path, *, skip_masks: bool = False, left_out: LeftOut | None = None) -> Iterator[Path]:
     """Yield the images below a folder in a fixed order; every real folder is entered once, so loops end.
 
     Links that lead nowhere are yielded, so that whoever reads them says so.
+
+    Args:
+        folder: searched to the bottom, but for folders that zsad wrote.
+        skip_masks: leave out folders of masks, and masks beside their images.
+        left_out: receives what was seen and not yielded.
     """
+    for image, mask in walk_pairs(folder, skip_masks=skip_masks, left_out=left_out):
+        yield image
+        if mask is not None and left_out is not None:
+            left_out.add("masks beside their images", mask)
+
+
+def walk_pairs(
+    folder: Path, *, skip_masks: bool = True, left_out: LeftOut | None = None
+) -> Iterator[tuple[Path, Path | None]]:
+    """Yield the images below a folder with the masks beside them; see `walk_images`."""
+    left_out = LeftOut() if left_out is None else left_out
     seen: set[tuple[int, int]] = set()
     pending = [folder]
     while pending:
@@ -133,9 +214,53 @@ def walk_images(folder: Path, *, skip_masks: bool = False) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         inside = entries(current)
-        yield from (path for path in inside if is_image(path) or _is_dead_link(path))
-        deeper = [path for path in inside if path.is_dir() and not (skip_masks and is_mask_folder(path))]
+        images = list(_images_among(inside, left_out))
+        masks = _masks_beside(images) if skip_masks else {}
+        beside = set(masks.values())
+        yield from ((path, masks.get(path)) for path in images if path not in beside)
+        deeper = [path for path in inside if path.is_dir() and _is_entered(path, left_out, skip_masks)]
         pending.extend(reversed(deeper))
+
+
+def _masks_beside(images: list[Path]) -> dict[Path, Path]:
+    """Return the masks among images of one folder, which are looked into only where a name suggests it."""
+    stems = [path.stem.lower() for path in images]
+    named = any(stem.endswith(MASK_ENDINGS) or stem == LABELME_FOLDER[-1] for stem in stems)
+    if len(set(stems)) == len(stems) and not named:
+        return {}
+    from zsad.images.masks import masks_beside
+
+    return masks_beside(images)
+
+
+def _images_among(paths: list[Path], left_out: LeftOut) -> Iterator[Path]:
+    """Yield the files that are images, and links of such names that lead nowhere."""
+    for path in paths:
+        if _is_dead_link(path):
+            yield path
+        elif is_image(path):
+            if is_heat_map(path):
+                left_out.add("heat maps of an earlier run", path)
+            else:
+                yield path
+        elif path.is_file():
+            suffix = path.suffix.lower()
+            if suffix in HEIF_SUFFIXES:
+                left_out.add(_HEIF, path)
+            elif suffix in VIDEO_SUFFIXES:
+                left_out.add("videos are read where they are named themselves", path)
+            else:
+                left_out.add(_UNKNOWN, path)
+
+
+def _is_entered(folder: Path, left_out: LeftOut, skip_masks: bool) -> bool:
+    if is_result_folder(folder):
+        left_out.add("results that zsad wrote", folder)
+        return False
+    if skip_masks and is_mask_folder(folder):
+        left_out.add("folders of masks", folder)
+        return False
+    return True
 
 
 def is_mask_folder(path: Path) -> bool:

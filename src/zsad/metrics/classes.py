@@ -131,7 +131,7 @@ class ClassScores:
         """Return the mask of `size` (H, W), empty for a normal image; None when its file cannot be read."""
         if label == 0 or sample.mask is None:
             return np.zeros(size, dtype=np.bool_)
-        from zsad.images.decode import load_mask
+        from zsad.images.masks import load_mask
 
         try:
             mask = load_mask(sample.mask, size=size) if read_mask is None else read_mask(sample.mask, size)

@@ -265,7 +265,10 @@ class Prediction:
             ImageError: the picture is not known any more.
             StorageError: the disk is full or the folder cannot be written.
         """
+        from PIL.PngImagePlugin import PngInfo
+
         from zsad.files import atomic_write, write_text
+        from zsad.images.open import WRITTEN_BY
 
         stem = name or (Path(self.source).stem if self.source else "prediction")
         paths = {
@@ -274,8 +277,13 @@ class Prediction:
         }
         overlay = self.overlay()
         depth = Image.fromarray(np.rint(np.clip(self.map, 0, 1) * 65535).astype(np.uint16))
-        atomic_write(paths["overlay"], lambda stream: overlay.save(stream, format="JPEG", quality=90))
-        atomic_write(paths["map"], lambda stream: depth.save(stream, format="PNG"))
+        by = PngInfo()
+        by.add_text("comment", WRITTEN_BY)
+        atomic_write(
+            paths["overlay"],
+            lambda stream: overlay.save(stream, format="JPEG", quality=90, comment=WRITTEN_BY),
+        )
+        atomic_write(paths["map"], lambda stream: depth.save(stream, format="PNG", pnginfo=by))
         write_text(paths["json"], json.dumps(self.to_dict(grid=True)) + "\n")
         return paths
 

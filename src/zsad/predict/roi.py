@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from zsad.errors import ConfigError, ImageError
 from zsad.files import parse_json
-from zsad.images.decode import load_mask
 
 Point = tuple[float, float]
 Polygon = tuple[Point, ...]
@@ -139,6 +138,10 @@ def read_region(include: str | Path | None, ignore: str | Path | None) -> Region
 
 def _read_area(path: Path) -> Area:
     if path.suffix.lower() != ".json":
+        from zsad.images.masks import load_mask
+        from zsad.images.open import check_file
+
+        check_file(path)
         mask = load_mask(path)
         if not mask.any():
             raise ConfigError(f"mask {path} is all zero, so it marks no area; draw the area in white")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from zsad.errors import MetricError
 from zsad.files import atomic_write, read_arrays
-from zsad.images.decode import load_mask
+from zsad.images.masks import load_mask
 from zsad.metrics.classes import ClassScores
 from zsad.metrics.streaming import PixelMetrics
 from zsad.runs.folder import file_state

@@ -20,7 +20,7 @@ from zsad.detector import Detector
 from zsad.errors import ConfigError, DataError, ImageError, ZsadError
 from zsad.files import storage_errors
 from zsad.images.inputs import expand_inputs
-from zsad.images.open import is_stream, is_video
+from zsad.images.open import WRITTEN_BY, is_stream, is_video
 from zsad.predict.prediction import Prediction
 from zsad.runs.folder import RunWriter, file_state
 from zsad.runs.page import THUMBNAIL_SIDE, Thumbnails
@@ -366,7 +366,7 @@ class _Run:
             self.reporter.no_overlay(error)
             return None
         content = io.BytesIO()
-        picture.save(content, format="JPEG", quality=88)
+        picture.save(content, format="JPEG", quality=88, comment=WRITTEN_BY)
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:

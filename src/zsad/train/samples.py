@@ -17,7 +17,8 @@ from torch import Tensor
 
 from zsad.errors import DataError, ZsadError
 from zsad.files import content_hash
-from zsad.images.decode import image_size, load_mask
+from zsad.images.decode import image_size
+from zsad.images.masks import load_mask
 from zsad.methods.base import ImageFeatures
 from zsad.train.train_config import TrainConfig
 from zsad.types import Sample

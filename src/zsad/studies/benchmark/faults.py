@@ -16,7 +16,7 @@ from zsad.datasets.check import misnamed
 from zsad.datasets.manifest import DataSet, check_mask
 from zsad.errors import ImageError, ZsadError
 from zsad.files import write_json
-from zsad.images.decode import image_size
+from zsad.images.masks import mask_size
 from zsad.studies.benchmark.cell_results import FileProblem
 from zsad.types import Sample
 
@@ -122,7 +122,7 @@ def _mask_fault(sample: Sample) -> str | None:
     if sample.mask is None:
         return None
     try:
-        image_size(sample.mask)
+        mask_size(sample.mask)
     except ZsadError as error:
         return str(error)
     try:
@@ -150,6 +150,8 @@ def _looks_like_a_photo(mask: Path) -> str | None:
     """Return the reason if a "mask" has many grey levels and hardly a zero: picture and mask are swapped."""
     from PIL import Image
 
+    if mask.is_dir() or mask.suffix.lower() == ".json":
+        return None
     try:
         with Image.open(mask) as picture:
             levels = np.bincount(np.asarray(picture.convert("L")).ravel(), minlength=256)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from zsad.datasets.catalog import bundled, letters
+from zsad.datasets.catalog import bundled
+from zsad.datasets.words import letters
 from zsad.errors import ConfigError
 from zsad.files import parse_toml
 

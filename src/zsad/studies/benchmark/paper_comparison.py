@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from zsad.datasets.catalog import CatalogEntry, bundled, letters
+from zsad.datasets.catalog import CatalogEntry, bundled
+from zsad.datasets.words import letters
 from zsad.metrics.table import COLUMNS
 from zsad.studies.benchmark.cell_results import CellResult
 from zsad.studies.benchmark.papers import Paper, Printed, papers_on, printed

@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 
 from zsad.errors import ConfigError, ImageError, ZsadError
-from zsad.images.decode import load_mask
 from zsad.images.inputs import read_ahead
+from zsad.images.masks import load_mask
 from zsad.methods.base import ImageFeatures, Method
 from zsad.predict.pipeline import OnError, Ready, read
 from zsad.predict.view import Model, View
