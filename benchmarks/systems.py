@@ -32,6 +32,7 @@ import torch
 from stem_cache import StemCache
 from zsad.card import BackboneReference
 from zsad.clip.weights import Backbone, load_backbone
+from zsad.datasets.catalog import domain_of
 from zsad.datasets.manifest import DataSet, discover
 from zsad.images import masks as image_masks
 from zsad.images.decode import Preprocess
@@ -110,7 +111,8 @@ class Bench:
             if any(digest not in cache for digest in hashes):
                 with torch.no_grad():
                     cache.add(hashes, method.features(self.stems.patches(hashes)))
-            features = replace(cache.read(hashes), object_names=tuple(sample.word for sample in chunk))
+            words = tuple(sample.word_for(method.name) for sample in chunk)
+            features = replace(cache.read(hashes), object_names=words)
             yield chunk, replace(features, cues=self.stems.cues(hashes)) if method.fusion else features
         cache.close()
 
@@ -215,7 +217,8 @@ def measure(method: Method, bench: Bench, sets: Sequence[DataSet]) -> dict[str, 
     """Every class of every set: its metrics in percent, undefined ones left out."""
     rows = {}
     for dataset in sets:
-        for row in evaluation.evaluate(Scorer(method, bench), dataset).rows:
+        scorer = Scorer(method.for_domain(domain_of(dataset.name) or "industrial"), bench)
+        for row in evaluation.evaluate(scorer, dataset).rows:
             if row.kind == "class":
                 values = {
                     name: row.metrics[name] for name in METRICS if row.metrics[name] == row.metrics[name]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from zsad.calibration.calibration import Calibration
     from zsad.card import BackboneReference
+    from zsad.types import Domain
 
 BackendName = Literal["auto", "torch", "onnx", "openvino"]
 BACKENDS: tuple[BackendName, ...] = ("auto", "torch", "onnx", "openvino")
@@ -35,6 +36,7 @@ class LoadRequest:
     backend: BackendName | None = None
     precision: Precision = "auto"
     threads: int | None = None
+    domain: Domain | None = None
 
 
 def load_model(request: LoadRequest) -> Model:
@@ -47,6 +49,10 @@ def load_model(request: LoadRequest) -> Model:
     """
     if request.backend not in (None, *BACKENDS):
         raise ConfigError(f"no backend is called {request.backend!r}; known are {', '.join(BACKENDS)}")
+    return _load(request).for_domain(request.domain)
+
+
+def _load(request: LoadRequest) -> Model:
     graph = _find_graph(request)
     if graph is not None and not (request.backend in (None, "torch", "auto") and _is_run(request.model)):
         return _load_graph(graph, request)
@@ -217,6 +223,7 @@ def load(
     backend: BackendName | None = None,
     precision: Precision = "auto",
     threads: int | None = None,
+    domain: Domain | None = None,
 ) -> Detector:
     """Return a detector, ready for images.
 
@@ -233,6 +240,8 @@ def load(
         precision: "fp32", "bf16", "fp16"; "auto" is full precision in PyTorch, unless the backend is "auto" and there
             is a GPU, and bf16 in OpenVINO on processors that have it.
         threads: of the runtime of an exported graph; PyTorch's are the process's own.
+        domain: "industrial" or "medical" images, for methods that score the two differently (MoECLIP); None: as the
+            model's card has it.
 
     Raises:
         CalibrationError: the calibration is broken, or of another model.
@@ -248,5 +257,5 @@ def load(
         ((480, 640), True)
     """
     path = Path(weights) if weights is not None else None
-    request = LoadRequest(model, backbone, path, device, backend, precision, threads)
+    request = LoadRequest(model, backbone, path, device, backend, precision, threads, domain)
     return Detector(load_model(request)).use_default(calibration)

@@ -16,6 +16,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+Domain = Literal["industrial", "medical"]
+"""What the images of a data set are of; some methods score the two differently."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +37,16 @@ class Sample:
     kind: str = ""
     dataset: str = ""
 
-    @property
-    def word(self) -> str:
-        """The object as a prompt names it: by the name published for its data set, else by its class in words.
+    def word_for(self, method: str) -> str:
+        """Return the object as a method's prompts name it: by a list of `class_names.toml`, else by its class in words.
 
         Example:
-            >>> Sample(Path("1.png"), "cable", dataset="MVTec").word, Sample(Path("2.png"), "metal_nut").word
-            ('top view of three cables', 'metal nut')
+            >>> sample = Sample(Path("1.png"), "metal_nut", dataset="MVTec")
+            >>> sample.word_for("winclip"), sample.word_for("moeclip")
+            ('metal nut', 'metal nut which has four notched edges')
         """
         if not self.dataset:
             return self.class_name.replace("_", " ")
         from zsad.prompts import class_name
 
-        return class_name(self.dataset, self.class_name)
+        return class_name(self.dataset, self.class_name, method=method)

@@ -109,6 +109,21 @@ def test_evaluate_prints_and_writes_the_table(call, toy, mvtec: Path, tmp_path: 
     assert row["metrics"]["image_auroc"] == pytest.approx(sum(wins) / len(wins))
 
 
+def test_evaluate_takes_the_domain_of_the_catalogue_or_the_users(call, mvtec: Path, tmp_path: Path) -> None:
+    """BrainMRI is a medical set: MoECLIP's wider Gaussian, said below the table and kept with the run."""
+    brain = mvtec.rename(tmp_path / "BrainMRI")
+    for words, domain, sigma in (([], "medical", 1.5), (["--domain", "industrial"], "industrial", 1.0)):
+        out = tmp_path / domain
+        code, printed, _ = call(
+            "evaluate", "moeclip-tiny", "--data", brain, "--out", out, "--device", "cpu", *words
+        )
+        assert code == 0 and f"scored as {domain} images: maps smoothed over {sigma:g} patches" in printed
+        card = json.loads((out / "metrics.json").read_text())["card"]
+        assert (card["config"]["domain"], card["map_spec"]["sigma"]) == (domain, sigma)
+    code, _, said = call("evaluate", "moeclip-tiny", "--data", brain, "--out", tmp_path / "industrial")
+    assert code == 2 and "other settings" in said
+
+
 def test_evaluate_prints_further_metrics_and_the_pooled_row(call, toy, mvtec: Path, tmp_path: Path) -> None:
     words = ["evaluate", toy.model, "--data", mvtec, "--device", "cpu", "--out", tmp_path / "out"]
     code, plain, _ = call(*words)

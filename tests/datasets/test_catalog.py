@@ -116,7 +116,7 @@ def test_sharing_goes_both_ways_and_not_further() -> None:
 
 def test_words_for_prompts() -> None:
     book = bundled()
-    assert book.find("MVTec").prompt_name("cable") == "top view of three cables"
+    assert book.find("MVTec").prompt_name("metal_nut") == "metal nut"
     assert book.find("BMAD-Brain").prompt_name("Brain") == "scan"
     assert book.find("VisA").prompt_name("pipe_fryum") == "pipe fryum"
     assert book.find("DAGM").prompt_name("Class1") == "textured surface"

@@ -12,12 +12,13 @@ from zsad.clip.config import preset
 from zsad.clip.model import CLIP
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
+from zsad.datasets.catalog import bundled
 from zsad.errors import CheckpointError, ConfigError
 from zsad.methods.base import ImageFeatures
-from zsad.methods.moeclip import MoECLIP, MoECLIPConfig
+from zsad.methods.moeclip import DOMAINS, MoECLIP, MoECLIPConfig
 from zsad.methods.registry import METHODS, build
 from zsad.nn.filters import render_map
-from zsad.prompts import class_name
+from zsad.prompts import _class_names, class_name, published_prompts
 from zsad.types import Sample
 
 SMALL = {"rank": 3, "windows": (1, 3), "norm_floor": 1e-3}
@@ -42,9 +43,9 @@ def seen_by(method: MoECLIP, pixels: torch.Tensor, words: tuple[str, ...] | None
     return features
 
 
-def slow_layer(mixture, x: torch.Tensor) -> torch.Tensor:
-    """One image's tokens (1 + N, D_x), token by token and expert by expert."""
-    rows = []
+def slow_layer(mixture, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One image's tokens (1 + N, D_x), token by token and expert by expert, and their weights (1 + N, E)."""
+    rows, gates = [], []
     for token in x:
         probabilities = (mixture.router @ token).softmax(0)
         top, chosen = probabilities.topk(mixture.top_k)
@@ -53,7 +54,23 @@ def slow_layer(mixture, x: torch.Tensor) -> torch.Tensor:
             for weight, n in zip(top / top.sum(), chosen.tolist(), strict=True)
         )
         rows.append(0.1 * y * token.norm() / (y.norm() + mixture.norm_floor) + 0.9 * token)
-    return torch.stack(rows)
+        gates.append(torch.zeros_like(probabilities).scatter(0, chosen, top / top.sum()))
+    return torch.stack(rows), torch.stack(gates)
+
+
+def slow_stream(method: MoECLIP, pixels: torch.Tensor):
+    """Adapted streams (B, 1 + N, D_x) of the tapped layers, the experts' weights (B, 1 + N, E), and the grid."""
+    visual, layers = method.clip.visual, method.config.layers
+    x, grid = visual.embed(pixels, interpolation="bicubic", antialias=True)
+    taps, gates = [], []
+    for number, block in enumerate(visual.blocks, start=1):
+        x = block(x)
+        if number in layers:
+            mixture = method.experts[layers.index(number)]
+            x, weights = map(torch.stack, zip(*(slow_layer(mixture, image) for image in x), strict=True))
+            taps.append(x)
+            gates.append(weights)
+    return taps, gates, grid
 
 
 def slow_text(method: MoECLIP, backbone: Backbone, word: str) -> torch.Tensor:
@@ -74,15 +91,9 @@ def slow_text(method: MoECLIP, backbone: Backbone, word: str) -> torch.Tensor:
 
 def slow_pass(method: MoECLIP, backbone: Backbone, pixels: torch.Tensor, words):
     """Cosines (B, 2, maps, h, w) of patches and (B, 2) of the image feature, block by block."""
-    visual, layers = method.clip.visual, method.config.layers
-    x, (h, w) = visual.embed(pixels, interpolation="bicubic", antialias=True)
-    taps = []
-    for number, block in enumerate(visual.blocks, start=1):
-        x = block(x)
-        if number in layers:
-            mixture = method.experts[layers.index(number)]
-            x = torch.stack([slow_layer(mixture, image) for image in x])
-            taps.append(x[:, 1:])
+    visual = method.clip.visual
+    streams, _, (h, w) = slow_stream(method, pixels)
+    taps = [stream[:, 1:] for stream in streams]
     text = torch.stack([slow_text(method, backbone, word) for word in words])
     maps = []
     for index, tap in enumerate(taps):
@@ -123,6 +134,39 @@ def test_pixels_are_ranked_as_the_papers_sum_ranks_them(backbone, pixels):
     assert fit[0] > 0
 
 
+@pytest.mark.parametrize("domain", ["industrial", "medical"])
+def test_released_recipe_equals_the_released_arithmetic_to_the_blurred_map(backbone, pixels, domain):
+    """Kernels of 7 x 7 and 9 x 9 patches over every map, mirrored at the border without its sample."""
+    method, pixels = method_on(backbone, recipe="released", domain=domain).double(), pixels.double()
+    features = seen_by(method, pixels)
+    streams, routed = method._adapt(features)
+    slow, gates, _ = slow_stream(method, pixels)
+    for own, weights, stream, gate in zip(streams, routed, slow, gates, strict=True):
+        torch.testing.assert_close(own, stream, atol=1e-5, rtol=0)
+        torch.testing.assert_close(weights.weights.view_as(gate), gate, atol=1e-5, rtol=0)
+    maps, cosines = slow_pass(method, backbone, pixels, WORDS)
+    paper = (100 * maps[:, 1] + 1 - 100 * maps[:, 0]) / 2
+    sigma, side = (1.0, 7) if domain == "industrial" else (1.5, 9)
+    line = torch.exp(-0.5 * ((torch.arange(side, dtype=torch.float64) - side // 2) / sigma) ** 2)
+    kernel = (line / line.sum())[:, None] * (line / line.sum())
+    padded = F.pad(paper.flatten(0, 1)[:, None], (side // 2,) * 4, mode="reflect")
+    blurred = F.conv2d(padded, kernel[None, None])
+    whole = F.interpolate(blurred, size=(40, 40), mode="bilinear", align_corners=True)[:, 0]
+    whole = whole.unflatten(0, paper.shape[:2]).sum(1)
+    output = method(features)
+    ours = torch.logit(render_map(output.logits, method.map_spec)) * method.config.map_temperature
+    torch.testing.assert_close(paper.shape[1] * (50 * ours + 0.5), whole, atol=1e-5, rtol=0)
+    assert (method.config.score, output.terms.keys()) == (
+        DOMAINS[domain]["score"],
+        {"map", "global", "map_low"},
+    )
+    expected = {
+        "industrial": (output.terms["map"] + (cosines[:, 1] + 1) / 2) / 2,
+        "medical": output.terms["map"],
+    }
+    torch.testing.assert_close(output.score, expected[domain], atol=1e-9, rtol=0)
+
+
 def test_losses_equal_the_paper(backbone, pixels, masks, labels):
     method, pixels = method_on(backbone).double(), pixels.double()
     terms = method.losses(seen_by(method, pixels), masks.double(), labels.double())
@@ -151,7 +195,7 @@ def test_losses_equal_the_paper(backbone, pixels, masks, labels):
 
 
 def test_auxiliary_losses_are_summed_over_layers(backbone, pixels, masks, labels):
-    method = build("moeclip", SMALL, backbone).eval()
+    method = build("moeclip", {**SMALL, "gate_init": "zero"}, backbone).eval()
     terms = method.losses(seen_by(method, pixels), masks, labels)
     # Untrained experts put out nothing: 1 / (E - 1) a layer; routers that say nothing are balanced.
     assert float(terms["etf"].detach()) == pytest.approx(0.01 * 3 / 3)
@@ -175,6 +219,7 @@ SWITCHES = [
     {"top_k": 1},
     {"experts": 2, "rank": 5},
     {"norm_floor": 1.0},
+    {"smooth": "grid_reflect", "score": "map_and_global"},
     {"blend": 0.5},
     {"alpha": 1.0},
     {"names": "object"},
@@ -289,6 +334,7 @@ def test_recipes_and_domains_fill_in_what_is_not_given(backbone):
     paper, released = MoECLIPConfig(), MoECLIPConfig(recipe="released", dropout=0.1)
     assert (paper.etf_weight, paper.balance_weight, paper.dropout) == (0.01, 0.01, 0.05)
     assert (released.etf_weight, released.balance_weight, released.dropout) == (0.0, 0.0, 0.1)
+    assert (released.gate_init, released.norm_floor, released.smooth) == ("zero", 1e-6, "grid_reflect")
     medical = MoECLIPConfig(domain="medical")
     assert (paper.sigma, paper.score, medical.sigma, medical.score) == (1.0, "map_and_cosine", 1.5, "map")
     assert MoECLIPConfig.model_validate_json(released.model_dump_json()) == released
@@ -299,6 +345,41 @@ def test_recipes_and_domains_fill_in_what_is_not_given(backbone):
     assert rates == [1.0, 0.1]
     assert build("moeclip", SMALL, backbone).config.activation == "as_trained"
     assert MoECLIPConfig.for_backbone(preset("ViT-L/14@336")) == paper and paper.activation == "gelu"
+
+
+def test_a_domain_changes_sigma_and_score_where_they_are_the_other_domains(backbone, pixels):
+    method = method_on(backbone)
+    medical, features = method.for_domain("medical"), seen_by(method, pixels)
+    fresh = method_on(backbone, domain="medical")
+    assert medical.config == fresh.config and medical.map_spec.sigma == 1.5
+    assert torch.equal(medical(features).score, fresh(features).score)
+    assert medical.for_domain("industrial").config == method.config
+    assert method.config.domain == "industrial" and medical.experts is method.experts
+    kept = method_on(backbone, score="map_and_global", sigma=3.0).for_domain("medical").config
+    assert (kept.score, kept.sigma, kept.domain) == ("map_and_global", 3.0, "medical")
+
+
+def test_every_expert_learns_from_the_first_step_but_in_the_released_recipe(backbone, pixels, masks, labels):
+    """Ties send all tokens to the same two experts, whose first gradient Adam remembers."""
+    moved = {}
+    for recipe in ("paper", "released"):
+        method = build("moeclip", {"rank": 3, "windows": (1, 3), "recipe": recipe}, backbone).train()
+        method.reset_parameters(torch.Generator().manual_seed(0))
+        features = seen_by(method, pixels)
+        optimiser = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=5e-4)
+        norms = []
+        for _ in range(6):
+            terms = method.losses(features, masks, labels)
+            optimiser.zero_grad()
+            sum(term for name, term in terms.items() if "raw" not in name).backward()
+            optimiser.step()
+            norms.append(torch.stack([mixture.up.detach().norm(dim=(1, 2)) for mixture in method.experts]))
+        moved[recipe] = norms
+    first, *_, before, last = moved["paper"]
+    assert (first > 0).all() and ((last - before) > first / 3).all() and last.max() < 2 * last.min()
+    first, *_, before, last = moved["released"]
+    assert ((first > 0).sum(1) == 2).all()
+    assert ((last - before)[first > 0] < 0.35 * first.max()).all()
 
 
 def test_auxiliary_losses_of_weight_zero_are_still_told(backbone, pixels, masks, labels):
@@ -401,12 +482,32 @@ def test_impossible_settings_are_refused_at_once_in_one_line(backbone, settings,
 
 
 def test_class_names_are_the_published_ones_or_the_classes_own():
-    assert class_name("MVTec", "bottle") == "dark bottle" == class_name("mvtec_ad", "bottle")
-    assert class_name("MVTec", "metal_nut") == "metal nut"
+    book = bundled()
+    for name in ("MVTec", "VisA", "MPDD", "BTAD", "DTD-Synthetic"):
+        listed = next(
+            own
+            for (_, method), own in _class_names().items()
+            if method == "moeclip" and book.find(own["sets"][0]) is book.find(name)
+        )
+        assert listed["classes"].keys() == {row.name for row in book.find(name).classes}, name
+    assert class_name("mvtec_ad", "bottle", method="moeclip") == "dark bottle"
+    assert class_name("MVTec", "bottle") == class_name("MVTec", "bottle", method="winclip") == "bottle"
+    assert class_name("BTAD", "02", method="moeclip").startswith("vertical fabric lines")
     assert class_name("CVC-ColonDB", "colon") == "colon endoscopy image" == class_name("Kvasir", "x")
-    assert class_name("BrainMRI", "brain") == "scan" and class_name("RSDD", "Dent") == "metal"
+    assert (
+        class_name("BrainMRI", "brain", method="moeclip") == "scan" and class_name("RSDD", "Dent") == "metal"
+    )
     assert class_name("", "left_shoe") == "left shoe" and class_name("Endo", "any") == "polyp"
-    assert not class_name("BTAD", "01").isdigit()
     for dataset in ("mvtec_anomaly_detection", "MVTec AD"):
-        assert Sample(Path("1.png"), "bottle", dataset=dataset).word == "dark bottle"
-    assert Sample(Path("1.png"), "left_shoe", dataset="mine").word == "left shoe"
+        sample = Sample(Path("1.png"), "metal_nut", dataset=dataset)
+        assert sample.word_for("moeclip") == "metal nut which has four notched edges"
+        assert sample.word_for("adaclip") == "metal nut"
+    assert Sample(Path("1.png"), "left_shoe", dataset="mine").word_for("moeclip") == "left shoe"
+
+
+def test_every_published_name_fits_the_text_tower_in_every_sentence():
+    tokenizer = Tokenizer()
+    for (_, method), entry in _class_names().items():
+        for words in entry.get("classes", {}).values() if method == "moeclip" else ():
+            for sentences in published_prompts("moeclip", words):
+                assert all(len(tokenizer.encode(sentence)) <= 77 for sentence in sentences), words

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
 from zsad.nn.filters import gaussian, map_operator, render_map, upsample
-from zsad.nn.maps import MapSpec, render_map_numpy
+from zsad.nn.maps import MapSpec, gaussian_matrix, render_map_numpy
 
 
 def slow_map(logits, spec, *, size=None, smooth=True):
@@ -19,12 +19,15 @@ def slow_map(logits, spec, *, size=None, smooth=True):
     def up(grids, target, align):
         return F.interpolate(grids[None], size=target, mode="bilinear", align_corners=align)[0]
 
-    on_grid = spec.smooth == "grid"
+    on_grid = spec.smooth != "map"
+    window = {"mode": "mirror", "radius": int(3 * spec.sigma)} if spec.smooth == "grid_reflect" else {}
 
     def blurred(grids):
         if not (smooth and on_grid):
             return grids
-        return torch.stack([torch.as_tensor(gaussian_filter(one.numpy(), sigma=spec.sigma)) for one in grids])
+        return torch.stack(
+            [torch.as_tensor(gaussian_filter(one.numpy(), spec.sigma, **window)) for one in grids]
+        )
 
     if spec.order == "before_softmax":
         canonical = up(blurred(logits), spec.size, spec.align_corners).sigmoid().mean(0)
@@ -59,9 +62,9 @@ def test_operator_is_interpolation_then_gaussian(grid, size, sigma, align_corner
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [None, (61, 33), (200, 90)])
 @pytest.mark.parametrize("smooth", [True, False])
-@pytest.mark.parametrize("where", ["map", "grid"])
+@pytest.mark.parametrize("where", ["map", "grid", "grid_reflect"])
 def test_maps_equal_the_definition(order, align_corners, size, smooth, where):
-    sigma = 3.0 if where == "map" else 0.8
+    sigma = {"map": 3.0, "grid": 0.8, "grid_reflect": 1.5}[where]
     spec = MapSpec(size=(84, 70), order=order, sigma=sigma, align_corners=align_corners, smooth=where)
     logits = np.random.default_rng(1).normal(0, 4, (3, 4, 6, 5)).astype(np.float32)
     expected = np.stack([slow_map(one, spec, size=size, smooth=smooth) for one in logits])
@@ -112,6 +115,14 @@ def test_upsample_equals_interpolate_in_value_and_gradient():
     weights = torch.randn_like(ours)
     gradients = [torch.autograd.grad((out * weights).sum(), grids)[0] for out in (ours, theirs)]
     torch.testing.assert_close(*gradients, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 37])
+@pytest.mark.parametrize("sigma", [1.0, 1.5])
+def test_mirrored_gaussian_equals_scipy_also_where_the_window_is_wider_than_the_grid(size, sigma):
+    line = np.random.default_rng(size).normal(size=size)
+    expected = gaussian_filter(line, sigma, mode="mirror", radius=int(3 * sigma))
+    np.testing.assert_allclose(gaussian_matrix(size, sigma, reflect=True) @ line, expected, atol=1e-12)
 
 
 def test_gaussian_equals_scipy():

@@ -30,6 +30,16 @@ def test_equals_the_definition_in_value_and_gradient(depthwise):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
 
 
+def test_the_kernel_starts_as_xaviers_over_the_one_dimensional_convolution():
+    head = TokenHead(1024, 2, depthwise=True)
+    head.reset_parameters(torch.Generator().manual_seed(0))
+    kernel = torch.nn.init.xavier_uniform_(
+        torch.empty(1024, 1, 3), generator=torch.Generator().manual_seed(0)
+    )
+    assert torch.equal(head.mix[:, :, 0], kernel)
+    assert float(head.mix.abs().max()) == pytest.approx((6 / (3 + 3 * 1024)) ** 0.5, rel=0.01)
+
+
 def test_a_seeded_generator_makes_the_same_start():
     heads = [TokenHead(8, 4, depthwise=True) for _ in range(2)]
     for head in heads:

@@ -64,6 +64,7 @@ class ClusterRequest:
             backend=detector.backend.name,
             precision=detector.backend.precision,
             threads=thread_count(self.tower.threads),
+            domain=self.tower.domain,
             object_name=detector.object_name,
             pixel_threshold=detector.view.pixel_threshold,
             min_area=detector.view.min_area,

@@ -76,6 +76,7 @@ def evaluate_command(
         transductive=transductive,
         allow_seen=allow_seen,
         batch_size=batch_size,
+        domain=None if tower is None else tower.domain,
         overwrite=overwrite,
     )
     total = sum(classes is None or sample.class_name in classes for sample in dataset.samples)

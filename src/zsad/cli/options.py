@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from zsad.types import Domain
+
 if TYPE_CHECKING:
     from zsad.detector import Detector
     from zsad.predict.roi import RegionOfInterest
@@ -33,6 +35,13 @@ class ModelOptions:
     weights: Annotated[Path | None, Parameter(help="File or folder of the backbone's weights.")] = None
     device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto"
     threads: Annotated[int | None, Parameter(help="Processor threads; by default all cores.")] = None
+    domain: Annotated[
+        Domain | None,
+        Parameter(
+            help="What the images are of, industrial or medical, for MoECLIP, which scores the two differently. By "
+            "default as the model has it; measured on a set of the catalogue, as that has it."
+        ),
+    ] = None
 
     def load(self, model: str, *, calibration: str | Path | None = None) -> Detector:
         """Load a model in PyTorch, or an exported graph; errors as `zsad.load`."""
@@ -46,6 +55,7 @@ class ModelOptions:
             weights=self.weights,
             device=self.device,
             calibration=calibration,
+            domain=self.domain,
         )
 
 
@@ -96,6 +106,7 @@ class RuntimeOptions:
             backend=self.backend,
             precision=self.precision,
             threads=thread_count(options.threads),
+            domain=options.domain,
         )
         if detector.backend.name == "torch":
             use_threads(options.threads)

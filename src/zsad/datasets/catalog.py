@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from zsad.datasets.words import letters
 from zsad.errors import DataError
+from zsad.types import Domain
 
 _toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
@@ -44,7 +45,7 @@ class CatalogEntry(FrozenModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$", description="What zsad calls the set.")
     title: str = Field(description="Full name.")
-    group: Literal["industrial", "medical"]
+    group: Domain
     aliases: tuple[str, ...] = Field(
         default=(), description="Other names and folder names; case and punctuation are ignored."
     )
@@ -198,6 +199,12 @@ def catalogue(path: Path | None = None) -> Catalogue:
     added = _entries(text, str(path))
     replaced = {entry.name for entry in added}
     return Catalogue([entry for entry in bundled() if entry.name not in replaced] + added)
+
+
+def domain_of(name: str) -> Domain | None:
+    """Return what the images of a data set are of; None for one that the bundled catalogue does not list."""
+    entry = bundled().get(name)
+    return None if entry is None else entry.group
 
 
 def _entries(text: str, where: str) -> list[CatalogEntry]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from zsad.clip.vision import PatchTokens, Pixels
     from zsad.clip.weights import Backbone
+    from zsad.types import Domain
 
 __all__ = [
     "COMMON_TRAINING",
@@ -275,6 +276,13 @@ class Method(nn.Module, ABC):
 
         What is frozen from then on may be computed once. By default all parameters learn.
         """
+
+    def for_domain(self, domain: Domain) -> Self:
+        """Return the method for industrial or medical images: itself, unless its paper scores the two differently.
+
+        Tensors are shared.
+        """
+        return self
 
     def rate_of(self, parameter: str) -> float:
         """Factor on the learning rate of a parameter, by its name."""

@@ -16,22 +16,23 @@ three scales, as means over r x r neighbours (patch average aggregation), and me
     map = sum over maps of cos(v, t_a) - cos(v, t_n), smoothed on the grid, enlarged
     s = (max map + (f^T t_a + 1) / 2) / 2;   medical images: max map
 
-ETF: the E outputs of a token should form a simplex equiangular tight frame. Balance: squared coefficient of variation
-of the experts' shares.
+ETF: a token's E outputs should form a simplex equiangular tight frame. Balance: (std / mean)^2 of experts' shares.
 
 Deviations. The paper's map is a sum without a softmax, its values brought to [0, 1] class by class over the whole
 test set, which one image does not have: here the map is the sigmoid of the mean difference over `map_temperature`,
-which ranks pixels alike; `zsad.metrics.transductive` gives the paper's scores. The Gaussian reaches 4 sigma, not 3,
-and mirrors the border. Masks are resized as for every method, not to the nearest pixel. The released code turns, shifts
-and mirrors training images: so does the training's `augment` = "moeclip", which is off by default as it excludes kept
-features. What paper and released code do differently is the setting `recipe`.
+which ranks pixels alike; `zsad.metrics.transductive` gives the paper's scores. Masks are resized as for every method,
+not to the nearest pixel. The released code turns, shifts and mirrors training images: so does the training's `augment`
+= "moeclip", which is off by default as it excludes kept features. In the released code routers start at 0, and 1e-6 is
+added to ||y||: two experts get all tokens first and a first gradient that Adam remembers for thousands of steps. By
+default routers start at random and 0.1 is added. What paper and released code do differently is the setting `recipe`.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -69,11 +70,19 @@ from zsad.nn.losses import score_loss
 from zsad.nn.pooling import average_pool
 from zsad.nn.windows import check_window
 from zsad.prompts import published_prompts
+from zsad.types import Domain
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 TRAIN_TEMPERATURE = 0.01
 GLOBAL_TEMPERATURE = 0.07
 """Temperature of the image feature where a score takes its probability (inferred)."""
 SLOPE = 0.01
+DOMAINS: Mapping[Domain, Mapping[str, Any]] = {
+    "industrial": {"sigma": 1.0, "score": "map_and_cosine"},
+    "medical": {"sigma": 1.5, "score": "map"},
+}
 
 
 class MoECLIPConfig(RoutedConfig):
@@ -85,8 +94,17 @@ class MoECLIPConfig(RoutedConfig):
         "global_temperature": GLOBAL_TEMPERATURE,
     }
     groups: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
-        "recipe": {"released": {"etf_weight": 0.0, "balance_weight": 0.0, "dropout": 0.0}},
-        "domain": {"medical": {"sigma": 1.5, "score": "map"}},
+        "recipe": {
+            "released": {
+                "etf_weight": 0.0,
+                "balance_weight": 0.0,
+                "dropout": 0.0,
+                "gate_init": "zero",
+                "norm_floor": 1e-6,
+                "smooth": "grid_reflect",
+            }
+        },
+        "domain": DOMAINS,
     }
 
     value_value: ValueValue = False
@@ -100,12 +118,13 @@ class MoECLIPConfig(RoutedConfig):
     smooth: Smooth = "grid"
     recipe: Literal["paper", "released"] = Field(
         default="paper",
-        description="As the paper trains, or as the released code does: no auxiliary losses, no dropout, a tenth "
-        "of the training's learning_rate, given or not. Sets etf_weight, balance_weight and dropout where not given.",
+        description="As the paper trains, or as the released code: no auxiliary losses, no dropout, a tenth of the "
+        "training's learning_rate. Sets etf_weight, balance_weight, dropout, gate_init, norm_floor, smooth.",
     )
-    domain: Literal["industrial", "medical"] = Field(
+    domain: Domain = Field(
         default="industrial",
-        description="What images are of. Sets sigma and score where they are not given.",
+        description="What images are of. Sets sigma and score where they are not given. Measured on a data set of the "
+        "catalogue, a model takes that set's.",
     )
     rank: int = Field(default=8, ge=1, description="Rank R of an expert.")
     alpha: float = Field(default=16.0, gt=0, description="Experts are scaled by alpha / rank.")
@@ -114,11 +133,10 @@ class MoECLIPConfig(RoutedConfig):
     )
     blend: float = Field(default=0.1, ge=0, le=1, description="Share lambda of the experts in a token.")
     norm_floor: float = Field(
-        default=1e-6,
+        default=0.1,
         gt=0,
-        description="Added to the norm that experts' outputs are divided by. As published, the first gradient is of "
-        "order 1 / norm_floor, and Adam's memory of it slows the experts for thousands of steps; with 1 "
-        "they learn at once.",
+        description="Added to the norm that experts' outputs are divided by (inferred; released code: 1e-6). The first "
+        "gradient is of order 1 / norm_floor.",
     )
     fofs: bool = Field(
         default=True,
@@ -126,7 +144,7 @@ class MoECLIPConfig(RoutedConfig):
         "projections of all.",
     )
     gate_init: Literal["zero", "random"] = Field(
-        default="zero", description="Start of the routers; zero starts with ties, random with deviation 0.02."
+        default="random", description="Start of the routers: deviation 0.02 (inferred), or 0 (released code)."
     )
     etf_weight: float = Field(default=0.01, ge=0, description="Weight of the loss that keeps experts apart.")
     balance_weight: float = Field(
@@ -139,8 +157,7 @@ class MoECLIPConfig(RoutedConfig):
     )
     start: Literal["random", "clip"] = Field(
         default="random",
-        description="Projectors and text adapter start Xavier-uniform (published), or as CLIP's own projections: "
-        "for trainings of a few hundred steps.",
+        description="Start of projectors and text adapter: Xavier's, or CLIP's own (inferred).",
     )
     head: Literal["depthwise", "linear"] = Field(
         default="depthwise",
@@ -150,13 +167,12 @@ class MoECLIPConfig(RoutedConfig):
     map_temperature: float = Field(
         default=0.25,
         gt=0,
-        description="Temperature of the maps' cosines in inference (inferred). It changes no ranking of pixels; a "
-        "low one drives all high values to 1. Training takes 0.01.",
+        description="Temperature of the maps' cosines in inference (inferred); it changes no ranking of pixels.",
     )
     score: Literal["map_and_cosine", "map_and_global", "global", "map"] = Field(
         default="map_and_cosine",
         description="Mean of the map's maximum and of (cos_a + 1) / 2 (published for industrial images) or of the "
-        "global probability; or one of these; map is published for medical images.",
+        "global probability (inferred); or one of these; map is published for medical images.",
     )
 
     @model_validator(mode="after")
@@ -221,15 +237,10 @@ class MoECLIP(Method):
 
     def _mixture(self, width: int) -> LoRAMixture:
         config = self.config
+        shared = ("experts", "top_k", "rank", "alpha", "dropout", "blend", "norm_floor")
         return LoRAMixture(
             width,
-            experts=config.experts,
-            top_k=config.top_k,
-            rank=config.rank,
-            alpha=config.alpha,
-            dropout=config.dropout,
-            blend=config.blend,
-            norm_floor=config.norm_floor,
+            **{name: getattr(config, name) for name in shared},
             orthogonal=config.fofs,
             router_std=0.02 if config.gate_init == "random" else 0.0,
         )
@@ -249,6 +260,16 @@ class MoECLIP(Method):
     @property
     def _mixtures(self) -> list[LoRAMixture]:
         return [mixture for mixture in self.experts if isinstance(mixture, LoRAMixture)]
+
+    def for_domain(self, domain: Domain) -> Self:
+        """Return the method with the sigma and score of a domain, where its own are those of the other one."""
+        config, own = self.config, DOMAINS[self.config.domain]
+        changes = {
+            name: value for name, value in DOMAINS[domain].items() if getattr(config, name) == own[name]
+        }
+        method = copy.copy(self)
+        method.config = config.model_copy(update={"domain": domain, **changes})
+        return method
 
     def rate_of(self, parameter: str) -> float:
         """Factor on the rate: the released code trains at 5e-5, the paper at 5e-4."""

@@ -78,6 +78,18 @@ def sources_note(method: str, provenance: str) -> str:
     )
 
 
+def domain_note(config: Mapping[str, Any]) -> str:
+    """Sentence on the images that a method's settings are for; "" where a method does not score two kinds differently.
+
+    Args:
+        config: as a model's card has it.
+    """
+    if "domain" not in config:
+        return ""
+    score = "fused with oddness" if config.get("oddness") == "fused" else config["score"]
+    return f"scored as {config['domain']} images: maps smoothed over {config['sigma']:g} patches, image score {score}"
+
+
 _MPAMA = "Learning Multi-granularity Visual-textual Alignment for Zero-shot Anomaly Detection"
 
 METHODS: dict[str, MethodEntry] = {

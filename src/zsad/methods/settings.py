@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from zsad.errors import ConfigError
-from zsad.nn.maps import MapOrder
+from zsad.nn.maps import MapOrder, Smoothed
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,8 +45,11 @@ Order = Annotated[
 AlignCorners = Annotated[bool, Field(description="Corner convention of the map's upsampling.")]
 Sigma = Annotated[float, Field(ge=0, description="Gaussian smoothing of the map, in pixels, inference only.")]
 Smooth = Annotated[
-    Literal["map", "grid"],
-    Field(description="Smooth the map, or the patch grid before upsampling (sigma in patches)."),
+    Smoothed,
+    Field(
+        description="Smooth the map, or the patch grid before upsampling (sigma in patches); grid_reflect mirrors the "
+        "border without repeating its sample and ends at 3 sigma (MoECLIP's released code)."
+    ),
 ]
 
 # Types of settings that several methods have.

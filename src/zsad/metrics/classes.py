@@ -17,8 +17,8 @@ from zsad.metrics.exact import PIXEL_MEASURES, ExactPixelMetrics, ImageScores, P
 from zsad.metrics.pro import UNDEFINED, Bound
 from zsad.metrics.streaming import PixelMetrics
 from zsad.metrics.table import COLUMNS, ResultRow
-from zsad.metrics.transductive import Domain, transductive_scores
-from zsad.types import Sample
+from zsad.metrics.transductive import transductive_scores
+from zsad.types import Domain, Sample
 
 Pro = Literal["aupro", "anomalyclip", "mvtec3d"]
 

@@ -20,8 +20,7 @@ from zsad.metrics.exact import ExactPixelMetrics
 from zsad.metrics.functional import check_limit
 from zsad.metrics.streaming import PixelMetrics
 from zsad.metrics.table import ResultRow, ResultTable
-from zsad.metrics.transductive import Domain
-from zsad.types import Sample
+from zsad.types import Domain, Sample
 
 if TYPE_CHECKING:
     from zsad.datasets.manifest import DataSet

@@ -6,14 +6,11 @@ maximum meets the image feature. That changes no ranking by the map within a cla
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zsad.errors import MetricError
-
-Domain = Literal["industrial", "medical"]
+from zsad.types import Domain
 
 _MARGIN = 1e-9
 

@@ -31,11 +31,10 @@ class TokenHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """A Xavier-uniform projection; the convolution starts as `nn.Conv1d` does."""
+        """Draw projection and convolution Xavier-uniform, as MoECLIP's released code does."""
         if self.norm is not None and self.mix is not None:
             self.norm.reset_parameters()
-            bound = 3**-0.5
-            nn.init.uniform_(self.mix, -bound, bound, generator=generator)
+            nn.init.xavier_uniform_(self.mix, generator=generator)
         nn.init.xavier_uniform_(self.project, generator=generator)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 Bilinear interpolation and Gaussian smoothing are linear and separable, so each is one constant matrix a side:
 a map is `K_h A K_w^T`. The matrices equal `torch.nn.functional.interpolate` and
-`scipy.ndimage.gaussian_filter` (truncated at four deviations, reflecting at the border).
+`scipy.ndimage.gaussian_filter` (truncated at four deviations, mirrored with the border sample repeated), or, where
+asked for, `kornia.filters.gaussian_blur2d` as MoECLIP's released code calls it (three deviations, mirrored without).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ Float64 = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 Bands = tuple[tuple[slice, slice, Float32], ...]
 MapOrder = Literal["before_softmax", "after_softmax", "mean_logits"]
+Smoothed = Literal["map", "grid", "grid_reflect"]
 
 # Of a matrix that upsamples: what it makes stays in the processor's cache. Of one that smooths, whose rows read their
 # neighbours, too: fewer rows together read fewer of these in vain.
 _BAND_ROWS, _SMOOTHED_ROWS = 37, 16
-_GAUSSIAN_TRUNCATE = 4.0
+_GAUSSIAN_TRUNCATE, _REFLECT_TRUNCATE = 4.0, 3.0
 
 
 class MapSpec(BaseModel):
@@ -45,8 +47,10 @@ class MapSpec(BaseModel):
     sigma: float = Field(
         default=4.0, ge=0, description="Deviation of the Gaussian in pixels of the canonical map."
     )
-    smooth: Literal["map", "grid"] = Field(
-        default="map", description="What is smoothed; with `grid`, sigma counts patches instead of pixels."
+    smooth: Smoothed = Field(
+        default="map",
+        description="What is smoothed; with `grid`, sigma counts patches instead of pixels. `grid_reflect` does not "
+        "repeat the border sample where it mirrors, and ends at three deviations.",
     )
     align_corners: bool = False
     scale: tuple[float, float] = Field(
@@ -61,13 +65,14 @@ class MapPath:
     map_sigma: float = 0.0
     align_corners: bool = False
     grid_sigma: float = 0.0
+    reflect: bool = False
 
     @classmethod
     def of(cls, spec: MapSpec, *, smooth: bool) -> MapPath:
         """Return the path of a map, with or without its smoothing."""
         sigma = spec.sigma if smooth else 0.0
         on_map, on_grid = (sigma, 0.0) if spec.smooth == "map" else (0.0, sigma)
-        return cls(on_map, spec.align_corners, on_grid)
+        return cls(on_map, spec.align_corners, on_grid, spec.smooth == "grid_reflect")
 
     @property
     def to_pixels(self) -> MapPath:
@@ -101,8 +106,13 @@ def interpolation_matrix(grid: int, size: int, *, align_corners: bool) -> Float6
     return matrix
 
 
-def gaussian_matrix(size: int, sigma: float) -> Float64:
+def gaussian_matrix(size: int, sigma: float, *, reflect: bool = False) -> Float64:
     """Gaussian smoothing of `size` samples as a matrix (size, size); the identity where `sigma` is 0.
+
+    Args:
+        size: samples.
+        sigma: deviation in samples.
+        reflect: mirror without repeating the border sample, and end at three deviations instead of four.
 
     Example:
         >>> bool(np.allclose(gaussian_matrix(9, 2.0).sum(axis=1), 1))
@@ -110,13 +120,14 @@ def gaussian_matrix(size: int, sigma: float) -> Float64:
     """
     if sigma == 0:
         return np.eye(size)
-    radius = int(_GAUSSIAN_TRUNCATE * sigma + 0.5)
+    radius = int(_REFLECT_TRUNCATE * sigma) if reflect else int(_GAUSSIAN_TRUNCATE * sigma + 0.5)
     offsets = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
     kernel /= kernel.sum()
-    # Mirrored at the border with the border sample repeated, as often as the kernel reaches beyond it.
-    folded = (np.arange(size)[:, None] + offsets[None, :]) % (2 * size)
-    columns = np.where(folded < size, folded, 2 * size - 1 - folded)
+    # Mirrored at the border, as often as the kernel reaches beyond it; by default with the border sample repeated.
+    period = max(2 * size - 2, 1) if reflect else 2 * size
+    folded = (np.arange(size)[:, None] + offsets[None, :]) % period
+    columns = np.where(folded < size, folded, period - folded - (0 if reflect else 1))
     matrix = np.zeros((size, size))
     np.add.at(matrix, (np.arange(size)[:, None], columns), kernel[None, :])
     return matrix
@@ -190,7 +201,8 @@ def _separable(values: Float32, size: tuple[int, int], final: tuple[int, int], p
 def path_matrix(grid: int, size: int, final: int, path: MapPath) -> Float64:
     """The whole path from a grid's side over `size` to `final` pixels: one matrix (final, grid)."""
     matrix = interpolation_matrix(grid, size, align_corners=path.align_corners)
-    matrix = gaussian_matrix(size, path.map_sigma) @ matrix @ gaussian_matrix(grid, path.grid_sigma)
+    smoothing = gaussian_matrix(grid, path.grid_sigma, reflect=path.reflect)
+    matrix = gaussian_matrix(size, path.map_sigma) @ matrix @ smoothing
     return matrix if final == size else interpolation_matrix(size, final, align_corners=False) @ matrix
 
 

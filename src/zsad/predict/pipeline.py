@@ -144,7 +144,9 @@ def read(
         (0, 0),
         sample=sample if sample is not None or not is_file else Sample(Path(str(given))),
         name=name or (str(given) if is_file else None),
-        object_name=sample.word if sample is not None else (view.object_name or model.object_name),
+        object_name=sample.word_for(model.card.method)
+        if sample is not None
+        else (view.object_name or model.object_name),
         reading=view.options.reading,
     )
     if view.options.tiling is not None and not isinstance(given, Decoded):

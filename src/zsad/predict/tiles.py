@@ -183,7 +183,7 @@ def map_rule(config: Mapping[str, Any]) -> tuple[float, bool] | None:
     share = _MAP_SHARE.get(str(config.get("score")))
     if share is None or config.get("oddness", "off") != "off":
         return None
-    smoothed = config.get("score_map") == "smoothed" or config.get("smooth") == "grid"
+    smoothed = config.get("score_map") == "smoothed" or config.get("smooth", "map") != "map"
     return share, smoothed
 
 

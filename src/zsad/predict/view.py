@@ -6,6 +6,7 @@ shared by any number of threads, since nobody changes them: another setting is a
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from zsad.predict.prediction import Prediction
     from zsad.predict.roi import RegionOfInterest
     from zsad.predict.tiles import Tiling
+    from zsad.types import Domain
 
 
 CALIBRATION_FILE = "calibration.json"
@@ -86,6 +88,20 @@ class Model:
     def score_settings(self) -> dict[str, Any]:
         """Settings that say how a score is made of the map; none where a comparison has a part in the score."""
         return {} if self.comparison is not None else dict(self.card.config)
+
+    def for_domain(self, domain: Domain | None) -> Model:
+        """Return the model for industrial or medical images, with its tensors shared; itself where that is no matter.
+
+        Raises:
+            ConfigError: the model is an exported graph, which holds the settings of another domain.
+        """
+        if domain is None or self.card.config.get("domain", domain) == domain:
+            return self
+        method = self.method.for_domain(domain)
+        backend = copy.copy(self.backend)
+        backend.method = method  # type: ignore[attr-defined]  # `method` came from it
+        changes = {"config": method.config.model_dump(mode="json"), "map_spec": method.map_spec}
+        return replace(self, backend=backend, card=self.card.model_copy(update=changes))
 
     def identity(self, options: InputOptions) -> str:
         """Return a short hash of all that decides a score.

@@ -75,26 +75,34 @@ def _compose(
     return normal, abnormal
 
 
-def class_name(dataset: str, name: str) -> str:
-    """Return the words that prompts use for an object class: as published, or its own name.
+def class_name(dataset: str, name: str, *, method: str = "") -> str:
+    """Return the words that prompts use for an object class: those of a list, or its own name.
 
     Args:
         dataset: such as "MVTec"; case and punctuation do not matter.
         name: of the class in that data set.
+        method: whose prompts they are; some have a published list of their own.
 
     Example:
-        >>> class_name("MVTec", "cable"), class_name("mvtec-ad", "metal_nut"), class_name("mine", "left_shoe")
-        ('top view of three cables', 'metal nut', 'left shoe')
+        >>> class_name("MVTec", "cable"), class_name("mvtec-ad", "metal_nut"), class_name("BrainMRI", "brain")
+        ('cable', 'metal nut', 'scan')
+        >>> class_name("MVTec", "cable", method="moeclip")
+        'top view of three cables'
     """
-    known = _class_names().get(_letters(dataset), {})
-    return str(known.get("classes", {}).get(name) or known.get("every") or name.replace("_", " "))
+    names = _class_names()
+    for entry in (names.get((_letters(dataset), method), {}), names.get((_letters(dataset), ""), {})):
+        if words := entry.get("classes", {}).get(name) or entry.get("every"):
+            return str(words)
+    return name.replace("_", " ")
 
 
 @lru_cache(maxsize=1)
-def _class_names() -> dict[str, dict[str, Any]]:
-    """The entries of `class_names.toml` by every spelling of their data sets."""
+def _class_names() -> dict[tuple[str, str], dict[str, Any]]:
+    """The entries of `class_names.toml` by every spelling of their data sets, and by method."""
     table = _toml.loads((files(__name__) / "class_names.toml").read_text(encoding="utf-8"))
-    return {_letters(name): entry for entry in table["names"] for name in entry["sets"]}
+    return {
+        (_letters(name), entry.get("method", "")): entry for entry in table["names"] for name in entry["sets"]
+    }
 
 
 def _letters(text: str) -> str:

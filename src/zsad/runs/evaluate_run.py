@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from zsad.datasets.catalog import domain_of
 from zsad.datasets.manifest import DataSet, discover
 from zsad.datasets.overlap import check_unseen
 from zsad.detector import Detector
 from zsad.errors import ConfigError
 from zsad.files import write_json, write_text
-from zsad.methods.registry import sources_note
+from zsad.methods.registry import domain_note, sources_note
 from zsad.metrics import evaluation
 from zsad.metrics.classes import ClassScores, Pro
 from zsad.metrics.evaluation import Metrics, Progress
@@ -27,7 +28,7 @@ from zsad.predict.tiles import OnTile
 from zsad.runs.folder import RunWriter, file_state
 from zsad.runs.remeasure import KeptRun, keep_states
 from zsad.runs.store import GRIDS_FILE, OVERLAYS, as_stored, read_grids, read_rows, restore
-from zsad.types import Sample
+from zsad.types import Domain, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class EvaluateOptions:
         transductive: MoECLIP's published image scores, which need all test images of a class.
         allow_seen: measure on data that the model was trained on.
         batch_size: images in a pass; None takes what suits the device.
+        domain: "industrial" or "medical" images, for methods that score the two differently; None: as the catalogue
+            has the data set, else as the model has it.
         overwrite: throw away what lies in the folder.
     """
 
@@ -56,6 +59,7 @@ class EvaluateOptions:
     transductive: bool = False
     allow_seen: bool = False
     batch_size: int | None = None
+    domain: Domain | None = None
     overwrite: bool = False
 
 
@@ -90,6 +94,7 @@ def evaluate(
     """
     options, folder = options or EvaluateOptions(), Path(out)
     data = data if isinstance(data, DataSet) else discover(Path(data))
+    detector = _for_target(detector, data, options.domain)
     card = detector.card
     if options.transductive and card.method != "moeclip":
         raise ConfigError(f"--transductive is MoECLIP's way of scoring, not {card.method}'s; leave it out")
@@ -117,6 +122,8 @@ def evaluate(
     table.seen = overlap.sentence()
     if note := sources_note(card.method, card.provenance):
         table.notes.append(note)
+    if note := domain_note(card.config):
+        table.notes.append(note)
     environment = detector.backend.environment()
     write_metrics(
         folder,
@@ -124,6 +131,15 @@ def evaluate(
         {"model": detector.name, "card": card.model_dump(mode="json"), "environment": environment},
     )
     return table
+
+
+def _for_target(detector: Detector, data: DataSet, domain: Domain | None) -> Detector:
+    """Return the detector with the settings for what the data set's images are of."""
+    if domain is None and not hasattr(
+        detector.backend, "method"
+    ):  # a graph holds those that it was exported with
+        return detector
+    return Detector(detector.model.for_domain(domain or domain_of(data.name)), detector.view)
 
 
 def write_metrics(folder: Path, table: ResultTable, details: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from zsad.runs.rows import COLUMNS, arrow_schema, error_row, need_pyarrow, resul
 
 if TYPE_CHECKING:
     from zsad.detector import Detector
+    from zsad.types import Domain
 
 IMAGE_COLUMNS = ("bytes", "content", "image", "path")
 """Where images are looked for, in this order: content of files, pictures or arrays, paths or addresses."""
@@ -46,6 +47,7 @@ class Loading:
     backend: str | None = None
     precision: str = "auto"
     threads: int | None = None
+    domain: Domain | None = None
     object_name: str | None = None
     pixel_threshold: float | None = None
     min_area: float = 0.0
@@ -74,6 +76,7 @@ class Loading:
             backend=self.backend,  # type: ignore[arg-type]  # checked by load
             precision=self.precision,  # type: ignore[arg-type]
             threads=self.threads,
+            domain=self.domain,
         )
         detector = detector.with_(options=self.options).use_default(self.calibration)
         view = detector.view
@@ -113,7 +116,7 @@ class BatchPredictor:
         keep: columns of a batch that are handed on.
         region: where anomalies count.
         loading: further fields of `Loading`: backbone, weights, device, calibration, backend, precision, threads
-            (PyTorch's, for the whole process), object_name, pixel_threshold, min_area, options.
+            (PyTorch's, for the whole process), domain, object_name, pixel_threshold, min_area, options.
 
     Example:
         >>> images = np.zeros((3, 64, 64, 3), np.uint8)

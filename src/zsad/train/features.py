@@ -127,7 +127,7 @@ class FeatureSource:
         masks: Tensor,
         labels: Tensor,
     ) -> TrainingBatch:
-        words = tuple(training.items[row].sample.word for row in rows)
+        words = tuple(training.items[row].sample.word_for(self.method.name) for row in rows)
         return TrainingBatch(
             replace(features, object_names=words), masks.to(self.device), labels.to(self.device)
         )

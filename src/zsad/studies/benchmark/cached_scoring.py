@@ -97,7 +97,8 @@ class FeatureCacheScorer:
             return []
         device = next(self.method.parameters()).device
         features = cache.read([str(self.digests(sample)) for sample in samples], device=device)
-        output = self.method.predict(replace(features, object_names=tuple(sample.word for sample in samples)))
+        words = tuple(sample.word_for(self.method.name) for sample in samples)
+        output = self.method.predict(replace(features, object_names=words))
         grids = output.logits.float().cpu().numpy()
         scores, spec = output.score.float().cpu().tolist(), self.method.map_spec
         return [

@@ -8,12 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zsad.backends.torch import TorchBackend
 from zsad.card import Card
 from zsad.datasets.overlap import overlap_of
 from zsad.device import describe_environment
 from zsad.errors import DataError
 from zsad.methods.base import Method
-from zsad.methods.registry import find
+from zsad.methods.registry import domain_note, find
+from zsad.predict.view import Model
 from zsad.studies.benchmark.cell_results import CellResult, FileProblem, cell_path, read_cell, write_cell
 from zsad.studies.benchmark.cells import Candidate, Cell, CellPlan, Step, Target, TrainingRun, digest_of
 from zsad.studies.benchmark.cost import cost
@@ -138,7 +140,8 @@ class CellRunner:
         data = cell.target.data
         if data is None or cell.problem:
             raise DataError(cell.problem)
-        method, card = self._trained_method(cell)
+        model = Model(*self._trained_method(cell)).for_domain(cell.domain)
+        method, card = model.method, model.card
         overlap = overlap_of(card, data)
         if overlap and not self.plan.allow_seen:
             raise DataError(
@@ -162,7 +165,12 @@ class CellRunner:
             update={
                 "seen": bool(overlap) or bool(cell.overlap),
                 "rows": measurement.rows,
-                "notes": (*measurement.notes, *(f"training: {line}" for line in log.left_out)),
+                "settings": dict(card.config),
+                "notes": (
+                    *measurement.notes,
+                    *filter(None, [domain_note(card.config)]),
+                    *(f"training: {line}" for line in log.left_out),
+                ),
                 "problems": measurement.problems,
                 "seconds_training": log.seconds,
                 "files": measurement.files,
@@ -197,19 +205,19 @@ class CellRunner:
             environment={**describe_environment(context.device), "processes": self.plan.jobs},
         )
 
-    def _trained_method(self, cell: Cell) -> tuple[Method, Card]:
+    def _trained_method(self, cell: Cell) -> tuple[TorchBackend, Card]:
         """Return the method of a cell with its weights, and its card."""
         candidate = cell.candidate
         path = candidate.checkpoint if cell.run is None else self._run_folder(cell.run) / MODEL_FILE
         if path is None:
             method = candidate.build()
-            return method, card_of(method, candidate.context.parts(method), created="")
+            return TorchBackend(method), card_of(method, candidate.context.parts(method), created="")
         if self._model is None or self._model[0] != path:
             self._model = None  # one model at a time: cells of one come one after the other
             method = candidate.build()
             load_checkpoint(path, method, backbone_sha256=candidate.context.backbone.sha256)
             self._model = path, method
-        return self._model[1], read_card(path)
+        return TorchBackend(self._model[1]), read_card(path)
 
     def _run_folder(self, run: TrainingRun) -> Path:
         return self.plan.work / "runs" / run.key
@@ -264,7 +272,9 @@ class CellRunner:
             "threads": self.plan.threads,
         }
         digest = digest_of({**request, "sha": context.backbone.sha256})
-        images = [[str(sample.image), sample.word] for sample in target.samples[:_COST_IMAGES]]
+        images = [
+            [str(sample.image), sample.word_for(candidate.method)] for sample in target.samples[:_COST_IMAGES]
+        ]
         path = self.plan.work / "cost" / f"{candidate.method}-{digest}.json"
         return cost(path, {**request, "images": images})
 

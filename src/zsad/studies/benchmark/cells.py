@@ -11,13 +11,14 @@ from typing import Any, Literal, NamedTuple
 
 import zsad
 from zsad.card import Card
+from zsad.datasets.catalog import domain_of
 from zsad.datasets.manifest import DataSet, discover
 from zsad.errors import ZsadError
 from zsad.methods.base import Method, MethodConfig
 from zsad.studies.benchmark.context import BackboneContext
 from zsad.train.samples import select_samples
 from zsad.train.train_config import RUN_FIELDS, TrainConfig
-from zsad.types import Sample
+from zsad.types import Domain, Sample
 
 FORMAT = 1  # of the results of cells; those of another format are computed anew
 
@@ -134,6 +135,11 @@ class Cell:
     overlap: str = ""  # why the target is not unseen, as far as names and paths tell
 
     @property
+    def domain(self) -> Domain | None:
+        """What the target's images are of, as the catalogue has it; None: not known."""
+        return domain_of(self.target.name)
+
+    @property
     def seed(self) -> int | None:
         """The seed of the training, also of one done elsewhere."""
         if self.run is not None:
@@ -174,6 +180,9 @@ def cell_key(candidate: Candidate, run: TrainingRun | None, target: Target, **mo
         "target": target.fingerprint,
         **more,
     }
+    own = getattr(candidate.config, "domain", None)
+    if own is not None and (domain_of(target.name) or own) != own:
+        parts["domain"] = domain_of(target.name)
     seed = "" if run is None else f"-{run.seed}"
     return f"{candidate.method}{seed}-{digest_of(parts)}"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from zsad.datasets.catalog import CatalogEntry, bundled
 from zsad.datasets.words import letters
+from zsad.methods.registry import domain_note
 from zsad.metrics.table import COLUMNS
 from zsad.studies.benchmark.cell_results import CellResult
 from zsad.studies.benchmark.papers import Paper, Printed, papers_on, printed
@@ -146,6 +147,8 @@ def _remarks(
     trained = f"trained on {', '.join(first.trained_on)}" if first.trained_on else "without training"
     seed_text = f", seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}" if seeds else ""
     yield f"ours: {first.label} on {first.backbone} at {size} px, {trained}{seed_text}"
+    if note := domain_note(first.settings):
+        yield f"ours: {note}"
     if entry is None:
         yield f"{first.target} is no set of the catalogue (zsad data list): there is nothing published to compare with"
     for paper in dict.fromkeys(printed_value.paper.paper for printed_value in published):
