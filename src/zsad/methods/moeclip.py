@@ -79,7 +79,13 @@ TRAIN_TEMPERATURE = 0.01
 GLOBAL_TEMPERATURE = 0.07
 """Temperature of the image feature where a score takes its probability (inferred)."""
 SLOPE = 0.01
-DOMAINS: Mapping[Domain, Mapping[str, Any]] = {
+RELEASED: Mapping[str, Any] = {
+    **dict.fromkeys(("etf_weight", "balance_weight", "dropout"), 0.0),
+    "gate_init": "zero",
+    "norm_floor": 1e-6,
+    "smooth": "grid_reflect",
+}
+DOMAINS: Mapping[str, Mapping[str, Any]] = {
     "industrial": {"sigma": 1.0, "score": "map_and_cosine"},
     "medical": {"sigma": 1.5, "score": "map"},
 }
@@ -94,16 +100,7 @@ class MoECLIPConfig(RoutedConfig):
         "global_temperature": GLOBAL_TEMPERATURE,
     }
     groups: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
-        "recipe": {
-            "released": {
-                "etf_weight": 0.0,
-                "balance_weight": 0.0,
-                "dropout": 0.0,
-                "gate_init": "zero",
-                "norm_floor": 1e-6,
-                "smooth": "grid_reflect",
-            }
-        },
+        "recipe": {"released": RELEASED},
         "domain": DOMAINS,
     }
 
@@ -112,9 +109,7 @@ class MoECLIPConfig(RoutedConfig):
     positions: Positions = "bicubic_antialiased"
     map_order: Order = "mean_logits"
     align_corners: AlignCorners = True
-    sigma: float = Field(
-        default=1.0, ge=0, description="Gaussian smoothing in patches, inference only; 1.5 for medical."
-    )
+    sigma: float = Field(default=1.0, ge=0, description="Gaussian of maps in inference, in patches.")
     smooth: Smooth = "grid"
     recipe: Literal["paper", "released"] = Field(
         default="paper",
@@ -128,28 +123,22 @@ class MoECLIPConfig(RoutedConfig):
     )
     rank: int = Field(default=8, ge=1, description="Rank R of an expert.")
     alpha: float = Field(default=16.0, gt=0, description="Experts are scaled by alpha / rank.")
-    dropout: float = Field(
-        default=0.05, ge=0, lt=1, description="Share of features hidden from the experts in training."
-    )
+    dropout: float = Field(default=0.05, ge=0, lt=1, description="Share of features hidden in training.")
     blend: float = Field(default=0.1, ge=0, le=1, description="Share lambda of the experts in a token.")
     norm_floor: float = Field(
         default=0.1,
         gt=0,
-        description="Added to the norm that experts' outputs are divided by (inferred; released code: 1e-6). The first "
-        "gradient is of order 1 / norm_floor.",
+        description="Added to the norm that experts' outputs are divided by (inferred; released code: 1e-6).",
     )
     fofs: bool = Field(
         default=True,
-        description="Experts read frozen orthonormal projections of features of their own; otherwise trained "
-        "projections of all.",
+        description="Experts read frozen orthonormal projections of their own features, not trained ones of all.",
     )
     gate_init: Literal["zero", "random"] = Field(
         default="random", description="Start of the routers: deviation 0.02 (inferred), or 0 (released code)."
     )
     etf_weight: float = Field(default=0.01, ge=0, description="Weight of the loss that keeps experts apart.")
-    balance_weight: float = Field(
-        default=0.01, ge=0, description="Weight of the loss that keeps experts busy."
-    )
+    balance_weight: float = Field(default=0.01, ge=0, description="Weight of the experts' balance loss.")
     windows: tuple[int, ...] = Field(
         default=(1, 3, 5),
         min_length=1,
