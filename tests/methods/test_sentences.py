@@ -10,7 +10,8 @@ from zsad.clip.blocks import QuickGELU
 from zsad.clip.weights import Backbone
 from zsad.methods.base import ImageFeatures
 from zsad.methods.registry import build
-from zsad.methods.sentences import SentenceBank, distinct_names, of_images
+from zsad.methods.sentences import SentenceBank
+from zsad.methods.similarity import distinct_names, of_images
 
 SENTENCES = ["a photo of a bottle.", "a damaged bottle.", "a photo of a bottle."]
 

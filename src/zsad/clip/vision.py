@@ -70,7 +70,7 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig, embed_dim: int) -> None:
         super().__init__()
         self.config = config
-        width, side = config.width, config.native_grid
+        width, self._side = config.width, config.native_grid
         if config.stem is None:
             self.patch_embedding: nn.Module = nn.Conv2d(
                 3, width, kernel_size=config.patch_size, stride=config.patch_size, bias=False
@@ -78,7 +78,7 @@ class VisionTower(nn.Module):
         else:
             self.patch_embedding = MobileStem(config.stem, width)
         self.class_embedding = nn.Parameter(torch.empty(width).normal_(std=width**-0.5))
-        self.position_embedding = nn.Parameter(torch.empty(1 + side * side, width).normal_(std=width**-0.5))
+        self.position_embedding = nn.Parameter(torch.empty(1 + self._side * self._side, width).normal_(std=width**-0.5))
         self.ln_pre = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
             Block(width, config.heads, config.mlp_width, config.activation) for _ in range(config.layers)
@@ -95,7 +95,7 @@ class VisionTower(nn.Module):
         Note that `antialias` also changes PyTorch's cubic coefficient, so it matters when enlarging, too.
         """
         weight = self.position_embedding
-        side = self.config.native_grid
+        side = self._side
         if grid == (side, side):
             return weight
         key = (grid, interpolation, antialias, weight.data_ptr(), weight._version, weight.dtype)

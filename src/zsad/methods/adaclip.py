@@ -48,7 +48,6 @@ from zsad.methods.base import (
     Output,
     PaperModule,
 )
-from zsad.methods.sentences import distinct_names, of_images
 from zsad.methods.settings import (
     Activation,
     AlignCorners,
@@ -60,10 +59,12 @@ from zsad.methods.settings import (
 )
 from zsad.methods.similarity import (
     TextCache,
+    distinct_names,
     full_precision,
     image_probability,
     join_scores,
     layer_maps,
+    of_images,
     patch_logits,
     segmentation_losses,
 )

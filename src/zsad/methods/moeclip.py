@@ -44,7 +44,7 @@ from zsad.clip.vision import Pixels
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import COMMON_TRAINING, ImageFeatures, Internals, Method, Output, PaperModule
-from zsad.methods.sentences import SentenceBank, distinct_names, of_images
+from zsad.methods.sentences import SentenceBank
 from zsad.methods.settings import (
     Activation,
     AlignCorners,
@@ -56,9 +56,11 @@ from zsad.methods.settings import (
     ValueValue,
 )
 from zsad.methods.similarity import (
+    distinct_names,
     full_precision,
     join_scores,
     layer_maps,
+    of_images,
     patch_logits,
     segmentation_losses,
     weighted_terms,

@@ -37,15 +37,16 @@ from zsad.clip.model import pack
 from zsad.clip.weights import Backbone
 from zsad.errors import ConfigError
 from zsad.methods.base import ImageFeatures, Internals, Method, Output, PaperModule
-from zsad.methods.sentences import distinct_names, of_images
 from zsad.methods.settings import ClassNames, RoutedConfig
 from zsad.methods.similarity import (
     TextCache,
+    distinct_names,
     full_precision,
     image_probability,
     join_scores,
     layer_maps,
     map_maximum,
+    of_images,
     patch_logits,
     segmentation_losses,
     weighted_terms,

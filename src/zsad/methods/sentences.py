@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from zsad.clip.model import CLIP
 from zsad.clip.weights import Backbone
+from zsad.methods.similarity import distinct_names, of_images
 
 Mean = Literal["normalised", "raw"]
 
@@ -103,24 +104,3 @@ class ClassText:
         weight = self._bank.weight
         text = torch.stack([self._states[name] for name in distinct]).to(weight.device, weight.dtype)
         return of_images(text, index, batch=batch)
-
-
-def distinct_names(object_names: Sequence[str] | None) -> tuple[list[str], Tensor]:
-    """Distinct object classes of a batch, and the index (B,) of each image's class among them.
-
-    Where all images are of one class there is no index to look up: it is empty, whatever the batch.
-
-    Args:
-        object_names: of `ImageFeatures.object_names`; None counts as "object" throughout.
-    """
-    object_names = ["object"] if object_names is None else object_names
-    distinct = list(dict.fromkeys(object_names))
-    index = [distinct.index(name) for name in object_names] if len(distinct) > 1 else []
-    return distinct, torch.tensor(index, dtype=torch.long)
-
-
-def of_images(text: Tensor, index: Tensor, *, batch: int) -> Tensor:
-    """Text (B, ...) of B images, of text (W, ...) of the classes and the index that `distinct_names` gives."""
-    if not len(index):
-        return text.expand(batch, *text.shape[1:])
-    return text[index.to(text.device)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -123,3 +123,24 @@ def segmentation_losses(
     if both_channels:
         dice = dice + dice_loss(1 - maps, 1 - masks)
     return {"dice": dice.mean(dim=0).sum(), "focal": layers * focal_loss(maps, masks)}
+
+
+def distinct_names(object_names: Sequence[str] | None) -> tuple[list[str], Tensor]:
+    """Distinct object classes of a batch, and the index (B,) of each image's class among them.
+
+    Where all images are of one class there is no index to look up: it is empty, whatever the batch.
+
+    Args:
+        object_names: of `ImageFeatures.object_names`; None counts as "object" throughout.
+    """
+    object_names = ["object"] if object_names is None else object_names
+    distinct = list(dict.fromkeys(object_names))
+    index = [distinct.index(name) for name in object_names] if len(distinct) > 1 else []
+    return distinct, torch.tensor(index, dtype=torch.long)
+
+
+def of_images(text: Tensor, index: Tensor, *, batch: int) -> Tensor:
+    """Text (B, ...) of B images, of text (W, ...) of the classes and the index that `distinct_names` gives."""
+    if not len(index):
+        return text.expand(batch, *text.shape[1:])
+    return text[index.to(text.device)]
