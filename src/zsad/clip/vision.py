@@ -78,7 +78,9 @@ class VisionTower(nn.Module):
         else:
             self.patch_embedding = MobileStem(config.stem, width)
         self.class_embedding = nn.Parameter(torch.empty(width).normal_(std=width**-0.5))
-        self.position_embedding = nn.Parameter(torch.empty(1 + self._side * self._side, width).normal_(std=width**-0.5))
+        self.position_embedding = nn.Parameter(
+            torch.empty(1 + self._side * self._side, width).normal_(std=width**-0.5)
+        )
         self.ln_pre = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
             Block(width, config.heads, config.mlp_width, config.activation) for _ in range(config.layers)

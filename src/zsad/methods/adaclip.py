@@ -48,15 +48,7 @@ from zsad.methods.base import (
     Output,
     PaperModule,
 )
-from zsad.methods.settings import (
-    Activation,
-    AlignCorners,
-    ClassNames,
-    Order,
-    Positions,
-    Score,
-    ValueValue,
-)
+from zsad.methods.settings import Activation, AlignCorners, ClassNames, Order, Positions, Score, ValueValue
 from zsad.methods.similarity import (
     TextCache,
     distinct_names,

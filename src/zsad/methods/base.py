@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from zsad.errors import CheckpointError, ConfigError
 from zsad.methods.fusion import OddnessFusion
-from zsad.methods.modules import Internals, PaperModule
 from zsad.methods.settings import MethodConfig
 from zsad.nn.maps import MapSpec
 from zsad.nn.oddness import oddness
@@ -98,6 +97,41 @@ class Stage:
     name: str
     share: float = 1.0
     learning_rate: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PaperModule:
+    """Named module of a method.
+
+    Attributes:
+        means: what the method does while it is switched off, in a few words or as an equation.
+        off: what stands elsewhere then; see `zsad.methods.modules`.
+        parameters: names of its parameters; `*` stands for any letters.
+        by_image: submodules whose output (B, ...) follows the image: they may be given that of another image.
+        text: it acts on text; with `by_image`, it makes text follow the image.
+    """
+
+    means: str
+    off: Mapping[str, Any]
+    parameters: tuple[str, ...] = ()
+    by_image: tuple[str, ...] = ()
+    text: bool = False
+
+
+@dataclass(slots=True)
+class Internals:
+    """Values inside a method for a batch, beside its output.
+
+    Attributes:
+        text: (B, ..., D) embeddings of length one that images meet; (1, ..., D) where no image changes them; None
+            without text.
+        outputs: for each pool the inner products (L, ..., E, E) of its experts' outputs, whether chosen or not.
+        kl: divergence of a posterior from its prior, in nats, mean over images; None without one.
+    """
+
+    text: Tensor | None = None
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    kl: Tensor | None = None
 
 
 class Method(nn.Module, ABC):

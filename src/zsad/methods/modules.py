@@ -1,4 +1,4 @@
-"""The named modules of a method, each with what switches it off: what `zsad explain --alive` asks of a model.
+"""Switching the named modules of a method off (`zsad.methods.base.PaperModule`), as `zsad explain --alive` does.
 
     PaperModule("b = 0", off={"vae": None}, parameters=("vae.*",), by_image=("vae.mean",))
 
@@ -15,46 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-
-@dataclass(frozen=True, slots=True)
-class PaperModule:
-    """Named module of a method.
-
-    Attributes:
-        means: what the method does while it is switched off, in a few words or as an equation.
-        off: what stands elsewhere then; see the module's text.
-        parameters: names of its parameters; `*` stands for any letters.
-        by_image: submodules whose output (B, ...) follows the image: they may be given that of another image.
-        text: it acts on text; with `by_image`, it makes text follow the image.
-    """
-
-    means: str
-    off: Mapping[str, Any]
-    parameters: tuple[str, ...] = ()
-    by_image: tuple[str, ...] = ()
-    text: bool = False
-
-
-@dataclass(slots=True)
-class Internals:
-    """Values inside a method for a batch, beside its output.
-
-    Attributes:
-        text: (B, ..., D) embeddings of length one that images meet; (1, ..., D) where no image changes them; None
-            without text.
-        outputs: for each pool the inner products (L, ..., E, E) of its experts' outputs, whether chosen or not.
-        kl: divergence of a posterior from its prior, in nats, mean over images; None without one.
-    """
-
-    text: Tensor | None = None
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-    kl: Tensor | None = None
 
 
 @contextmanager
