@@ -212,12 +212,12 @@ def write_run(folder: Path, order: str, *, images: int) -> DataSet:
     """A run of scores and grids as an evaluation leaves it, its masks kept; every fifth image is normal."""
     from zsad.datasets.manifest import DataSet
     from zsad.nn.maps import MapSpec
-    from zsad.runs.metric_cache import MASKS_FILE, KeptMasks
+    from zsad.runs.metric_cache import MASKS_FILE, MaskCache
     from zsad.runs.store import GRIDS_FILE, ROWS_FILE, RUN_FILE, GridFile, row_line
     from zsad.types import Sample
 
     rng, full = np.random.default_rng(0), (SIZE, SIZE)
-    grids, masks, samples = GridFile(folder / GRIDS_FILE, keep=0), KeptMasks(), []
+    grids, masks, samples = GridFile(folder / GRIDS_FILE, keep=0), MaskCache(), []
     spec = MapSpec(size=full, order=order).model_dump(mode="json")
     (folder / RUN_FILE).write_text(json.dumps({"settings": {}, "map_spec": spec}))
     with (folder / ROWS_FILE).open("wb") as rows:

@@ -297,11 +297,11 @@ class Detector:
         from zsad.calibration.thresholds import CalibrationTarget
         from zsad.images.inputs import expand_inputs
 
-        found = expand_inputs([normals]) if isinstance(normals, str | Path) else normals
+        samples = expand_inputs([normals]) if isinstance(normals, str | Path) else normals
         calibration = calibrate(
             self.model,
             self.view,
-            self._named(found),
+            self._named(samples),
             labelled=self._named(labelled),
             target=CalibrationTarget.of(**target),
             batch_size=batch_size,

@@ -1,4 +1,4 @@
-"""Where a model runs and on how many threads: chosen by the caller, never read from the environment."""
+"""Device and threads of a model: chosen by the caller, never read from the environment."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def use_threads(count: int | None = None) -> int:
 
 
 def thread_count(count: int | None = None) -> int:
-    """How many threads that means: `count`, or one for each available core.
+    """Return the number of threads: `count`, or one for each available core.
 
     Raises:
         ConfigError: a count below 1.

@@ -27,7 +27,7 @@ DEFAULT_MODEL = "promptmoe-tiny"
 
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """What is asked for; as the arguments of `zsad.load`."""
+    """Arguments of `zsad.load`."""
 
     model: str | Path
     backbone: str | Path | None = None
@@ -96,14 +96,14 @@ def _load_fastest(request: LoadRequest) -> Model:
 
 
 def _is_run(model: str | Path) -> bool:
-    """Whether a folder with a graph also holds the checkpoint it was made from."""
+    """Return True if a folder with a graph also holds the checkpoint it was made from."""
     return (Path(model).expanduser() / "model.safetensors").is_file()
 
 
 def _load_graph(graph: Path, request: LoadRequest) -> Model:
     from zsad.backends.graph_card import SUFFIXES, read_export
 
-    own = SUFFIXES[graph.suffix]
+    written_for = SUFFIXES[graph.suffix]
     if request.backend == "torch":
         raise ConfigError(
             f"{graph} is an exported graph, which PyTorch does not run; give the model it was made from"
@@ -115,9 +115,9 @@ def _load_graph(graph: Path, request: LoadRequest) -> Model:
             f"exported graphs run on the processor, not on {request.device!r}; leave the device out, or give the "
             f"model it was made from"
         )
-    wanted = request.backend or own
+    wanted = request.backend or written_for
     if wanted == "auto":
-        wanted = "openvino" if own == "openvino" or find_spec("openvino") is not None else "onnx"
+        wanted = "openvino" if written_for == "openvino" or find_spec("openvino") is not None else "onnx"
     card = read_export(graph)
     backend = _runtime(wanted, graph, card, request)
     return Model(backend, card.model, str(request.model), graph, card.object_name)
@@ -193,23 +193,23 @@ def _load_trained(request: LoadRequest, *, device: torch.device, precision: Prec
 
     model, tower = request.model, None
     if request.backbone is not None or request.weights is not None:
-        own = read_card(resolve_model(model)).backbone
-        given = str(request.backbone or own.name)
+        backbone = read_card(resolve_model(model)).backbone
+        given = str(request.backbone or backbone.name)
         known = preset_names()
         # Two presets differ for certain: refused before gigabytes are fetched.
-        if given != own.name and given in known and own.name in known:
-            raise _other_backbone(model, own, given)
+        if given != backbone.name and given in known and backbone.name in known:
+            raise _other_backbone(model, backbone, given)
         tower = load_backbone(given, weights=request.weights, device=device)
-        if tower.sha256 != own.sha256:
-            raise _other_backbone(model, own, f"{given} (sha256 {tower.sha256[:12]})")
+        if tower.sha256 != backbone.sha256:
+            raise _other_backbone(model, backbone, f"{given} (sha256 {tower.sha256[:12]})")
     method, card = build_method(model, backbone=tower, device=device)
     return Model(TorchBackend(method, precision=precision), card, str(model), resolve_model(model))
 
 
-def _other_backbone(model: str | Path, own: BackboneReference, given: str) -> CheckpointError:
+def _other_backbone(model: str | Path, backbone: BackboneReference, given: str) -> CheckpointError:
     return CheckpointError(
-        f"model {str(model)!r} was trained on backbone {own.name} (sha256 {own.sha256[:12]}), not on {given}; "
-        "leave out --backbone, or use a method without training such as --model clip"
+        f"model {str(model)!r} was trained on backbone {backbone.name} (sha256 {backbone.sha256[:12]}), "
+        f"not on {given}; leave out --backbone, or use a method without training such as --model clip"
     )
 
 

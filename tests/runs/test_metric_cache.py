@@ -10,7 +10,7 @@ from PIL import Image
 
 from zsad.metrics.classes import ClassScores
 from zsad.metrics.streaming import PixelMetrics
-from zsad.runs.metric_cache import KeptMasks, KeptStates
+from zsad.runs.metric_cache import MaskCache, StateCache
 from zsad.studies.benchmark.pixel_counts import ClassPixels, group_starts, read_pixels
 
 MASK = np.zeros((40, 40), bool)
@@ -28,11 +28,11 @@ def pixels() -> PixelMetrics:
 def files(tmp_path: Path, pixels: PixelMetrics) -> dict[str, Path]:
     """A file of states, one of masks and one of a benchmark's pixels, all sound."""
     found = {name: tmp_path / f"{name}.npz" for name in ("states", "masks", "pixels")}
-    states = KeptStates(found["states"])
+    states = StateCache(found["states"])
     states.put(ClassScores("set", "bolt", pixels=pixels), "key")
     states.write()
     Image.fromarray(MASK).save(tmp_path / "mask.png")
-    masks = KeptMasks()
+    masks = MaskCache()
     masks.put(MASK, tmp_path / "mask.png", full=MASK.shape)
     masks.write(found["masks"])
     counted = ClassPixels.of([("one", pixels)], group_starts(pixels))
@@ -43,11 +43,11 @@ def files(tmp_path: Path, pixels: PixelMetrics) -> dict[str, Path]:
 def check(files: dict[str, Path], pixels: PixelMetrics) -> None:
     """Reads all three; what comes back is right."""
     scores = ClassScores("set", "bolt")
-    if KeptStates(files["states"]).fill(scores, "key", limit=0.2):
+    if StateCache(files["states"]).fill(scores, "key", limit=0.2):
         assert isinstance(scores.pixels, PixelMetrics)
         assert scores.pixels.compute().auroc == pixels.compute().auroc and scores.pixels.limit == 0.2
     mask = files["masks"].parent / "mask.png"
-    read = KeptMasks.of(files["masks"]).read(mask, MASK.shape, image=mask, full=MASK.shape)
+    read = MaskCache.of(files["masks"]).read(mask, MASK.shape, image=mask, full=MASK.shape)
     assert (read == MASK).all()
     for name, found in read_pixels(files["pixels"]).items():
         assert (name, found.marked.tolist()) == ("bolt", ["one"])
@@ -55,9 +55,9 @@ def check(files: dict[str, Path], pixels: PixelMetrics) -> None:
 
 def test_sound_files_give_back_what_was_put(files: dict[str, Path], pixels: PixelMetrics) -> None:
     check(files, pixels)
-    assert KeptStates(files["states"]).fill(ClassScores("set", "bolt"), "key", limit=0.3)
-    assert not KeptStates(files["states"]).fill(ClassScores("set", "bolt"), "other", limit=0.3)
-    assert list(KeptMasks.of(files["masks"]).found) and list(read_pixels(files["pixels"])) == ["bolt"]
+    assert StateCache(files["states"]).fill(ClassScores("set", "bolt"), "key", limit=0.3)
+    assert not StateCache(files["states"]).fill(ClassScores("set", "bolt"), "other", limit=0.3)
+    assert list(MaskCache.of(files["masks"]).found) and list(read_pixels(files["pixels"])) == ["bolt"]
 
 
 def test_damaged_files_give_nothing(files: dict[str, Path], pixels: PixelMetrics) -> None:

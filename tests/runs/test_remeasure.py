@@ -19,7 +19,7 @@ from zsad.predict.prediction import Prediction
 from zsad.runs import metric_cache as kept
 from zsad.runs.folder import RunWriter, file_state
 from zsad.runs.metric_cache import MASKS_FILE, STATES_FILE
-from zsad.runs.remeasure import KeptRun, keep_states, measure_again
+from zsad.runs.remeasure import ScoredRun, keep_states, measure_again
 from zsad.runs.store import as_stored
 from zsad.types import Sample
 
@@ -85,7 +85,7 @@ def test_other_metrics_of_what_was_counted_take_no_map(
 ) -> None:
     run, states = tmp_path / "run", []
     evaluate(Drawn(run), data, collect=states.append)
-    keep_states(KeptRun.of(run), data, states)
+    keep_states(ScoredRun.of(run), data, states)
     wanted = {"also": ["aupimo", "aupro@0.1"], "micro": True, "pro": "anomalyclip", "limit": 0.2}
     expected = evaluate(Drawn(tmp_path / "other"), data, **wanted).to_json()
     slow = measure_again(tmp_path / "other", data, **wanted)

@@ -58,7 +58,7 @@ class ExportedBackend(Backend):
 
     @property
     def batch_size(self) -> int:
-        """One, since larger batches are not faster on a CPU."""
+        """Default number of images per batch: one, since larger batches are not faster on a CPU."""
         return 1
 
     def run(self, pixels: Float32, object_names: tuple[str, ...] | None = None) -> BackendOutput:

@@ -86,7 +86,7 @@ class TorchBackend(Backend):
 
     @property
     def batch_size(self) -> int:
-        """One on a CPU, more on a GPU."""
+        """Default number of images per batch: one on a CPU, more on a GPU."""
         return default_batch_size(self.device)
 
     @torch.inference_mode()

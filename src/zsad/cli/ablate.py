@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from zsad.cli.options import DeviceOptions
 from zsad.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -25,10 +26,7 @@ def ablate_command(
     test_on: Annotated[list[Path], Parameter(consume_multiple=True)],
     out: Path,
     seeds: Annotated[list[int] | None, Parameter(consume_multiple=True)] = None,
-    backbone: str = "zsad-tiny",
-    weights: Path | None = None,
-    device: str = "auto",
-    threads: int | None = None,
+    tower: DeviceOptions | None = None,
     set_: Annotated[list[str] | None, Parameter(name="--set")] = None,
     config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
 ) -> int:
@@ -45,14 +43,11 @@ def ablate_command(
         test_on: Folders or manifests to measure on, of other objects; may be several.
         out: Folder for features, trained variants and results.
         seeds: Train every variant once with each of these; by default 111 alone.
-        backbone: Frozen tower, by name or path; see zsad list backbones.
-        weights: File or folder of the backbone's weights.
-        device: auto, cpu or cuda.
-        threads: Processor threads; by default all cores.
         set_: A setting of the method as key=value, for all variants; may be repeated.
         config: Settings of the training; those not given are the method's own.
     """
     from zsad.cli.train import parse_settings, training_settings
+    from zsad.clip.config import TINY
     from zsad.clip.weights import load_backbone
     from zsad.datasets.manifest import discover
     from zsad.device import select_device, use_threads
@@ -63,10 +58,11 @@ def ablate_command(
     from zsad.studies.ablations.ablation_table import AblationResults
     from zsad.studies.ablations.study import Study, name_targets, shared_images
 
+    tower = tower or DeviceOptions()
     paper, chosen = ablations(method), find_table(method, table)
-    chosen_device, all_seeds = select_device(device), chosen_seeds(seeds, config)
+    chosen_device, all_seeds = select_device(tower.device), chosen_seeds(seeds, config)
     check_place(out)
-    use_threads(threads)
+    use_threads(tower.threads)
     study = Study(
         method=method,
         table=chosen,
@@ -75,7 +71,7 @@ def ablate_command(
         seeds=all_seeds,
         auxiliary=[discover(folder) for folder in train_on],
         targets=name_targets([discover(folder) for folder in test_on]),
-        backbone=load_backbone(backbone, weights=weights, device=chosen_device),
+        backbone=load_backbone(tower.backbone or TINY, weights=tower.weights, device=chosen_device),
         folder=out,
     )
     results = AblationResults(study, paper)
@@ -112,14 +108,13 @@ def _run(results: AblationResults) -> None:
         KeyboardInterrupt: says how much is done.
     """
     from zsad.cli.bars import ProgressBars
-    from zsad.cli.console import note, plural, printable
+    from zsad.cli.console import note, note_data, printable
     from zsad.studies.benchmark.cell_runner import CellRunner
     from zsad.studies.benchmark.execution import in_process, run_cells
 
     study = results.study
     for data in (*study.auxiliary, *study.targets.values()):
-        images = plural(len(data.samples), "image")
-        note(f"zsad: {printable(data.name)}: {images}, layout {data.layout}")
+        note_data(data)
     with ProgressBars() as bars:
         runner = CellRunner(study.plan, bars)
         try:

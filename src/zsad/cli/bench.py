@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zsad.cli.options import TowerOptions
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -15,10 +17,8 @@ if TYPE_CHECKING:
 def bench_command(
     model: str = "promptmoe-tiny",
     *,
-    backbone: str | None = None,
-    weights: Path | None = None,
+    tower: TowerOptions | None = None,
     repeats: int = 3,
-    threads: int | None = None,
 ) -> int:
     """Measure this machine's matrix products, and what share of them each backend reaches with a model.
 
@@ -29,10 +29,7 @@ def bench_command(
 
     Args:
         model: Bundled model, run folder, checkpoint, or a method without training (clip, clip-tiny).
-        backbone: Measure plain CLIP on this tower instead, by name or path.
-        weights: File or folder of the backbone's weights; without, a known backbone gets drawn ones.
         repeats: Passes of each backend.
-        threads: Processor threads; by default all cores.
     """
     from zsad.device import use_threads
     from zsad.errors import ConfigError
@@ -40,11 +37,13 @@ def bench_command(
 
     if repeats < 1:
         raise ConfigError(f"--repeats is {repeats}, expected 1 or more")
-    used = use_threads(threads)
-    if backbone is not None and weights is None:
-        loaded = _drawn(backbone)
+    tower = tower or TowerOptions()
+    used = use_threads(tower.threads)
+    if tower.backbone is not None and tower.weights is None:
+        loaded = _drawn(tower.backbone)
     else:
-        request = LoadRequest(model if backbone is None else "clip", backbone, weights, "cpu")
+        name = model if tower.backbone is None else "clip"
+        request = LoadRequest(name, tower.backbone, tower.weights, "cpu")
         loaded = load_checkpoint_or_method(request)
     _measure(loaded, repeats=repeats, threads=used)
     return 0

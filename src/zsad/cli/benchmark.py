@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from zsad.cli.options import DeviceOptions
 from zsad.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -27,13 +28,10 @@ def benchmark_command(
     protocol: str | None = None,
     data: Path | None = None,
     seeds: Annotated[list[int] | None, _Many] = None,
-    backbone: str = "zsad-tiny",
-    weights: Path | None = None,
+    tower: DeviceOptions | None = None,
     recipes: Path | None = None,
     jobs: int = 1,
     address: str | None = None,
-    device: str = "auto",
-    threads: int | None = None,
     allow_seen: Annotated[bool, Parameter(negative="")] = False,
     cost: bool = True,
     report_only: Annotated[bool, Parameter(negative="")] = False,
@@ -54,37 +52,44 @@ def benchmark_command(
         protocol: A pairing of the papers: mvtec-first, visa-first or adaclip; sets not below --data are left out.
         data: Folder of data sets, found by their names or by those of zsad data list.
         seeds: Train every method once with each of these; by default 111 alone.
-        backbone: Frozen tower, by name or path; see zsad list backbones.
-        weights: File or folder of the backbone's weights.
         recipes: TOML file with settings of the methods and of their trainings, where they are not the papers'.
         jobs: Tasks of Ray at work at once, on all GPUs there are (extra scale); 1 is this process alone.
         address: Of a running Ray cluster that shares the folders, such as ray://head:10001 or auto.
-        device: auto, cpu, cuda or cuda:1.
-        threads: Processor threads of each task; by default all cores of this machine, shared by the tasks.
         allow_seen: Measure also on what was trained on, and mark it in every table.
         cost: Measure the time and the memory of each method, in a process of its own.
         report_only: Only write the tables and the report of what is there.
         config: Settings of the training, for all methods.
     """
+    from zsad.cli.ablate import chosen_seeds
     from zsad.cli.console import note, printable
+    from zsad.clip.config import TINY
+    from zsad.errors import ConfigError
     from zsad.runs.folder import check_place
+    from zsad.studies.benchmark.request import BenchmarkRequest, read_recipes
 
+    tower = tower or DeviceOptions()
     if report_only:
         return _write_results(out)
     check_place(out)
     pairs, left_out = _pairs(train_on, test_on, pair, protocol, data)
-    request = _request(methods, pairs, out, recipes=recipes, seeds=seeds, config=config).model_copy(
-        update={
-            "protocol": protocol or "",
-            "backbone": backbone,
-            "weights": weights,
-            "device": device,
-            "threads": _threads(threads, jobs),
-            "jobs": jobs,
-            "address": address,
-            "allow_seen": allow_seen,
-            "cost": cost,
-        }
+    if not methods:
+        raise ConfigError("no method to measure: give --methods, such as --methods clip promptmoe")
+    request = BenchmarkRequest(
+        methods=tuple(methods),
+        pairs=tuple(pairs),
+        seeds=chosen_seeds(seeds, config),
+        work=out,
+        recipes={} if recipes is None else read_recipes(recipes),
+        training={} if config is None else config.model_dump(mode="json", include=config.model_fields_set),
+        protocol=protocol or "",
+        backbone=tower.backbone or TINY,
+        weights=tower.weights,
+        device=tower.device,
+        threads=_threads(tower.threads, jobs),
+        jobs=jobs,
+        address=address,
+        allow_seen=allow_seen,
+        cost=cost,
     )
     if left_out:
         note(f"zsad: not below {printable(data)}, left out: {', '.join(left_out)}")
@@ -125,32 +130,6 @@ def _pairs(
             "nothing to measure on: give --train-on with --test-on, --pair 'A,B>C', or --protocol"
         )
     return resolved, missing
-
-
-def _request(
-    methods: list[str] | None,
-    pairs: list[Any],
-    out: Path,
-    *,
-    recipes: Path | None,
-    seeds: list[int] | None,
-    config: TrainConfig | None,
-) -> BenchmarkRequest:
-    from zsad.cli.ablate import chosen_seeds
-    from zsad.errors import ConfigError
-    from zsad.studies.benchmark.request import BenchmarkRequest, read_recipes
-
-    if not methods:
-        raise ConfigError("no method to measure: give --methods, such as --methods clip promptmoe")
-    changed = {} if config is None else config.model_dump(mode="json", include=config.model_fields_set)
-    return BenchmarkRequest(
-        methods=tuple(methods),
-        pairs=tuple(pairs),
-        seeds=chosen_seeds(seeds, config),
-        work=out,
-        recipes={} if recipes is None else read_recipes(recipes),
-        training=changed,
-    )
 
 
 def _threads(given: int | None, jobs: int) -> int:

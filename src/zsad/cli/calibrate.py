@@ -1,4 +1,4 @@
-"""`zsad calibrate`: from normal images to thresholds, and what they promise."""
+"""`zsad calibrate`: from normal images to thresholds, and what they guarantee."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def calibrate_command(
     batch_size: int | None = None,
     subject: SubjectOptions | None = None,
     tower: ModelOptions | None = None,
-    look: InputArguments | None = None,
+    input_options: InputArguments | None = None,
 ) -> int:
     """Find the thresholds above which an image is anomalous, from normal images of your own.
 
     Writes calibration.json beside the model's weights, where zsad predict finds it by itself, or into --out. Says
-    which false-positive rate the thresholds promise, and how many normal images a stricter promise needs.
+    which false-positive rate the thresholds guarantee, and how many normal images a stricter guarantee needs.
 
     Args:
         model: Bundled model, run folder, checkpoint, or a method without training (clip, clip-tiny).
         normals: Folder or pattern of normal images; of a labelled data set the normal ones are taken.
         target_fpr: Rate of normal images that may be called anomalous.
         pixel_fpr: Rate of normal images that may show a region; by default the same.
-        confidence: That the rates hold for this calibration; 0 promises them on average over calibrations.
+        confidence: That the rates hold for this calibration; 0 guarantees them on average over calibrations.
         pixel_rule: Pixel threshold from each image's highest map value, or from the share of its pixels.
         labelled: Data set with normal and anomalous images, to choose the image threshold on.
         goal: With --labelled: f1, or recall=0.99.
@@ -67,8 +67,8 @@ def calibrate_command(
     subject = subject or SubjectOptions()
     region = subject.region()
     detector = (tower or ModelOptions()).load(model)
-    if look is not None and not look.is_default:
-        detector = with_inputs(detector, look)
+    if input_options is not None and not input_options.is_default:
+        detector = with_inputs(detector, input_options)
     detector = subject.apply(detector, region)
     failed = 0
     with progress("calibrating", len(normal_samples) + len(labelled_samples)) as advance:
@@ -93,7 +93,7 @@ def calibrate_command(
 
 
 def _print_calibration(calibration: Calibration, path: Path) -> None:
-    """Print what a calibration promises, and where it was written."""
+    """Print what a calibration guarantees, and where it was written."""
     from zsad.cli.console import note, plural, printable, say
 
     scores = calibration.scores
@@ -116,8 +116,8 @@ def _place(model: str, out: Path | None) -> Path:
     if not holds_run(Path(model)):
         from zsad.loading import untrained_methods
 
-        own = {name for method in untrained_methods() for name in (method, f"{method}-tiny")}
-        if model in own or is_bundled(model):
+        built_in = {name for method in untrained_methods() for name in (method, f"{method}-tiny")}
+        if model in built_in or is_bundled(model):
             raise CalibrationError(
                 f"model {model} is part of zsad, where nothing is written; name a file with --out {CALIBRATION_FILE}"
             )
@@ -134,14 +134,14 @@ def _normals(given: str) -> list[Sample]:
     path = Path(given).expanduser()
     if not path.is_dir() and path.suffix.lower() not in (".jsonl", ".ndjson", ".csv", ".json"):
         return expand_inputs([given])
-    found = discover(path).samples
-    kept = [sample for sample in found if sample.label != 1]
+    samples = discover(path).samples
+    kept = [sample for sample in samples if sample.label != 1]
     if not kept:
         raise DataError(
-            f"all {len(found)} images of {path} are labelled anomalous; name a folder of normal ones"
+            f"all {len(samples)} images of {path} are labelled anomalous; name a folder of normal ones"
         )
-    if len(kept) < len(found):
-        left = plural(len(found) - len(kept), "image")
+    if len(kept) < len(samples):
+        left = plural(len(samples) - len(kept), "image")
         note(f"zsad: {left} of {printable(path)} labelled anomalous, left out")
     return kept
 
@@ -154,9 +154,9 @@ def _labelled(folder: Path) -> list[Sample]:
     kept = [sample for sample in discover(folder).samples if sample.label is not None]
     labels = {sample.label for sample in kept}
     if labels != {0, 1}:
-        held = "no labels" if not labels else f"only {'anomalous' if labels == {1} else 'normal'} images"
+        contents = "no labels" if not labels else f"only {'anomalous' if labels == {1} else 'normal'} images"
         raise DataError(
-            f"--labelled {folder} holds {held}, expected normal and anomalous ones, such as good/ beside scratch/; "
+            f"--labelled {folder} holds {contents}, expected normal and anomalous ones, such as good/ beside scratch/; "
             "with normal images alone use --normals"
         )
     return kept

@@ -1,4 +1,4 @@
-"""What `predict --engine ray` does: images through workers into the folder of a run, and its table as Parquet."""
+"""Scoring by `predict --engine ray`: images through workers into the folder of a run, and its table as Parquet."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from zsad.scale.sources import ImageFiles, ParquetFiles, find_images
 
 @dataclass(frozen=True, slots=True)
 class ClusterRequest:
-    """What the command line says of model and cluster."""
+    """Options of the model and the cluster."""
 
     model: str
     tower: ModelOptions
@@ -39,7 +39,7 @@ class ClusterRequest:
     column: str | None
 
     def cluster(self) -> Cluster:
-        """Where to run; by default workers are placed as if this machine's cores were shared out to them.
+        """Return the cluster; by default workers are placed as if this machine's cores were shared out to them.
 
         Raises:
             ConfigError: fewer than one worker.

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress
 
+    from zsad.datasets.manifest import DataSet
     from zsad.detector import Detector
     from zsad.errors import ImageError, ZsadError
     from zsad.predict.prediction import Prediction
     from zsad.runs.predict_run import Outcome, RunInputs, RunOptions
+    from zsad.types import Sample
 
 _SHRUNK = 4.0  # times a picture is larger than the model's input before it is worth a word
 
@@ -32,6 +34,16 @@ def say(line: str = "") -> None:
 def note(line: str) -> None:
     """Prints a remark or an error on stderr."""
     _write(sys.stderr, line)
+
+
+def note_skipped(sample: Sample, error: ZsadError, *, what: str = "skipped") -> None:
+    """Prints the reason why a sample cannot be used."""
+    note(f"zsad: {what}: {printable(error)}")
+
+
+def note_data(data: DataSet) -> None:
+    """Prints the name, size and layout of a data set."""
+    note(f"zsad: {printable(data.name)}: {plural(len(data.samples), 'image')}, layout {data.layout}")
 
 
 def say_table(table: RenderableType) -> None:
@@ -212,11 +224,13 @@ def header_line(prediction: Prediction) -> str:
 def result_line(prediction: Prediction, *, base: Path) -> str:
     """Return the line of one image: score, time of the model, verdict, p-value, regions, path below `base`."""
     source = Path(str(prediction.source))
-    shown = printable(source.relative_to(base) if source.is_relative_to(base) else source)
+    path = printable(source.relative_to(base) if source.is_relative_to(base) else source)
     verdict = prediction.verdict or "-"
     judged = f"{prediction.p_value:8.2g}  " if prediction.p_value is not None else ""
     counted = f"{len(prediction.regions):7d}  " if prediction.regions is not None else ""
-    return f"{prediction.score:6.3f}  {1000 * prediction.seconds:5.0f} ms  {verdict:<9}  {judged}{counted}{shown}"
+    return (
+        f"{prediction.score:6.3f}  {1000 * prediction.seconds:5.0f} ms  {verdict:<9}  {judged}{counted}{path}"
+    )
 
 
 def shrunk_hint(detector: Detector, prediction: Prediction) -> str | None:

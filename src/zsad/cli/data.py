@@ -163,14 +163,14 @@ def check_command(
         )
     entry = None if name == OWN else catalogue(catalog).find(name)
     part = split or (entry.split if entry else "test")
-    found = discover(folder, split=part, missing="keep")
+    data_set = discover(folder, split=part, missing="keep")
     if classes:
-        found, entry = _only(found, classes), None if entry is None else entry.restricted(classes)
+        data_set, entry = _only(data_set, classes), None if entry is None else entry.restricted(classes)
     others = [discover(other, split=part) for other in against or []]
-    total = len(found.samples) + sum(len(other.samples) for other in others)
+    total = len(data_set.samples) + sum(len(other.samples) for other in others)
     with progress("checking", total) as advance:
         report = check(
-            found,
+            data_set,
             entry,
             against=others,
             near=near,
@@ -277,9 +277,9 @@ def _only(data: DataSet, classes: list[str]) -> DataSet:
     # What is wrong lies in the folder of its class, or is a file of one of the samples.
     kept = {path for sample in samples for path in (sample.image, sample.mask)}
     findings = [
-        found
-        for found in data.findings
-        if found.path in kept or not set(classes).isdisjoint(found.path.parts)
+        finding
+        for finding in data.findings
+        if finding.path in kept or not set(classes).isdisjoint(finding.path.parts)
     ]
     return replace(data, samples=samples, findings=findings)
 
@@ -313,9 +313,11 @@ def _say_report(report: Report) -> None:
 
 def _histogram(values: dict[str, int]) -> str:
     """The most frequent values; what a mask compressed with losses holds would fill a screen."""
-    shown = sorted(values.items(), key=lambda item: -item[1])[:8]
-    rest = len(values) - len(shown)
-    return ", ".join(f"{value}: {count:,}" for value, count in shown) + (f", and {rest} more" if rest else "")
+    frequent = sorted(values.items(), key=lambda item: -item[1])[:8]
+    rest = len(values) - len(frequent)
+    return ", ".join(f"{value}: {count:,}" for value, count in frequent) + (
+        f", and {rest} more" if rest else ""
+    )
 
 
 def _beside(count: int, expected: int | None) -> str:

@@ -61,7 +61,7 @@ def demo_command(
 
 
 def dataset_folder() -> Path:
-    """Where elpv-dataset keeps labels.csv and its images.
+    """Return the folder in which elpv-dataset keeps labels.csv and its images.
 
     Raises:
         ConfigError: it is not installed.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from zsad.cli.options import ModelOptions
+from zsad.cli.options import MetricOptions, ModelOptions
 
 if TYPE_CHECKING:
-    from zsad.errors import ZsadError
     from zsad.metrics.table import ResultTable
-    from zsad.types import Sample
 
 
 def evaluate_command(
@@ -21,17 +20,11 @@ def evaluate_command(
     *,
     data: Path,
     out: Path,
-    classes: list[str] | None = None,
     batch_size: int | None = None,
     tower: ModelOptions | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
-    metrics: Literal["streaming", "exact"] = "streaming",
-    pro: Literal["aupro", "anomalyclip", "mvtec3d"] = "aupro",
-    pro_limit: float = 0.3,
-    also: list[str] | None = None,
-    micro: Annotated[bool, Parameter(negative="")] = False,
+    measure: MetricOptions | None = None,
     transductive: Annotated[bool, Parameter(negative="")] = False,
-    allow_seen: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Measure a model on a data set: image and pixel metrics per class, and their means.
 
@@ -43,43 +36,28 @@ def evaluate_command(
         model: Bundled model, run folder, checkpoint, or a method without training (clip, clip-tiny).
         data: Folder or manifest; its layout is found out by looking.
         out: Folder for the results.
-        classes: Measure only these classes; may be repeated.
         batch_size: Images a pass; by default what suits the device.
         overwrite: Throw away what lies in the folder; else images scored there by the same model are not again.
-        metrics: Streaming takes constant memory and says how exact it is; exact keeps every pixel.
-        pro: Every score a threshold, as in MVTec AD's evaluation; AnomalyCLIP's 200 thresholds; MVTec 3D-AD's 100.
-        pro_limit: Largest false positive rate of it.
-        also: A further column: aupimo, pro_anomalyclip, aupro_mvtec3d, or aupro@0.05 for another rate; may be repeated.
-        micro: Add a row with all classes of a data set pooled as one.
         transductive: MoECLIP's published image scores, which need all test images of a class; marks the table.
-        allow_seen: Measure on data that the model was trained on, else refused; marks the table.
     """
-    from zsad.cli.console import Position, note, plural, printable, progress, say
+    from zsad.cli.console import Position, note_data, note_skipped, printable, progress, say
     from zsad.datasets.manifest import discover
     from zsad.runs.evaluate_run import EvaluateOptions, evaluate
     from zsad.runs.folder import check_place
 
-    def report(sample: Sample, error: ZsadError) -> None:
-        note(f"zsad: skipped: {printable(error)}")
-
     check_place(out)
     dataset = discover(data)
-    note(f"zsad: {printable(dataset.name)}: {plural(len(dataset.samples), 'image')}, layout {dataset.layout}")
+    note_data(dataset)
     detector = (tower or ModelOptions()).load(model)
+    measure = measure or MetricOptions()
     options = EvaluateOptions(
-        classes=classes,
-        metrics=metrics,
-        pro=pro,
-        pro_limit=pro_limit,
-        also=also or (),
-        micro=micro,
+        **{**asdict(measure), "also": measure.also or ()},
         transductive=transductive,
-        allow_seen=allow_seen,
         batch_size=batch_size,
         domain=None if tower is None else tower.domain,
         overwrite=overwrite,
     )
-    total = sum(classes is None or sample.class_name in classes for sample in dataset.samples)
+    total = sum(measure.classes is None or sample.class_name in measure.classes for sample in dataset.samples)
     with progress("evaluating", total) as advance:
         position = Position(advance)
         try:
@@ -89,7 +67,7 @@ def evaluate_command(
                 out,
                 options=options,
                 progress=position,
-                on_error=report,
+                on_error=note_skipped,
                 on_tile=advance.tiles,
             )
         except KeyboardInterrupt:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from zsad.cli.options import ModelOptions
+
 if TYPE_CHECKING:
     from zsad.datasets.manifest import DataSet
     from zsad.detector import Detector
-    from zsad.errors import ZsadError
-    from zsad.types import Sample
 
 # Said again here: the help of a verb imports nothing heavy.
 _Kind = Literal["activation", "regions", "patches", "embeddings", "curves"]
@@ -30,11 +30,8 @@ def explain_command(
     patch_rule: Literal["any", "majority"] = "any",
     projection: Literal["pca", "tsne"] = "pca",
     split: str = "test",
-    backbone: str | None = None,
-    weights: Path | None = None,
-    device: str = "auto",
+    tower: ModelOptions | None = None,
     batch_size: int | None = None,
-    threads: int | None = None,
 ) -> int:
     """Show what the experts of a model do: which are chosen for what, how they lie, how they were trained.
 
@@ -56,16 +53,10 @@ def explain_command(
         patch_rule: A patch is anomalous where any of its pixels is, or where at least half are.
         projection: Of the experts to a plane; tsne needs scikit-learn.
         split: Which part of the data to read, where its layout has parts.
-        backbone: Where the model's tower lies, if not bundled or cached.
-        weights: File or folder of the backbone's weights.
-        device: auto, cpu, cuda, cuda:1 or mps.
         batch_size: Images a pass; by default what suits the device.
-        threads: Processor threads; by default all cores.
     """
-    from zsad.cli.console import note, plural, printable, progress, say
+    from zsad.cli.console import Position, note, note_data, note_skipped, printable, progress, say
     from zsad.datasets.manifest import discover
-    from zsad.device import use_threads
-    from zsad.loading import load
     from zsad.runs.folder import check_place
     from zsad.studies.explain.explanation import KINDS, OF_IMAGES, explain
     from zsad.studies.explain.explanation_page import PAGE_FILE, write_explanation
@@ -73,20 +64,12 @@ def explain_command(
     check_place(out)
     kinds = KINDS if kind is None else [name for name in KINDS if name in kind]
     sets = [discover(folder, split=split) for folder in (data or []) if alive or OF_IMAGES & set(kinds)]
-    for found in sets:
-        note(f"zsad: {printable(found.name)}: {plural(len(found.samples), 'image')}, layout {found.layout}")
-    use_threads(threads)
-    detector = load(model, backbone=backbone, weights=weights, device=device, calibration=None)
+    for data_set in sets:
+        note_data(data_set)
+    detector = (tower or ModelOptions()).load(model)
     if alive:
         return _alive(detector, sets, out, images=64 if images is None else images, batch_size=batch_size)
-    with progress("explaining", sum(len(found.samples) for found in sets) or None) as advance:
-        done = 0
-
-        def moved(position: int, _: int) -> None:
-            nonlocal done
-            advance(position - done)
-            done = position
-
+    with progress("explaining", sum(len(data_set.samples) for data_set in sets) or None) as advance:
         try:
             explanation = explain(
                 detector,
@@ -97,8 +80,8 @@ def explain_command(
                 rule=patch_rule,
                 projection=projection,
                 batch_size=batch_size,
-                on_error=_report,
-                progress=moved,
+                on_error=note_skipped,
+                progress=Position(advance),
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt("nothing was written, the same command starts anew") from None
@@ -115,7 +98,7 @@ def explain_command(
 
 def _alive(detector: Detector, sets: list[DataSet], out: Path, *, images: int, batch_size: int | None) -> int:
     """Print and write whether the modules live; return the exit code."""
-    from zsad.cli.console import note, printable, progress, say, say_table
+    from zsad.cli.console import note, note_skipped, printable, progress, say, say_table
     from zsad.files import write_json
     from zsad.studies.explain.liveness import measure_liveness
     from zsad.studies.explain.liveness_report import (
@@ -130,7 +113,7 @@ def _alive(detector: Detector, sets: list[DataSet], out: Path, *, images: int, b
     total = min(images, sum(len(found.samples) for found in sets))
     with progress("switching off", total) as advance:
         result = measure_liveness(
-            detector, sets, images=images, batch_size=batch_size or 8, on_error=_report, progress=advance
+            detector, sets, images=images, batch_size=batch_size or 8, on_error=note_skipped, progress=advance
         )
     for table in (module_table(result), pool_table(result)):
         if table.rows:
@@ -147,9 +130,3 @@ def _alive(detector: Detector, sets: list[DataSet], out: Path, *, images: int, b
     write_json(out / MODULES_FILE, liveness_json(result))
     say(f"wrote {MODULES_FILE} into {printable(out)}")
     return 4 if found else 3 if result.skipped else 0
-
-
-def _report(sample: Sample, error: ZsadError) -> None:
-    from zsad.cli.console import note, printable
-
-    note(f"zsad: skipped: {printable(error)}")

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from zsad.cli.options import TowerOptions
+
 
 def export_command(
     model: str = "promptmoe-tiny",
@@ -17,9 +19,7 @@ def export_command(
     object_: Annotated[str | None, Parameter(name="--object")] = None,
     images: Path | None = None,
     count: int = 20,
-    backbone: str | None = None,
-    weights: Path | None = None,
-    threads: int | None = None,
+    tower: TowerOptions | None = None,
 ) -> int:
     """Export a model as one graph that runs without PyTorch, and prove that it is the same model.
 
@@ -34,9 +34,6 @@ def export_command(
         object_: What the images will show, such as 'metal nut', for methods whose prompts name it.
         images: Folder of images to compare on, with labels and masks where it has them; by default drawn scenes.
         count: How many images to compare on.
-        backbone: Another tower, by name or path, for methods without training; else where the model's own lies.
-        weights: File or folder of the backbone's weights.
-        threads: Processor threads; by default all cores.
     """
     from zsad.cli.console import note, printable, say
     from zsad.device import use_threads
@@ -48,8 +45,9 @@ def export_command(
         raise ConfigError(f"--count is {count}, expected 1 or more")
     folder = out or Path("exports") / Path(model).name
     check_place(folder)
-    use_threads(threads)
-    loaded = load_checkpoint_or_method(LoadRequest(model, backbone, weights, "cpu"))
+    tower = tower or TowerOptions()
+    use_threads(tower.threads)
+    loaded = load_checkpoint_or_method(LoadRequest(model, tower.backbone, tower.weights, "cpu"))
     from zsad.backends.graph_card import card_path
     from zsad.export.writer import export_model
     from zsad.predict.view import calibration_beside

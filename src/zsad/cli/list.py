@@ -42,12 +42,12 @@ def _backbones() -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("backbone", "input", "layers", "description")]
     for name in preset_names():
         try:
-            found = preset(name)
+            known = preset(name)
         except ZsadError as error:
             rows.append((name, "-", "-", f"cannot be used: {error}"))
             continue
-        taps = ",".join(str(tap) for tap in found.taps)
-        rows.append((name, f"{found.detection_size} px", taps, found.description))
+        taps = ",".join(str(tap) for tap in known.taps)
+        rows.append((name, f"{known.detection_size} px", taps, known.description))
     return rows
 
 

@@ -122,7 +122,7 @@ def _flush() -> None:
 
 
 def explain(error: Exception) -> tuple[str, int]:
-    """One line about an error, and the exit code that goes with it."""
+    """Return one line about an error, and the exit code that goes with it."""
     if isinstance(error, CycloptsError):
         return f"{printable(_usage(error))} See zsad --help.", 2
     if isinstance(error, ZsadError):
@@ -139,7 +139,7 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def _usage(error: CycloptsError) -> str:
-    """What is wrong with the words of a command line; pydantic's own message runs over several lines."""
+    """Return the error in the words of a command line; pydantic's own message runs over several lines."""
     cause = error.__cause__ or error.__context__
     details = getattr(cause, "errors", None)
     if details is None:

@@ -13,8 +13,6 @@ from zsad.cli.options import ModelOptions
 if TYPE_CHECKING:
     from zsad.calibration.calibration import Calibration
     from zsad.calibration.drift import Drift
-    from zsad.errors import ZsadError
-    from zsad.types import Sample
 
 EXIT_DRIFT = 4
 
@@ -47,41 +45,35 @@ def monitor_command(
     """
     from zsad.calibration.calibration import read_calibration
     from zsad.calibration.drift import compare
-    from zsad.cli.console import note, say
+    from zsad.cli.console import note, note_skipped, say
     from zsad.errors import CalibrationError
 
     if last is not None and last < 1:
         raise CalibrationError(f"--last is {last}, expected 1 or more results")
-    made = read_calibration(calibration)
+    reference = read_calibration(calibration)
     if model is None:
-        scores = _of_results(made, results)
+        scores = _of_results(reference, results)
     else:
         detector = (tower or ModelOptions()).load(model, calibration=calibration)
-        found = detector.predict_folder(results, batch_size=batch_size, on_error=_report)
-        scores = [prediction.score for prediction in found]
+        predictions = detector.predict_folder(results, batch_size=batch_size, on_error=note_skipped)
+        scores = [prediction.score for prediction in predictions]
     drift = compare(
-        made.scores,
+        reference.scores,
         scores if last is None else scores[-last:],
-        threshold=made.image.value,
+        threshold=reference.image.value,
         alarm_rate=alarm_rate,
     )
     if json_:
         say(json.dumps(_as_dict(drift)))
     else:
-        for line in _lines(drift, made):
+        for line in _lines(drift, reference):
             say(line)
     if drift.drifted:
         note(f"zsad: warning: drift: {drift.kind}; look at the images, then calibrate again")
     return EXIT_DRIFT if drift.drifted else 0
 
 
-def _report(sample: Sample, error: ZsadError) -> None:
-    from zsad.cli.console import note, printable
-
-    note(f"zsad: skipped: {printable(error)}")
-
-
-def _of_results(made: Calibration, results: Path) -> list[float]:
+def _of_results(calibration: Calibration, results: Path) -> list[float]:
     """Scores in the order of the rows, of a run made as the calibration was."""
     from zsad.calibration.drift import check_match
     from zsad.errors import DataError
@@ -95,22 +87,22 @@ def _of_results(made: Calibration, results: Path) -> list[float]:
         )
     if (folder / RUN_FILE).is_file():
         settings: dict[str, Any] = read_run_file(folder).get("settings", {})
-        region = None if made.region is None else made.region.digest()
-        for own, theirs, what in (
-            (made.model.identity, settings.get("model"), "model"),
+        region = None if calibration.region is None else calibration.region.digest()
+        for expected, recorded, what in (
+            (calibration.model.identity, settings.get("model"), "model"),
             (region, settings.get("region"), "region of interest"),
-            (made.object_name, settings.get("object"), "--object"),
+            (calibration.object_name, settings.get("object"), "--object"),
         ):
-            check_match(own, theirs, what=what)
+            check_match(expected, recorded, what=what)
     return [row["score"] for row in read_rows(folder) if "error" not in row]
 
 
-def _lines(drift: Drift, made: Calibration) -> list[str]:
+def _lines(drift: Drift, calibration: Calibration) -> list[str]:
     """The result for people."""
     low, high = drift.above_interval
     half = drift.alarm_rate / 2
     lines = [
-        f"{drift.count:,} new images against {drift.normals:,} of the calibration of {made.created[:10]}",
+        f"{drift.count:,} new images against {drift.normals:,} of the calibration of {calibration.created[:10]}",
         f"{'quantile':>8}  {'calibrated':>10}  {'new':>8}  {'shift':>8}",
     ]
     for share, before, after in drift.quantiles:

@@ -23,18 +23,42 @@ _FILE = "references.safetensors"
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True)
-class ModelOptions:
-    """Tower, device and threads of a model."""
+class TowerOptions:
+    """Tower and threads.
+
+    Args:
+        weights: File or folder of the backbone's weights.
+        threads: Processor threads; by default all cores.
+    """
 
     backbone: Annotated[
         str | None,
         Parameter(
-            help="Another tower, by name or path, for methods without training; else where the model's own lies."
+            help="Tower to train on, zsad-tiny by default, or of a method without training, or where a model's own "
+            "lies; see zsad list backbones."
         ),
     ] = None
-    weights: Annotated[Path | None, Parameter(help="File or folder of the backbone's weights.")] = None
-    device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto"
-    threads: Annotated[int | None, Parameter(help="Processor threads; by default all cores.")] = None
+    weights: Path | None = None
+    threads: int | None = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class DeviceOptions(TowerOptions):
+    """Tower, threads and device.
+
+    Args:
+        device: auto, cpu, cuda, cuda:1 or mps.
+    """
+
+    device: str = "auto"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class ModelOptions(DeviceOptions):
+    """Tower, threads and device of a model that is loaded."""
+
     domain: Annotated[
         Domain | None,
         Parameter(
@@ -45,24 +69,17 @@ class ModelOptions:
 
     def load(self, model: str, *, calibration: str | Path | None = None) -> Detector:
         """Load a model in PyTorch, or an exported graph; errors as `zsad.load`."""
-        from zsad.device import use_threads
-        from zsad.loading import load
-
-        use_threads(self.threads)
-        return load(
-            model,
-            backbone=self.backbone,
-            weights=self.weights,
-            device=self.device,
-            calibration=calibration,
-            domain=self.domain,
-        )
+        return RuntimeOptions().load(model, self, calibration=calibration)
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
-    """Runtime of a model; the options of `ModelOptions` lie beside it."""
+    """Runtime of a model; the options of `ModelOptions` lie beside it.
+
+    Args:
+        precision: fp32, bf16 or fp16. By default full precision in torch, bf16 in OpenVINO where the processor has it.
+    """
 
     backend: Annotated[
         Literal["auto", "torch", "onnx", "openvino"] | None,
@@ -71,12 +88,7 @@ class RuntimeOptions:
             "model when it is first used. By default what the model is made for."
         ),
     ] = None
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"],
-        Parameter(
-            help="fp32, bf16 or fp16. By default full precision in torch, bf16 in OpenVINO where the processor has it."
-        ),
-    ] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
     def load(
         self,
@@ -116,24 +128,17 @@ class RuntimeOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class SubjectOptions:
-    """Object and region of interest."""
+    """Object and region of interest.
 
-    object_: Annotated[
-        str | None,
-        Parameter(
-            name="--object",
-            help="What the images show, such as 'metal nut', for methods whose prompts name it.",
-        ),
-    ] = None
-    roi: Annotated[
-        Path | None,
-        Parameter(
-            help="Look only here: a mask file, or a .json with polygons in pixels. A calibration brings its own."
-        ),
-    ] = None
-    ignore: Annotated[
-        Path | None, Parameter(help="Do not look here: a mask file, or a .json with polygons in pixels.")
-    ] = None
+    Args:
+        object_: What the images show, such as 'metal nut', for methods whose prompts name it.
+        roi: Look only here: a mask file, or a .json with polygons in pixels. A calibration brings its own.
+        ignore: Do not look here: a mask file, or a .json with polygons in pixels.
+    """
+
+    object_: Annotated[str | None, Parameter(name="--object")] = None
+    roi: Path | None = None
+    ignore: Path | None = None
 
     def region(self) -> RegionOfInterest | None:
         """Return the region of interest of the files; errors as `zsad.predict.roi.read_region`."""
@@ -167,12 +172,15 @@ class SubjectOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ViewOptions(SubjectOptions):
-    """Object, region of interest and thresholds."""
+    """Object, region of interest and thresholds.
 
-    pixel_threshold: Annotated[
-        float | None, Parameter(help="Map value above which regions lie; by default the calibration's.")
-    ] = None
-    min_area: Annotated[float, Parameter(help="Leave out regions of fewer pixels of the image.")] = 0.0
+    Args:
+        pixel_threshold: Map value above which regions lie; by default the calibration's.
+        min_area: Leave out regions of fewer pixels of the image.
+    """
+
+    pixel_threshold: float | None = None
+    min_area: float = 0.0
 
     def region(self) -> RegionOfInterest | None:
         """As `SubjectOptions.region`, and raise a ConfigError for numbers that make no sense."""
@@ -195,7 +203,18 @@ class ViewOptions(SubjectOptions):
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True)
 class InputArguments:
-    """Options that both verbs have: a calibration holds for the settings it was made with."""
+    """Options that both verbs have: a calibration holds for the settings it was made with.
+
+    Args:
+        overlap: Share of a tile that the next one covers again.
+        keep_aspect: Keep the proportions of pictures, instead of making them square.
+        references: Folder of normal images to compare with, too, or the references.safetensors of an earlier run.
+        remember: With --references: patches that are remembered.
+        coreset: With --references: remember patches that cover the others, not random ones.
+        matte: What transparency is laid on.
+        window: Centre and width of DICOM values, such as 40,400; by default the file's own.
+        max_pixels: Refuse larger pictures; by default 120,000,000, and 400,000,000 with --tile.
+    """
 
     tile: Annotated[
         str,
@@ -204,23 +223,11 @@ class InputArguments:
             "model's input side, for pictures more than twice as large), off, or a side in pixels."
         ),
     ] = "off"
-    overlap: Annotated[float, Parameter(help="Share of a tile that the next one covers again.")] = 0.25
-    keep_aspect: Annotated[
-        bool, Parameter(negative="", help="Keep the proportions of pictures, instead of making them square.")
-    ] = False
-    references: Annotated[
-        Path | None,
-        Parameter(
-            help="Folder of normal images to compare with, too, or the references.safetensors of an earlier run."
-        ),
-    ] = None
-    remember: Annotated[int, Parameter(help="With --references: patches that are remembered.")] = 10_000
-    coreset: Annotated[
-        bool,
-        Parameter(
-            negative="", help="With --references: remember patches that cover the others, not random ones."
-        ),
-    ] = False
+    overlap: float = 0.25
+    keep_aspect: Annotated[bool, Parameter(negative="")] = False
+    references: Path | None = None
+    remember: int = 10_000
+    coreset: Annotated[bool, Parameter(negative="")] = False
     levels: Annotated[
         str,
         Parameter(
@@ -228,15 +235,9 @@ class InputArguments:
             "full (16 bits), or percentiles of each picture such as 0.5,99.5."
         ),
     ] = "depth"
-    matte: Annotated[Literal["white", "black"], Parameter(help="What transparency is laid on.")] = "white"
-    window: Annotated[
-        str | None,
-        Parameter(help="Centre and width of DICOM values, such as 40,400; by default the file's own."),
-    ] = None
-    max_pixels: Annotated[
-        int | None,
-        Parameter(help="Refuse larger pictures; by default 120,000,000, and 400,000,000 with --tile."),
-    ] = None
+    matte: Literal["white", "black"] = "white"
+    window: str | None = None
+    max_pixels: int | None = None
 
     def options(self) -> InputOptions:
         """Return the options; ConfigError where something makes no sense."""
@@ -262,6 +263,30 @@ class InputArguments:
         return self == InputArguments()
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class MetricOptions:
+    """Classes and metrics of an evaluation.
+
+    Args:
+        classes: Measure only these classes; may be repeated.
+        metrics: Streaming takes constant memory and says how exact it is; exact keeps every pixel.
+        pro: Every score a threshold, as in MVTec AD's evaluation; AnomalyCLIP's 200 thresholds; MVTec 3D-AD's 100.
+        pro_limit: Largest false positive rate of it.
+        also: A further column: aupimo, pro_anomalyclip, aupro_mvtec3d, or aupro@0.05 for another rate; may be repeated.
+        micro: Add a row with all classes of a data set pooled as one.
+        allow_seen: Measure on data that the model was trained on, else refused; marks the table.
+    """
+
+    classes: list[str] | None = None
+    metrics: Literal["streaming", "exact"] = "streaming"
+    pro: Literal["aupro", "anomalyclip", "mvtec3d"] = "aupro"
+    pro_limit: float = 0.3
+    also: list[str] | None = None
+    micro: Annotated[bool, Parameter(negative="")] = False
+    allow_seen: Annotated[bool, Parameter(negative="")] = False
+
+
 def with_inputs(
     detector: Detector, arguments: InputArguments, *, mutual: Sequence[Sample] | None = None
 ) -> Detector:
@@ -271,12 +296,12 @@ def with_inputs(
         ConfigError: options that exclude each other, or that an exported graph cannot do.
         ZsadError: as `Detector.with_references` and `Detector.with_mutual`.
     """
-    from zsad.cli.console import note, printable
-    from zsad.errors import ConfigError, ZsadError
+    from functools import partial
 
-    def report(sample: Sample, error: ZsadError) -> None:
-        note(f"zsad: not compared with: {printable(error)}")
+    from zsad.cli.console import note_skipped
+    from zsad.errors import ConfigError
 
+    report = partial(note_skipped, what="not compared with")
     if arguments.references is not None and mutual is not None:
         raise ConfigError(
             "--references and --mutual exclude each other; take references where there are normal images"

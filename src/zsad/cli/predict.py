@@ -39,7 +39,7 @@ def predict_command(
     view: ViewOptions | None = None,
     runtime: RuntimeOptions | None = None,
     tower: ModelOptions | None = None,
-    look: InputArguments | None = None,
+    input_options: InputArguments | None = None,
     mutual: Annotated[bool, Parameter(negative="")] = False,
     every: int = 1,
 ) -> int:
@@ -73,7 +73,7 @@ def predict_command(
     from zsad.runs.predict_run import RunInputs, RunOptions, named_inputs, predict, run_title
 
     view, runtime, tower = view or ViewOptions(), runtime or RuntimeOptions(), tower or ModelOptions()
-    look = look or InputArguments()
+    input_options = input_options or InputArguments()
     options = RunOptions(
         out=out,
         overwrite=overwrite,
@@ -86,14 +86,14 @@ def predict_command(
     )
     check_place(out)
     local = engine == "local"
-    found = RunInputs.find(inputs, out) if local else RunInputs(inputs, ())
+    run_inputs = RunInputs.find(inputs, out) if local else RunInputs(inputs, ())
     _check_engine(engine, mutual=mutual, backend=runtime.backend, cluster_options=(address, workers, column))
     region = view.region()
-    plain = look.is_default and not mutual
+    plain = input_options.is_default and not mutual
     device = None if local else "cpu"  # with Ray this process only says what the model is
     detector = runtime.load(model, tower, calibration=calibration if plain else None, device=device)
     if not plain:
-        detector = with_inputs(detector, look, mutual=found.samples if mutual else None)
+        detector = with_inputs(detector, input_options, mutual=run_inputs.samples if mutual else None)
         # No calibration can be of the very images that a batch compares: none is looked for.
         detector.use_default(None if mutual and calibration == "auto" else calibration)
     detector = view.apply(detector, region)
@@ -102,11 +102,13 @@ def predict_command(
 
         request = ClusterRequest(model, tower, calibration, address, workers, column)
         return score_on_ray(detector, list(inputs), request=request, options=options)
-    found = named_inputs(found, detector)
-    with printing(detector, found) as printer:
-        outcome = predict(detector, found, options=options, title=run_title(list(inputs)), reporter=printer)
+    run_inputs = named_inputs(run_inputs, detector)
+    with printing(detector, run_inputs) as printer:
+        outcome = predict(
+            detector, run_inputs, options=options, title=run_title(list(inputs)), reporter=printer
+        )
     code = print_summary(outcome, options)
-    keep_references(detector, out, look)
+    keep_references(detector, out, input_options)
     return code
 
 

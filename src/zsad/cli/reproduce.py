@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from zsad.cli.options import DeviceOptions
+
 if TYPE_CHECKING:
     from zsad.studies.benchmark.pairing import Pair
     from zsad.studies.benchmark.request import BenchmarkRequest
@@ -23,11 +25,8 @@ def reproduce_command(
     model: Path | None = None,
     out: Path | None = None,
     seeds: Annotated[list[int] | None, _Many] = None,
-    backbone: str | None = None,
-    weights: Path | None = None,
+    tower: DeviceOptions | None = None,
     recipes: Path | None = None,
-    device: str = "auto",
-    threads: int | None = None,
     allow_seen: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Measure a method on a data set and print what its papers say: paper, ours, difference.
@@ -43,35 +42,33 @@ def reproduce_command(
         model: Trained model to measure: run folder, checkpoint, or bundled name.
         out: Folder for results and trained models; default: reproduce-METHOD.
         seeds: Of the trainings; by default 111 alone.
-        backbone: Frozen tower to train on, by name or path, such as the papers' ViT-L-14-336.
-        weights: File or folder of the backbone's weights.
         recipes: TOML file with settings of methods and trainings, where they are not the papers'.
-        device: auto, cpu, cuda or cuda:1.
-        threads: Processor threads; by default all cores.
         allow_seen: Measure also on what the model was trained on, and say so.
     """
     from zsad.cli.ablate import chosen_seeds
+    from zsad.clip.config import TINY
     from zsad.methods.registry import find
     from zsad.runs.folder import check_place
     from zsad.studies.benchmark.pairing import find_set
     from zsad.studies.benchmark.papers import papers_on
     from zsad.studies.benchmark.request import BenchmarkRequest, read_recipes
 
+    tower = tower or DeviceOptions()
     find(method)
     papers_on(method)
     out = Path(f"reproduce-{method}") if out is None else out
     check_place(out)
     folder = find_set(dataset, data)
-    name, pair = _candidate(method, folder, dataset, model=model, backbone=backbone, data=data)
+    name, pair = _candidate(method, folder, dataset, model=model, backbone=tower.backbone, data=data)
     request = BenchmarkRequest(
         methods=(name,),
         pairs=(pair,),
         seeds=chosen_seeds(seeds, None),
         work=out,
-        backbone=backbone or "zsad-tiny",
-        weights=weights,
-        device=device,
-        threads=threads,
+        backbone=tower.backbone or TINY,
+        weights=tower.weights,
+        device=tower.device,
+        threads=tower.threads,
         recipes={} if recipes is None else read_recipes(recipes),
         allow_seen=allow_seen,
         cost=False,

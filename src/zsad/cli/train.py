@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from zsad.cli.options import DeviceOptions
 from zsad.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -24,10 +25,7 @@ def train_command(
     *,
     data: Annotated[list[Path], Parameter(consume_multiple=True)],
     out: Path,
-    backbone: str = "zsad-tiny",
-    weights: Path | None = None,
-    device: str = "auto",
-    threads: int | None = None,
+    tower: DeviceOptions | None = None,
     split: str = "test",
     watch: Annotated[list[Path] | None, Parameter(consume_multiple=True)] = None,
     set_: Annotated[list[str] | None, Parameter(name="--set")] = None,
@@ -43,10 +41,6 @@ def train_command(
         method: Name of the method; see zsad list methods.
         data: Folders or manifests to train on; may be several.
         out: Folder of the run: checkpoint, card, log of every loss.
-        backbone: Frozen tower, by name or path; see zsad list backbones.
-        weights: File or folder of the backbone's weights.
-        device: auto, cpu or cuda.
-        threads: Processor threads; by default all cores.
         split: Which part of the data to read, where its layout has parts.
         watch: Labelled data of other objects: its image AUROC after every epoch is kept for zsad explain.
         set_: A setting of the method as key=value, such as experts=4; may be repeated.
@@ -55,6 +49,7 @@ def train_command(
     """
     import os
 
+    from zsad.clip.config import TINY
     from zsad.clip.weights import load_backbone
     from zsad.datasets.manifest import discover
     from zsad.device import select_device, use_threads
@@ -65,29 +60,31 @@ def train_command(
     from zsad.train.training_card import CardParts
 
     settings = training_settings(find(method).load(), config)
-    if device != "auto":
+    options = tower or DeviceOptions()
+    device = None if options.device == "auto" else options.device
+    if device is not None:
         select_device(device)
     check_place(out)
     changes = parse_settings(set_ or [])
     sets = [discover(folder, split=split) for folder in data]
     watched = [discover(folder, split=split) for folder in watch or ()]
-    use_threads(threads)
+    use_threads(options.threads)
     with ExitStack() as stack:
-        place = stack.enter_context(joined(os.environ, device=None if device == "auto" else device))
-        tower = load_backbone(backbone, weights=weights, device=place)
-        built = build(method, changes, tower).to(place)
+        place = stack.enter_context(joined(os.environ, device=device))
+        backbone = load_backbone(options.backbone or TINY, weights=options.weights, device=place)
+        built = build(method, changes, backbone).to(place)
         report = stack.enter_context(_Reporter())
         path = train(
             built,
             sets,
             config=settings,
             out=out,
-            card_parts=CardParts.of(built, tower),
+            card_parts=CardParts.of(built, backbone),
             progress=report,
             resume=not overwrite,
             validation=watched,
         )
-        _say_done(path, backbone=backbone, weights=weights)
+        _say_done(path, options)
         # To torchrun any code but 0 is a crash of the process.
         return 3 if report.broken and current_worker().world_size == 1 else 0
 
@@ -120,17 +117,16 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _say_done(path: Path, *, backbone: str, weights: Path | None) -> None:
+def _say_done(path: Path, options: DeviceOptions) -> None:
     from zsad.cli.console import printable, say
     from zsad.clip.config import preset_names
     from zsad.train.distributed import current_worker
 
     # A card holds a name and a hash: where own weights lie has to be said again.
-    where = "" if backbone in preset_names() else f" --backbone {backbone}"
-    where += "" if weights is None else f" --weights {weights}"
+    where = "" if options.backbone in (None, *preset_names()) else f" --backbone {options.backbone}"
+    where += "" if options.weights is None else f" --weights {options.weights}"
     if current_worker().is_main:
-        found = f"wrote {path}; try: zsad evaluate {path.parent}{where} --data DIR --out DIR"
-        say(printable(found))
+        say(printable(f"wrote {path}; try: zsad evaluate {path.parent}{where} --data DIR --out DIR"))
 
 
 class _Reporter:

@@ -65,32 +65,34 @@ class Mutual(Comparison):
 
     def distances(self, kinds: Sequence[Tensor], key: bytes) -> list[Tensor]:
         """Mean over the nearest images of the distance to each; an image is never compared with itself."""
-        others = [own for other, own in self._images.items() if other != key]
+        others = [other_kinds for other, other_kinds in self._images.items() if other != key]
         return [
             lowest_mean(
-                torch.stack([nearest_distance(kind, own[index].to(kind.device)) for own in others]),
+                torch.stack(
+                    [nearest_distance(kind, other_kinds[index].to(kind.device)) for other_kinds in others]
+                ),
                 self._share,
             )
             for index, kind in enumerate(kinds)
         ]
 
     def digest(self) -> str:
-        """Of the images and the rule."""
-        found = hashlib.sha256(f"{self._share} {self.scale}".encode())
+        """Return a hash of the images and the rule."""
+        hashed = hashlib.sha256(f"{self._share} {self.scale}".encode())
         for key in self._images:
-            found.update(key)
-        return found.hexdigest()[:16]
+            hashed.update(key)
+        return hashed.hexdigest()[:16]
 
     def _usual(self) -> tuple[tuple[float, float], ...]:
         asked = list(self._images.items())[:_ASKED]
         rows = [self.distances([kind.float() for kind in kinds], key) for key, kinds in asked]
-        found = []
+        statistics = []
         for kind in zip(*rows, strict=True):
             values = torch.cat(list(kind)).double()
             middle = values.median()
             spread = float((values - middle).abs().median()) * _NORMAL
-            found.append((float(middle), max(spread, _TOLERANCE)))
-        return tuple(found)
+            statistics.append((float(middle), max(spread, _TOLERANCE)))
+        return tuple(statistics)
 
 
 def chosen(paths: Iterable[Path], count: int = OTHERS) -> list[Path]:

@@ -82,24 +82,24 @@ class Comparison(ABC):
         """16 hexadecimal digits that are the same for the same comparison."""
 
     def probabilities(self, kinds: Sequence[Tensor], key: bytes) -> Tensor:
-        """How abnormal the comparison finds each patch (N,), in [0, 1]."""
-        found = self.distances(kinds, key)
+        """Return the probability (N,), in [0, 1], that each patch is abnormal by the comparison."""
+        distances = self.distances(kinds, key)
         if self.scale == "distance":
-            return torch.stack(found).mean(dim=0) / 2
+            return torch.stack(distances).mean(dim=0) / 2
         standard = [
-            (d - mean) / deviation for d, (mean, deviation) in zip(found, self.statistics, strict=True)
+            (d - mean) / deviation for d, (mean, deviation) in zip(distances, self.statistics, strict=True)
         ]
         return (torch.stack(standard).mean(dim=0) - _DEVIATIONS).sigmoid()
 
 
 def picture_key(pixels: npt.NDArray[np.float32]) -> bytes:
-    """By what an image (3, H, W) is known again: a hash of what the model sees of it."""
+    """Return the key by which an image (3, H, W) is known again: a hash of what the model sees of it."""
     return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).digest()
 
 
 @torch.no_grad()
 def look_closely(method: Method, pixels: Tensor) -> tuple[ImageFeatures, list[Tensor]]:
-    """What a method asks of pixels (B, 3, H, W), and the kinds of features (B, N, C) that comparisons ask."""
+    """Return what a method asks of pixels (B, 3, H, W), and the kinds of features (B, N, C) that comparisons ask."""
     cut = method.clip.visual.patch_tokens(pixels)
     features = method.features(cut)
     if method.fusion is not None:

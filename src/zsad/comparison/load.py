@@ -1,4 +1,4 @@
-"""From files to what a detector compares images with."""
+"""Comparisons of a detector from files."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def collect_batch(
     scale: Scale,
     on_error: OnError,
 ) -> Mutual:
-    """What the images of a batch are compared with; as `Detector.with_mutual`."""
+    """Return the comparison of the images of a batch with each other; as `Detector.with_mutual`."""
     if others < 2:
         raise ConfigError(f"others is {others}, expected 2 images or more")
     if view.options.tiling is not None:

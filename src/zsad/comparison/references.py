@@ -40,7 +40,7 @@ Pick = Literal["random", "coreset"]
 
 
 class ReferenceCard(BaseModel):
-    """What stands in the header of a references file."""
+    """Header of a references file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,7 +69,7 @@ class References(Comparison):
         self.statistics, self.images, self.scale = statistics, images, scale
 
     def distances(self, kinds: Sequence[Tensor], key: bytes) -> list[Tensor]:
-        """To the nearest remembered patch; a reference meets itself here, and so is never odd."""
+        """Return distances to the nearest remembered patch; a reference meets itself here, and so is never odd."""
         if [kind.shape[-1] for kind in kinds] != [bank.shape[-1] for bank in self.banks]:
             raise ConfigError("the references were made with another model; make them again")
         return [
@@ -77,11 +77,11 @@ class References(Comparison):
         ]
 
     def digest(self) -> str:
-        """Of the remembered patches and the rule."""
-        found = hashlib.sha256(json.dumps([self.scale, self.statistics]).encode())
+        """Return a hash of the remembered patches and the rule."""
+        hashed = hashlib.sha256(json.dumps([self.scale, self.statistics]).encode())
         for bank in self.banks:
-            found.update(bank.cpu().numpy().tobytes())
-        return found.hexdigest()[:16]
+            hashed.update(bank.cpu().numpy().tobytes())
+        return hashed.hexdigest()[:16]
 
     def save(self, path: str | Path, *, identity: str, model: str) -> Path:
         """Writes a .safetensors file with a card in its header.
@@ -153,24 +153,24 @@ class Collector:
     def add(self, pixels: npt.NDArray[np.float32], *, image: bytes | None = None) -> None:
         """Remembers a picture, or a part of one, (3, H, W); `image` is the key of the picture that it is part of."""
         weight = next(self._method.parameters())
-        own = picture_key(pixels)
+        key = picture_key(pixels)
         batch = torch.from_numpy(pixels[None]).to(device=weight.device, dtype=weight.dtype)
         features, kinds = look_closely(self._method, batch)
-        number = int.from_bytes((image or own)[:7], "big")
+        number = int.from_bytes((image or key)[:7], "big")
         self._images.add(number)
         rows, columns = features.grid
         place = torch.tensor([[number, row, column] for row in range(rows) for column in range(columns)])
-        seed = int.from_bytes(own[:8], "big")
+        seed = int.from_bytes(key[:8], "big")
         drawn = torch.from_numpy(np.random.default_rng(seed).random(rows * columns))
         order = torch.cat([self._order, drawn])
         kept = order.argsort(stable=True)[: self._pool]
         self._order, self._place = order[kept], torch.cat([self._place, place])[kept]
-        found = [kind[0].half().cpu() for kind in kinds]
-        held = self._kinds or [kind[:0] for kind in found]
-        self._kinds = [torch.cat([old, new])[kept] for old, new in zip(held, found, strict=True)]
+        halves = [kind[0].half().cpu() for kind in kinds]
+        held = self._kinds or [kind[:0] for kind in halves]
+        self._kinds = [torch.cat([old, new])[kept] for old, new in zip(held, halves, strict=True)]
 
     def finish(self, *, scale: Scale = "standard") -> References:
-        """The memory.
+        """Return the memory.
 
         Raises:
             DataError: no picture was added.
@@ -179,16 +179,16 @@ class Collector:
             raise DataError("no reference image could be used; name a folder of normal images")
         banks, statistics = [], []
         for kind in self._kinds:
-            own = torch.arange(len(kind))[: self._limit]
+            rows = torch.arange(len(kind))[: self._limit]
             if self._pick == "coreset":
-                own = coreset(kind.float(), self._limit)
-            banks.append(kind[own])
-            statistics.append(self._normal(kind[:_ASKED].float(), kind[own].float(), own))
+                rows = coreset(kind.float(), self._limit)
+            banks.append(kind[rows])
+            statistics.append(self._normal(kind[:_ASKED].float(), kind[rows].float(), rows))
         return References(banks, tuple(statistics), images=len(self._images), scale=scale)
 
-    def _normal(self, asked: Tensor, bank: Tensor, own: Tensor) -> tuple[float, float]:
+    def _normal(self, asked: Tensor, bank: Tensor, rows: Tensor) -> tuple[float, float]:
         """Mean and deviation of the distances of patches to the memory without their own image."""
-        theirs, places = self._place[: len(asked)], self._place[own]
+        theirs, places = self._place[: len(asked)], self._place[rows]
         cosines = asked @ bank.T
         same = theirs[:, None, 0] == places[None, :, 0]
         if len(self._images) == 1:

@@ -34,12 +34,12 @@ def outer_contour(values: NDArray[np.float32], inside: NDArray[np.bool_], level:
     walk = _walk(padded)
     pixel, outside = walk[:, :2], walk[:, 2:]
     height, width = inside.shape
-    own = values[pixel[:, 0] - 1, pixel[:, 1] - 1].astype(np.float64)
+    here = values[pixel[:, 0] - 1, pixel[:, 1] - 1].astype(np.float64)
     rows, columns = outside[:, 0] - 1, outside[:, 1] - 1
     beyond = (rows < 0) | (rows >= height) | (columns < 0) | (columns >= width)
     other = values[np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)].astype(np.float64)
-    span = own - other
-    share = np.where(beyond, 0.5, np.clip((own - level) / np.where(span > 0, span, 1.0), 0.0, 1.0))
+    span = here - other
+    share = np.where(beyond, 0.5, np.clip((here - level) / np.where(span > 0, span, 1.0), 0.0, 1.0))
     points = pixel + share[:, None] * (outside - pixel) - 0.5  # centres, without the padding
     return np.ascontiguousarray(points[:, ::-1])
 

@@ -282,8 +282,8 @@ def _score_tiles(
 def _tile_grid(whole: Prediction, image_size: tuple[int, int]) -> tuple[int, int]:
     """Return rows and columns of the patches of a tile, from those of the whole picture, which may be a rectangle."""
     rows, columns = (
-        round(cells * side / shown)
-        for cells, side, shown in zip(whole.grid.shape[-2:], image_size, whole.spec.size, strict=True)
+        round(cells * side / whole_side)
+        for cells, side, whole_side in zip(whole.grid.shape[-2:], image_size, whole.spec.size, strict=True)
     )
     return rows, columns
 

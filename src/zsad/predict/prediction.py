@@ -158,8 +158,8 @@ class Prediction:
         inside = self.inside((picture.height, picture.width))
         if inside is not None:  # colours must not spread over the border, either
             mixed = Image.composite(mixed, picture, Image.fromarray(inside))
-        shown = [region.polygon for region in self.regions or ()]
-        return outline(mixed, shown, size=self.size) if shown else mixed
+        polygons = [region.polygon for region in self.regions or ()]
+        return outline(mixed, polygons, size=self.size) if polygons else mixed
 
     def thumbnail(self, *, max_side: int) -> Image.Image:
         """The picture without heat map, no side longer than `max_side`; errors as `overlay`."""

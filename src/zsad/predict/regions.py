@@ -1,4 +1,4 @@
-"""What is wrong where: connected parts of a map above a threshold as boxes, polygons, areas and scores.
+"""Anomalous regions: connected parts of a map above a threshold as boxes, polygons, areas and scores.
 
 Regions are found on the canonical map and told in pixels of the original image, so that a picture of any size costs
 the same. A pixel of the map counts where its value exceeds the threshold; diagonal neighbours are connected.
@@ -103,8 +103,8 @@ def find_regions(
     pixels = np.bincount(labels.ravel(), minlength=count + 1)
     wanted = np.flatnonzero(pixels * (scale[0] * scale[1]) >= max(min_area, 1e-12))
     boxes = _boxes(labels, count)
-    found = [_region(values, labels, int(n), boxes[n - 1], threshold, scale) for n in wanted if n]
-    return tuple(sorted(found, key=lambda region: (-region.score, region.box)))
+    regions = [_region(values, labels, int(n), boxes[n - 1], threshold, scale) for n in wanted if n]
+    return tuple(sorted(regions, key=lambda region: (-region.score, region.box)))
 
 
 def _boxes(labels: NDArray[np.int32], count: int) -> NDArray[np.intp]:
@@ -131,11 +131,11 @@ def _region(
     # A margin of one pixel: the outline lies between the region and its neighbours.
     top, left = max(0, int(box[0]) - 1), max(0, int(box[1]) - 1)
     part = (slice(top, int(box[2]) + 2), slice(left, int(box[3]) + 2))
-    inside, own = labels[part] == number, values[part]
-    outline = (outer_contour(own, inside, threshold) + np.array((left, top))) * scale
+    inside, patch = labels[part] == number, values[part]
+    outline = (outer_contour(patch, inside, threshold) + np.array((left, top))) * scale
     low, high = outline.min(axis=0), outline.max(axis=0)
-    members = own[inside].astype(np.float64)
-    row, column = np.unravel_index(int(np.where(inside, own, -np.inf).argmax()), own.shape)
+    members = patch[inside].astype(np.float64)
+    row, column = np.unravel_index(int(np.where(inside, patch, -np.inf).argmax()), patch.shape)
     peak = ((left + column + 0.5) * scale[0], (top + row + 0.5) * scale[1])
     line = simplified(outline, _TOLERANCE * max(scale))
     return Region(

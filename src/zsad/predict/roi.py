@@ -1,4 +1,4 @@
-"""Where in a picture anomalies count: a region to include, a region to ignore, from mask files or polygons.
+"""Regions of interest, in which anomalies count: a region to include, a region to ignore, from mask files or polygons.
 
 A region of interest changes what is scored. Maps are zero outside it, and the image score is the highest map value
 inside: the part of a method's score that sees the picture as a whole cannot be confined, so it is left out. Hence
@@ -77,7 +77,7 @@ class Area(BaseModel):
 
 
 class RegionOfInterest(BaseModel):
-    """Where anomalies count: inside `include` (or everywhere), but not inside `ignore`."""
+    """Part of a picture in which anomalies count: inside `include` (or everywhere), but not inside `ignore`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -44,7 +44,7 @@ _MAP_SHARE = {"map": 1.0, "map_and_global": 0.5, "map_and_cosine": 0.5}
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How large pictures are cut.
+    """Settings by which large pictures are cut.
 
     Attributes:
         size: side of a tile in pixels of the picture; "auto" is the model's input, for pictures of which a side is more
@@ -74,7 +74,7 @@ class Tiling:
 
     @classmethod
     def of(cls, tile: Tiling | str | int | None, *, overlap: float = 0.25) -> Tiling | None:
-        """What a user says: "auto", "off" or None, or a side in pixels.
+        """Return the tiling that a user names: "auto", "off" or None, or a side in pixels.
 
         Raises:
             ConfigError: another word, or a number that makes no sense.
@@ -99,7 +99,7 @@ class Tiling:
         return max(1, min(wanted, *size)) if max(size) > limit else None
 
     def to_dict(self) -> dict[str, Any]:
-        """What changes scores, as plain JSON values."""
+        """Return what changes scores, as plain JSON values."""
         return {"size": self.size, "overlap": self.overlap, "whole": self.whole}
 
 
@@ -129,7 +129,7 @@ class TileLayout:
                 yield row, column
 
     def box(self, row: int, column: int) -> Box:
-        """Where a tile lies in the picture."""
+        """Return the box of a tile in the picture."""
         y, x = (side / cells for side, cells in zip(self.size, self.cells, strict=True))
         top, left = self.starts[0][row], self.starts[1][column]
         return top * y, left * x, (top + self.tile[0]) * y, (left + self.tile[1]) * x
@@ -141,10 +141,10 @@ class TileLayout:
         shared = max(1, length - min(steps, default=length))
         inside = np.minimum(np.arange(length) + 0.5, length - 0.5 - np.arange(length))
         ramp = np.sin(0.5 * np.pi * np.minimum(1.0, inside / shared)) ** 2
-        found = np.zeros((len(starts), self.cells[axis]))
+        weights = np.zeros((len(starts), self.cells[axis]))
         for number, start in enumerate(starts):
-            found[number, start : start + length] = ramp
-        return np.asarray(found / found.sum(axis=0), dtype=np.float32)
+            weights[number, start : start + length] = ramp
+        return np.asarray(weights / weights.sum(axis=0), dtype=np.float32)
 
 
 def lay_out(
@@ -188,7 +188,7 @@ def map_rule(config: Mapping[str, Any]) -> tuple[float, bool] | None:
 
 
 def stitched_spec(spec: MapSpec, layout: TileLayout, *, max_map: int = _MAX_MAP) -> MapSpec:
-    """How a stitched grid becomes a map: as a tile's does, but at a bounded size."""
+    """Return how a stitched grid becomes a map: as a tile's does, but at a bounded size."""
     pixels = spec.size[0] / layout.tile[0]
     kept = min(pixels, max(max_map, *spec.size) / max(layout.cells))
     size = (max(1, round(layout.cells[0] * kept)), max(1, round(layout.cells[1] * kept)))

@@ -166,7 +166,7 @@ class Thresholds(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How pictures are put before a model, and how its scores are judged.
+    """Options by which pictures are read and scores judged.
 
     Attributes:
         options: tiles, proportions, reading.

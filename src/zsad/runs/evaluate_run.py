@@ -26,14 +26,14 @@ from zsad.predict.pipeline import OnError
 from zsad.predict.prediction import Prediction
 from zsad.predict.tiles import OnTile
 from zsad.runs.folder import RunWriter, file_state
-from zsad.runs.remeasure import KeptRun, keep_states
+from zsad.runs.remeasure import ScoredRun, keep_states
 from zsad.runs.store import GRIDS_FILE, OVERLAYS, as_stored, read_grids, read_rows, restore
 from zsad.types import Domain, Sample
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluateOptions:
-    """What is measured; see `zsad.metrics.evaluation.evaluate` for metrics, PRO, further columns and pooled rows.
+    """Options of an evaluation; see `zsad.metrics.evaluation.evaluate` for metrics, PRO, columns and pooled rows.
 
     Attributes:
         classes: only these; None: all.
@@ -116,7 +116,7 @@ def evaluate(
             transductive=card.config.get("domain", "industrial") if options.transductive else None,
             collect=measured.append,
         )
-    keep_states(KeptRun.of(folder), data, measured)
+    keep_states(ScoredRun.of(folder), data, measured)
     with suppress(OSError):
         (folder / OVERLAYS).rmdir()  # an evaluation draws none
     table.seen = overlap.sentence()

@@ -127,7 +127,7 @@ class RunWriter:
         return (row for row in rows if has_grid(self.folder, row, held))
 
     def _check_settings(self) -> bool:
-        """Whether a run with these settings lies here."""
+        """Return True if a run with these settings lies here."""
         path = self.folder / RUN_FILE
         if not path.exists():
             if (self.folder / ROWS_FILE).exists():
@@ -147,7 +147,7 @@ class RunWriter:
         return True
 
     def is_finished(self, source: str | Path) -> bool:
-        """Whether the run has a row for this path or address and the file has not changed since."""
+        """Return True if the run has a row for this path or address and the file has not changed since."""
         state = self._finished.get(str(source))
         return state is not None and state == file_state(Path(source))
 
@@ -162,7 +162,7 @@ class RunWriter:
         return len(self._finished)
 
     def overlay_path(self, source: str) -> Path:
-        """Where the overlay of `source` belongs."""
+        """Return the path of the overlay of `source`."""
         name = overlay_name(source)
         self._fresh.add(name)
         return self.folder / OVERLAYS / name
@@ -182,13 +182,13 @@ class RunWriter:
         assert self._grids is not None  # opened by _start
         row = prediction.to_dict()
         row["file"] = state
-        own = prediction.spec.model_dump(mode="json")
-        if self._details.get("map_spec", own) == own:
+        spec = prediction.spec.model_dump(mode="json")
+        if self._details.get("map_spec", spec) == spec:
             with storage_errors(self.folder / GRIDS_FILE):
                 row["grid"] = self._grids.append(prediction.grid)
         else:  # tiles, or another proportion
             name = Path(overlay_name(str(prediction.source))).stem
-            row["grid"], row["map_spec"] = write_grid(self.folder, name, prediction.grid), own
+            row["grid"], row["map_spec"] = write_grid(self.folder, name, prediction.grid), spec
         if overlay is not None:
             row["overlay"] = f"{OVERLAYS}/{overlay.name}"
         self._append(row)
@@ -257,9 +257,9 @@ class RunWriter:
         if self._pending and self._finished:
             self._start()
         if not self._started:
-            for made in self._created:  # by overlays that a full disk refused, as the first files
+            for folder in self._created:  # by overlays that a full disk refused, as the first files
                 with suppress(OSError):
-                    made.rmdir()
+                    folder.rmdir()
             return
         self._started = False
         assert self._rows is not None and self._grids is not None

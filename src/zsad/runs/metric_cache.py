@@ -1,4 +1,4 @@
-"""What is kept beside a run's grids so that measuring again takes less: masks at the size of maps, and counted pixels.
+"""Caches beside a run's grids, with which measuring again takes less: masks at the size of maps, and counted pixels.
 
 Neither is needed: what is missing, broken or about other files is made again.
 """
@@ -60,16 +60,16 @@ def write_packed(path: Path, parts: dict[str, bytes]) -> None:
 
 
 @dataclass(slots=True)
-class KeptMasks:
+class MaskCache:
     """Masks (H, W) as maps are measured with, one bit a pixel and packed, by what `mask_key` says of them."""
 
-    found: dict[str, bytes] = field(default_factory=dict)
+    packed: dict[str, bytes] = field(default_factory=dict)
     new: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def of(cls, path: Path) -> KeptMasks:
-        """Those of a file; none where it is missing or broken, as they can be made again."""
+    def of(cls, path: Path) -> MaskCache:
+        """Return the masks of a file; none where it is missing or broken, as they can be made again."""
         return cls(read_packed(path))
 
     def read(
@@ -82,9 +82,9 @@ class KeptMasks:
             DataError: the mask has another size than its image.
         """
         key = mask_key(path, size, full)
-        if kept := self.found.get(key):
+        if content := self.packed.get(key):
             with suppress(zlib.error, ValueError):  # damaged: read the file again
-                bits = np.frombuffer(zlib.decompress(kept), np.uint8)
+                bits = np.frombuffer(zlib.decompress(content), np.uint8)
                 return np.unpackbits(bits, count=size[0] * size[1]).view(np.bool_).reshape(size)
         mask = load_mask(path, size=size, image=image, image_size=full)
         self.put(mask, path, full=full)
@@ -94,7 +94,7 @@ class KeptMasks:
         """Keeps a mask (H, W) of the file `path`, made for an image of `full` (H, W) pixels."""
         key, packed = mask_key(path, (mask.shape[0], mask.shape[1]), full), np.packbits(mask).tobytes()
         with self._lock:
-            self.found[key], self.new = zlib.compress(packed, 1), True
+            self.packed[key], self.new = zlib.compress(packed, 1), True
 
     def write(self, path: Path) -> None:
         """Writes them, whole or not at all; nothing where nothing is new.
@@ -103,11 +103,11 @@ class KeptMasks:
             StorageError: the disk is full, or the folder cannot be written.
         """
         if self.new:
-            write_packed(path, self.found)
+            write_packed(path, self.packed)
 
 
-class KeptStates:
-    """What streaming metrics counted of the pixels of each class, by a key of all that decides it.
+class StateCache:
+    """Counts that streaming metrics made of the pixels of each class, by a key of all that decides it.
 
     Args:
         path: of the file.
@@ -155,10 +155,10 @@ class KeptStates:
 
 def digest(lines: Iterable[object]) -> str:
     """A key of all that the lines say."""
-    found = hashlib.blake2b(digest_size=16)
+    hashed = hashlib.blake2b(digest_size=16)
     for line in lines:
-        found.update(os.fsencode(f"{line}\n"))
-    return found.hexdigest()
+        hashed.update(os.fsencode(f"{line}\n"))
+    return hashed.hexdigest()
 
 
 def mask_key(path: Path, size: tuple[int, int], full: tuple[int, int]) -> str:

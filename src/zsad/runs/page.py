@@ -39,7 +39,7 @@ _BINS = 25
 
 @dataclass(frozen=True, slots=True)
 class ReportLimits:
-    """How much of a run is shown with pictures and in the table; the page says what is left out."""
+    """Numbers of images with pictures and of rows in the table; the page says what is left out."""
 
     worst: int = 60
     best: int = 12
@@ -158,22 +158,22 @@ def _content(
     spec = MapSpec.model_validate(run["map_spec"])
     chosen = _chosen(len(rows), limits)
     grids, region = read_grids(folder / GRIDS_FILE), region_of_run(run)
-    found = {index: restore(rows[index], grids, spec, region=region, folder=folder) for index in chosen}
+    predictions = {index: restore(rows[index], grids, spec, region=region, folder=folder) for index in chosen}
     names = _short_names([row["source"] for row in rows])
     layers = list(run["card"]["config"].get("layers", ()))
     for index in chosen:
-        found[index].picture = pictures.get(rows[index]["source"])
-    cards = [_card(rows[index], index, names[index], found[index], layers) for index in chosen]
+        predictions[index].picture = pictures.get(rows[index]["source"])
+    cards = [_card(rows[index], index, names[index], predictions[index], layers) for index in chosen]
     scores = [row["score"] for row in rows]
     labels = [row.get("label") for row in rows]
-    shown = set(chosen)
+    with_picture = set(chosen)
     return {
         "title": run.get("title", "run"),
         "run": run,
         "worst": [card for card in cards if card["rank"] <= limits.worst],
         "best": [card for card in cards if card["rank"] > limits.worst],
         "rows": [
-            {**_facts(row, index, names[index]), "shown": index in shown}
+            {**_facts(row, index, names[index]), "shown": index in with_picture}
             for index, row in enumerate(rows[: limits.rows])
         ],
         "left_out": max(0, len(rows) - limits.rows),
@@ -184,7 +184,7 @@ def _content(
         "has_regions": any("regions" in row for row in rows),
         "histogram": histogram(scores, labels, threshold=rows[0].get("threshold")),
         "gradient": _gradient(),
-        "scale": found[chosen[0]].scale,
+        "scale": predictions[chosen[0]].scale,
         "pixel_threshold": rows[0].get("pixel_threshold"),
         "promises": run.get("promises", []),
         "region": region is not None,
@@ -346,7 +346,7 @@ def _model_facts(run: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _model_notes(run: dict[str, Any]) -> list[str]:
-    """What a reader of the results must know of method and backbone."""
+    """Return remarks on method and backbone for readers of the results."""
     card = run["card"]
     notes = [said] if (said := sources_note(card["method"], card.get("provenance", ""))) else []
     if card["backbone"]["name"] == "zsad-tiny":

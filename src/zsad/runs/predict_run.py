@@ -31,7 +31,7 @@ _WAITING = 8  # predictions that may wait for their overlay: bounds the memory, 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How a run is written.
+    """Options of a run and its files.
 
     Attributes:
         out: folder of the run.
@@ -277,7 +277,7 @@ def write_products(options: RunOptions, thumbnails: Thumbnails | None = None) ->
 
 
 class _Run:
-    """One call of `predict`: what is scored, and what came of it so far."""
+    """A call of `predict`: images to score, and the outcome so far."""
 
     def __init__(
         self,

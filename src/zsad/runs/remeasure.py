@@ -40,8 +40,8 @@ from zsad.runs.folder import file_state
 from zsad.runs.metric_cache import (
     MASKS_FILE,
     STATES_FILE,
-    KeptMasks,
-    KeptStates,
+    MaskCache,
+    StateCache,
     digest,
     mask_key,
 )
@@ -86,33 +86,34 @@ def measure_again(
     also = check_settings(metrics=metrics, pro=pro, limit=limit, also=also)
     folder = Path(folder)
     samples = chosen_samples(data, classes)
-    run = KeptRun.of(folder)
+    run = ScoredRun.of(folder)
     scored = run.by_class(samples, data)
     if not scored:
         raise DataError(
             f"{folder} holds no scores of {data.root}: give the data as they were given when scored"
         )
     groups = empty_groups(samples, fallback=data.name, metrics=metrics, limit=limit)
-    masks = KeptMasks.of(folder / MASKS_FILE)
-    states = KeptStates(folder / STATES_FILE)
+    masks = MaskCache.of(folder / MASKS_FILE)
+    states = StateCache(folder / STATES_FILE)
     keys: dict[_Kind, str] = {}
     tasks: list[_Task] = []
     done, total = 0, sum(map(len, scored.values()))
-    for kind, own in scored.items():
+    for kind, pairs in scored.items():
         group = groups[kind]
-        key = run.key(own) if isinstance(group.pixels, PixelMetrics) else ""
-        if key and _filled(group, own, run, states, key):
-            done += len(own)
+        key = run.key(pairs) if isinstance(group.pixels, PixelMetrics) else ""
+        if key and _filled(group, pairs, run, states, key):
+            done += len(pairs)
             continue
         keys[kind] = key
         tasks += [
-            _Task(own[start : start + _PART], _emptied(group, limit)) for start in range(0, len(own), _PART)
+            _Task(pairs[start : start + _PART], _emptied(group, limit))
+            for start in range(0, len(pairs), _PART)
         ]
     if progress is not None and done:
         progress(done, total)
     alone = processes < 2 or metrics == "exact" or len(tasks) < 2
-    found = _here(tasks, run, masks) if alone else _shared(tasks, run, masks, processes)
-    for task, scores in zip(tasks, found, strict=True):
+    results = _here(tasks, run, masks) if alone else _shared(tasks, run, masks, processes)
+    for task, scores in zip(tasks, results, strict=True):
         groups[scores.dataset, scores.name].merge(scores)
         done += len(task.pairs)
         if progress is not None:
@@ -129,7 +130,7 @@ def measure_again(
     return table
 
 
-def keep_states(run: KeptRun, data: DataSet, measured: Iterable[ClassScores]) -> None:
+def keep_states(run: ScoredRun, data: DataSet, measured: Iterable[ClassScores]) -> None:
     """Keeps what was counted of a run's classes, so that measuring it again takes no map.
 
     Args:
@@ -141,7 +142,7 @@ def keep_states(run: KeptRun, data: DataSet, measured: Iterable[ClassScores]) ->
         DataError: an image has changed since.
         StorageError: the run's folder cannot be written.
     """
-    states, scored = KeptStates(run.folder / STATES_FILE), run.by_class(data.samples, data)
+    states, scored = StateCache(run.folder / STATES_FILE), run.by_class(data.samples, data)
     for scores in measured:
         if isinstance(scores.pixels, PixelMetrics):
             states.put(scores, run.key(scored.get((scores.dataset, scores.name), [])))
@@ -149,8 +150,8 @@ def keep_states(run: KeptRun, data: DataSet, measured: Iterable[ClassScores]) ->
 
 
 @dataclass(frozen=True, slots=True)
-class KeptRun:
-    """What lies in a run's folder; rows by the path of their image, as it was given and as it is on the disk."""
+class ScoredRun:
+    """Scores and grids in a run's folder; rows by the path of their image, as it was given and as it is on the disk."""
 
     folder: Path
     spec: MapSpec
@@ -159,7 +160,7 @@ class KeptRun:
     places: dict[Path, str]
 
     @classmethod
-    def of(cls, folder: Path) -> KeptRun:
+    def of(cls, folder: Path) -> ScoredRun:
         run = read_run_file(folder)
         if "map_spec" not in run:
             raise DataError(f"{folder} was written by no prediction, evaluation or benchmark; choose another")
@@ -180,11 +181,11 @@ class KeptRun:
 
     def by_class(self, samples: Iterable[Sample], data: DataSet) -> dict[_Kind, list[_Pair]]:
         """The scored ones of a data set's samples with their rows, by the names of data set and class."""
-        found: dict[_Kind, list[_Pair]] = {}
+        pairs: dict[_Kind, list[_Pair]] = {}
         for sample in samples:
             if (row := self.row(sample)) is not None:
-                found.setdefault((sample.dataset or data.name, sample.class_name), []).append((sample, row))
-        return found
+                pairs.setdefault((sample.dataset or data.name, sample.class_name), []).append((sample, row))
+        return pairs
 
     def key(self, pairs: Iterable[_Pair]) -> str:
         """A key of all that decides what is counted of the images of a class."""
@@ -192,14 +193,14 @@ class KeptRun:
         def lines() -> Iterator[object]:
             yield zsad.__version__, self.spec.model_dump_json(), file_state(self.folder / GRIDS_FILE)
             for sample, row in pairs:
-                own = file_state(self.folder / row["grid"]) if isinstance(row["grid"], str) else row["grid"]
+                grid = file_state(self.folder / row["grid"]) if isinstance(row["grid"], str) else row["grid"]
                 size = (row["size"][0], row["size"][1])
                 mask = None if sample.mask is None else mask_key(sample.mask, self.spec.size, size)
-                yield sample.image, sample.label, row["file"], own, row.get("map_spec"), mask
+                yield sample.image, sample.label, row["file"], grid, row.get("map_spec"), mask
 
         return digest(lines())
 
-    def add(self, scores: ClassScores, sample: Sample, row: dict[str, Any], masks: KeptMasks) -> None:
+    def add(self, scores: ClassScores, sample: Sample, row: dict[str, Any], masks: MaskCache) -> None:
         """Adds a scored image to its class."""
         prediction = restore(row, self.grids, self.spec, folder=self.folder)
         prediction.sample = sample
@@ -210,14 +211,14 @@ class KeptRun:
         scores.add(sample, prediction, read_mask=read_mask)
 
 
-def _filled(group: ClassScores, pairs: list[_Pair], run: KeptRun, states: KeptStates, key: str) -> bool:
+def _filled(group: ClassScores, pairs: list[_Pair], run: ScoredRun, states: StateCache, key: str) -> bool:
     """Adds all images of a class whose pixels were counted before; whether they were."""
     known = ClassScores(group.dataset, group.name)
     if group.pixels is None or not states.fill(known, key, limit=group.pixels.limit):
         return False
     pixels, known.pixels = known.pixels, None
     for sample, row in pairs:
-        run.add(known, sample, row, KeptMasks())  # without pixels: its score alone
+        run.add(known, sample, row, MaskCache())  # without pixels: its score alone
     known.pixels = pixels
     group.merge(known)
     return True
@@ -239,7 +240,7 @@ def _emptied(whole: ClassScores, limit: float) -> ClassScores:
     return scores
 
 
-def _here(tasks: Iterable[_Task], run: KeptRun, masks: KeptMasks) -> Iterator[ClassScores]:
+def _here(tasks: Iterable[_Task], run: ScoredRun, masks: MaskCache) -> Iterator[ClassScores]:
     """Scores of all tasks, one after the other."""
     for task in tasks:
         for sample, row in task.pairs:
@@ -247,7 +248,7 @@ def _here(tasks: Iterable[_Task], run: KeptRun, masks: KeptMasks) -> Iterator[Cl
         yield task.empty
 
 
-def _shared(tasks: list[_Task], run: KeptRun, masks: KeptMasks, processes: int) -> Iterator[ClassScores]:
+def _shared(tasks: list[_Task], run: ScoredRun, masks: MaskCache, processes: int) -> Iterator[ClassScores]:
     """Scores of all tasks, in order, measured here and by other processes; masks that these had to read are kept."""
     # Spawned, not forked: a forked process must not touch the threads that libraries may have started here.
     pool = ProcessPoolExecutor(
@@ -290,27 +291,27 @@ class _InWork:
         """Takes the task back; whether it could be."""
         return self.scores is None and self.future.cancel()
 
-    def result(self, masks: KeptMasks) -> ClassScores:
-        """Its scores, waited for; what masks were read for them goes into `masks`."""
+    def result(self, masks: MaskCache) -> ClassScores:
+        """Return the scores, waited for; masks that were read for them go into `masks`."""
         if self.scores is None:
             self.scores, read = self.future.result()
-            masks.found.update(read)
+            masks.packed.update(read)
             masks.new |= bool(read)
         return self.scores
 
 
-_opened: tuple[KeptRun, KeptMasks] | None = None  # of a measuring process
+_opened: tuple[ScoredRun, MaskCache] | None = None  # of a measuring process
 
 
 def _open(folder: Path) -> None:
     global _opened
-    _opened = KeptRun.of(folder), KeptMasks.of(folder / MASKS_FILE)
+    _opened = ScoredRun.of(folder), MaskCache.of(folder / MASKS_FILE)
 
 
 def _measured(task: _Task) -> tuple[ClassScores, dict[str, bytes]]:
     """Scores of a task, and the masks that were read for it."""
     assert _opened is not None  # by the pool
     run, masks = _opened
-    known = set(masks.found)
+    known = set(masks.packed)
     [scores] = _here([task], run, masks)
-    return scores, {key: mask for key, mask in masks.found.items() if key not in known}
+    return scores, {key: mask for key, mask in masks.packed.items() if key not in known}

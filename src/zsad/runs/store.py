@@ -73,7 +73,7 @@ class GridFile:
 
 
 def held_grids(path: Path) -> tuple[int, tuple[int, ...]]:
-    """How many whole grids a file holds, and their shape (L, h, w); 0 where it is missing or broken."""
+    """Return the number of whole grids in a file, and their shape (L, h, w); 0 where it is missing or broken."""
     try:
         with path.open("rb") as stream:
             np.lib.format.read_magic(stream)
@@ -99,7 +99,7 @@ def write_grid(folder: Path, name: str, grid: npt.NDArray[np.floating]) -> str:
 
 
 def has_grid(folder: Path, row: dict[str, Any], held: int) -> bool:
-    """Whether the grid of a row is there; `held` are in the file that all share."""
+    """Return True if the grid of a row is there; `held` are in the file that all share."""
     place = row["grid"]
     return (folder / place).is_file() if isinstance(place, str) else place < held
 
@@ -155,7 +155,7 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_row(row: Any) -> bool:
-    """Whether a line says what the others do: the source, and either an error or a result."""
+    """Return True if a line says what the others do: the source, and either an error or a result."""
     if not isinstance(row, dict) or not isinstance(row.get("source"), str):
         return False
     numbers = (row.get("score"), row.get("ms"))

@@ -69,8 +69,8 @@ def _sorted_rows(folder: Path) -> Iterator[dict[str, Any]]:
             if "error" in row:
                 yield error_row(_text(source), _text(row["error"]))
                 continue
-            made = result_row(restore(row, grids, spec, folder=folder))
-            yield made | {"path": _text(source)}
+            converted = result_row(restore(row, grids, spec, folder=folder))
+            yield converted | {"path": _text(source)}
 
 
 def _text(name: str) -> str:

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from zsad.types import Domain
 
 IMAGE_COLUMNS = ("bytes", "content", "image", "path")
-"""Where images are looked for, in this order: content of files, pictures or arrays, paths or addresses."""
+"""Columns in which images are looked for, in this order: content of files, pictures or arrays, paths or addresses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """Which model, how it runs and how it judges: all that a worker must know to load it."""
+    """Model, runtime and view: all that a worker must know to load it."""
 
     model: str
     backbone: str | None = None
@@ -55,7 +55,7 @@ class Loading:
     options: InputOptions = field(default_factory=InputOptions)
 
     def key(self) -> str:
-        """Equal for equal detectors."""
+        """Return a key that is equal for equal detectors."""
         plain = {name: getattr(self, name) for name in self.__slots__ if name not in ("region", "options")}
         return f"{plain} {self.options.to_dict()} {None if self.region is None else self.region.digest()}"
 
@@ -120,8 +120,8 @@ class BatchPredictor:
 
     Example:
         >>> images = np.zeros((3, 64, 64, 3), np.uint8)
-        >>> found = BatchPredictor("promptmoe-tiny", device="cpu")({"image": images, "path": ["a", "b", "c"]})
-        >>> len(found["score"]), found["path"][2], found["error"]
+        >>> rows = BatchPredictor("promptmoe-tiny", device="cpu")({"image": images, "path": ["a", "b", "c"]})
+        >>> len(rows["score"]), rows["path"][2], rows["error"]
         (3, 'c', [None, None, None])
     """
 
@@ -146,9 +146,9 @@ class BatchPredictor:
     @classmethod
     def of(cls, loading: Loading, *, images_a_pass: int | None = None) -> BatchPredictor:
         """A predictor for a model as it is to be loaded."""
-        made = cls(images_a_pass=images_a_pass)
-        made.loading = loading
-        return made
+        predictor = cls(images_a_pass=images_a_pass)
+        predictor.loading = loading
+        return predictor
 
     @property
     def detector(self) -> Detector:
@@ -166,8 +166,8 @@ class BatchPredictor:
             return (self(part) for part in batch)
         columns, kind = columns_of(batch)
         rows = list(self.rows(columns))
-        found: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in COLUMNS}
-        return as_kind(found | {name: columns[name] for name in self.keep}, kind)
+        results: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in COLUMNS}
+        return as_kind(results | {name: columns[name] for name in self.keep}, kind)
 
     def rows(self, columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
         """Yields the row of each image of a batch given as columns."""
@@ -262,7 +262,7 @@ def source_of(name: str | None, image: Any) -> Source | Decoded:
 
 
 def is_plain(options: InputOptions) -> bool:
-    """Whether pictures are only resized, so that they can be decoded without the model."""
+    """Return True if pictures are only resized, so that they can be decoded without the model."""
     return not options.to_dict()
 
 
@@ -355,5 +355,5 @@ def as_kind(columns: dict[str, Any], kind: str) -> Any:
         for name, values in columns.items()
     ]
     kept = [arrow.field(name, array.type) for name, array in zip(columns, arrays, strict=True)]
-    made = arrow.RecordBatch if kind == "records" else arrow.Table
-    return made.from_arrays(arrays, schema=arrow.schema(kept))
+    table = arrow.RecordBatch if kind == "records" else arrow.Table
+    return table.from_arrays(arrays, schema=arrow.schema(kept))

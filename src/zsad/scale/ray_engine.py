@@ -40,7 +40,7 @@ _BLOCK_BYTES = 8 << 20  # of decoded pictures
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Where Ray runs.
+    """Address and size of a Ray cluster.
 
     Attributes:
         address: of a running cluster, such as ray://head:10001 or auto; None: one on this machine, for this run.
@@ -152,7 +152,7 @@ def _picture_row(name: str, picture: Decoded | ZsadError) -> dict[str, Any]:
 
 
 def _raw_row(name: str, image: Any) -> dict[str, Any]:
-    """What the worker decodes itself: a path is read there."""
+    """Return the source that the worker decodes itself: a path is read there."""
     try:
         source = source_of(name, image)
     except ImageError as error:
@@ -252,14 +252,14 @@ def _quiet(ray: Any) -> Iterator[None]:
     log = logging.getLogger("ray.data")
     level = log.level
     context = ray.data.DataContext.get_current()
-    own = {
+    settings = {
         "enable_progress_bars": False,
         "print_on_execution_start": False,
         "target_max_block_size": _BLOCK_BYTES,
     }
-    before = {name: getattr(context, name) for name in own if hasattr(context, name)}
+    before = {name: getattr(context, name) for name in settings if hasattr(context, name)}
     for name in before:
-        setattr(context, name, own[name])
+        setattr(context, name, settings[name])
     log.setLevel(max(level, logging.ERROR))
     try:
         yield

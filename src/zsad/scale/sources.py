@@ -1,4 +1,4 @@
-"""Where many images come from: files here or in an object store, or rows of Parquet; cut into items for workers.
+"""Sources of many images: files here or in an object store, or rows of Parquet; cut into items for workers.
 
 An item is small and plain, so that it can be sent anywhere; `read` opens it where it lands.
 """
@@ -35,7 +35,7 @@ class ImageFiles:
         return len(self.paths)
 
     def without(self, finished: frozenset[str]) -> ImageFiles:
-        """Those that are not finished."""
+        """Return the images that are not finished."""
         return ImageFiles(tuple(path for path in self.paths if path not in finished))
 
     def items(self, rows: int) -> list[Any]:
@@ -73,18 +73,18 @@ class ParquetFiles:
         return self.total - len(self.finished)
 
     def without(self, finished: frozenset[str]) -> ParquetFiles:
-        """Those that are not finished."""
+        """Return the images that are not finished."""
         return ParquetFiles(self.files, self.column, self.names, self.total, finished)
 
     def items(self, rows: int) -> list[Any]:
         """[file, row group, number of its first row] of every row group."""
-        found: list[Any] = []
+        groups: list[Any] = []
         for file in self.files:
             metadata, first = _metadata(file), 1
             for group in range(metadata.num_row_groups):
-                found.append([file, group, first])
+                groups.append([file, group, first])
                 first += metadata.row_group(group).num_rows
-        return found
+        return groups
 
     def read(self, item: Any, rows: int) -> Iterator[Named]:
         """Yields (name, content) of an item's rows, at most `rows` at a time."""
@@ -102,7 +102,7 @@ class ParquetFiles:
 
 
 def find_images(inputs: Sequence[str], *, column: str | None = None) -> ImageFiles | ParquetFiles:
-    """What inputs mean: images, folders, patterns, addresses of an object store, or Parquet files.
+    """Return the images of the inputs: images, folders, patterns, addresses of an object store, or Parquet files.
 
     Args:
         inputs: Parquet (a file, or a folder with nothing else to score) cannot be mixed with images.
@@ -149,7 +149,7 @@ def _listed(address: str, suffixes: frozenset[str]) -> list[str]:
             raise DataError(f"{address} does not exist: check the address")
         if info.type == fs.FileType.File:
             return [address]
-        found = system.get_file_info(fs.FileSelector(path, recursive=True))
+        entries = system.get_file_info(fs.FileSelector(path, recursive=True))
     except (OSError, ValueError, arrow.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
@@ -158,7 +158,7 @@ def _listed(address: str, suffixes: frozenset[str]) -> list[str]:
     base = address.rstrip("/")
     names = [
         f"{base}/{PurePosixPath(one.path).relative_to(path.rstrip('/') or '/')}"
-        for one in found
+        for one in entries
         if one.type == fs.FileType.File and PurePosixPath(one.path).suffix.lower() in suffixes
     ]
     if not names:

@@ -238,8 +238,8 @@ def draw_foreign(site: Site, rng: np.random.Generator) -> FloatArray:
     other = _donated(site, rng)
     if rng.random() < 0.3:
         mean, spread = other.mean(axis=(0, 1)), other.std(axis=(0, 1)) + 0.02
-        own = site.patch.reshape(-1, 3)
-        other = (other - mean) / spread * (own.std(axis=0) + 0.05) + own.mean(axis=0)
+        colours = site.patch.reshape(-1, 3)
+        other = (other - mean) / spread * (colours.std(axis=0) + 0.05) + colours.mean(axis=0)
     if float(np.abs(other.mean(axis=(0, 1)) - site.tone).max()) < 0.1:
         other = other + np.float32(_sign(site, rng, darker=0.5) * max(0.1, site.contrast * 0.6))
     return mix(

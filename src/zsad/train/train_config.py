@@ -14,7 +14,7 @@ _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(BaseModel):
-    """How an adapter is trained. The defaults are PromptMoE's (section "Implementation details")."""
+    """Settings of the training of an adapter. The defaults are PromptMoE's (section "Implementation details")."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -23,7 +23,7 @@ from zsad.metrics.evaluation import evaluate
 from zsad.metrics.table import COLUMNS, ResultRow, ResultTable
 from zsad.predict.prediction import Prediction
 from zsad.runs.folder import RunWriter, file_state
-from zsad.runs.remeasure import KeptRun, keep_states
+from zsad.runs.remeasure import ScoredRun, keep_states
 from zsad.runs.store import OVERLAYS, as_stored
 from zsad.studies.benchmark.cached_scoring import FeatureCacheScorer
 from zsad.studies.benchmark.cell_results import CELLS, CellFiles, ClassRow, FileProblem
@@ -160,7 +160,7 @@ def measure_cell(
         table = evaluate(recorder, data, progress=report, collect=states.append)
     with suppress(OSError):
         (folder / OVERLAYS).rmdir()  # a measurement draws none
-    run = KeptRun.of(folder)
+    run = ScoredRun.of(folder)
     keep_states(run, data, states)
     files = _write(work, key, recorder.rows, states, whole)
     counted: dict[str, npt.NDArray[Any]] = {}

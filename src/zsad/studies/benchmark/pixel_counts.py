@@ -19,8 +19,8 @@ from zsad.datasets.manifest import DataSet
 from zsad.files import read_arrays
 from zsad.metrics.classes import ClassScores
 from zsad.metrics.streaming import UNIT, PixelMetrics
-from zsad.runs.metric_cache import MASKS_FILE, KeptMasks
-from zsad.runs.remeasure import KeptRun
+from zsad.runs.metric_cache import MASKS_FILE, MaskCache
+from zsad.runs.remeasure import ScoredRun
 from zsad.studies.benchmark.bootstrap import (
     MOST_ELEMENTS,
     MOST_LEFT_OUT,
@@ -180,7 +180,7 @@ def _area(rates: Float64, overlaps: Float64) -> Float64:
 
 
 def count_pixels(
-    run: KeptRun,
+    run: ScoredRun,
     data: DataSet,
     states: Iterable[ClassScores],
     *,
@@ -202,7 +202,7 @@ def count_pixels(
         StorageError: the masks cannot be kept.
     """
     path = run.folder / MASKS_FILE
-    masks, scored = KeptMasks.of(path), run.by_class(data.samples, data)
+    masks, scored = MaskCache.of(path), run.by_class(data.samples, data)
 
     def images(state: ClassScores, limit: float) -> Iterator[tuple[str, PixelMetrics]]:
         for sample, row in scored.get((state.dataset, state.name), []):
