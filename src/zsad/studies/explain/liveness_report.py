@@ -70,14 +70,16 @@ def _of_pool(layer: PoolLayer) -> dict[str, str]:
     for name, chosen, alone in zip(layer.experts, layer.chosen, layer.alone, strict=True):
         if chosen < LEAST_CHOSEN:
             found[f"{place}: {name}"] = (
-                f"expert {name} ({place}) is chosen for {chosen:.1%} of the {layer.unit} only"
+                f"expert {name} (pool {place}) is chosen for {chosen:.1%} of the {layer.unit} only"
             )
         if alone > MOST_ALONE:
             found[f"{place}: {name}"] = (
-                f"expert {name} ({place}) speaks alone for {alone:.0%} of the {layer.unit}"
+                f"expert {name} (pool {place}) speaks alone for {alone:.0%} of the {layer.unit}"
             )
     if layer.alike is not None and layer.alike > MOST_ALIKE:
-        found[f"{place}: alike"] = f"the experts of {place} put out the same: mean cosine {layer.alike:.3f}"
+        found[f"{place}: alike"] = (
+            f"the experts of the pool {place} put out the same: mean cosine {layer.alike:.3f}"
+        )
     return found
 
 
