@@ -21,10 +21,10 @@ ETF: a token's E outputs should form a simplex equiangular tight frame. Balance:
 Deviations. The paper's map is a sum without a softmax, its values brought to [0, 1] class by class over the whole
 test set, which one image does not have: here the map is the sigmoid of the mean difference over `map_temperature`,
 which ranks pixels alike; `zsad.metrics.transductive` gives the paper's scores. Masks are resized as for every method,
-not to the nearest pixel. The released code turns, shifts and mirrors training images: so does the training's `augment`
-= "moeclip", which is off by default as it excludes kept features. In the released code routers start at 0, and 1e-6 is
-added to ||y||: two experts get all tokens first and a first gradient that Adam remembers for thousands of steps. By
-default routers start at random and 0.1 is added. What paper and released code do differently is the setting `recipe`.
+not to the nearest pixel. The training's `augment` = "moeclip" is the released code's;
+off by default, as it excludes kept features. In the released code routers start at 0, and 1e-6 is added to ||y||: two
+experts get all tokens first and a gradient that Adam remembers for long. By default routers start at random, 0.1 is
+added, and the Gaussian reaches 4 sigma, not 3, and repeats the border's sample. What else differs is in `recipe`.
 """
 
 from __future__ import annotations
@@ -96,11 +96,7 @@ DOMAINS: Mapping[str, Mapping[str, Any]] = {
 class MoECLIPConfig(RoutedConfig):
     """Settings of MoECLIP; the defaults are the paper's."""
 
-    retired: ClassVar[Mapping[str, Any]] = {
-        "projectors": "shared",
-        "relu": False,
-        "global_temperature": GLOBAL_TEMPERATURE,
-    }
+    retired: ClassVar[Mapping[str, Any]] = {"projectors": "shared", "relu": False, "global_temperature": 0.07}
     groups: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
         "recipe": {"released": RELEASED},
         "domain": DOMAINS,

@@ -8,15 +8,18 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from zsad.datasets.catalog import bundled
 from zsad.errors import ConfigError
+from zsad.methods.moeclip import MoECLIPConfig
 from zsad.methods.registry import METHODS
 from zsad.metrics.table import COLUMNS
 from zsad.studies.ablations import ablations
 from zsad.studies.benchmark.cell_results import CellResult, ClassRow
+from zsad.studies.benchmark.cells import Candidate, Cell, Target, cell_key
 from zsad.studies.benchmark.pairing import find_set, parse_pair, protocols, resolve
 from zsad.studies.benchmark.paper_comparison import compare
 from zsad.studies.benchmark.papers import PaperTable, Slip, covered, papers, papers_on, printed
@@ -218,3 +221,18 @@ def test_reproduce_prints_paper_ours_and_difference(call, drawn: Path, tmp_path:
     assert code == 2 and "no data set 'MVTec-AD'" in said
     code, _, said = call(*words[:1], "mpa", *words[2:], "--model", toy.model)
     assert code == 2 and "is of method promptmoe, not mpa" in said
+
+
+def test_cells_on_medical_targets_are_measured_with_the_medical_settings_and_kept_apart():
+    context = SimpleNamespace(backbone=SimpleNamespace(sha256="0"))
+    keys = {}
+    for domain in ("industrial", "medical"):
+        candidate = Candidate("m", "moeclip", MoECLIPConfig(domain=domain), context)
+        for name in ("BrainMRI", "MVTec", "mine"):
+            target = Target("path", name, None, "print")
+            cell = Cell(candidate, target, None, cell_key(candidate, None, target))
+            assert cell.domain == {"BrainMRI": "medical", "MVTec": "industrial"}.get(name)
+            keys[domain, name] = cell.key
+    # One fingerprint for all three: the keys differ by what the catalogue says of the name alone.
+    assert keys["industrial", "mine"] == keys["industrial", "MVTec"] != keys["industrial", "BrainMRI"]
+    assert keys["medical", "mine"] == keys["medical", "BrainMRI"] != keys["medical", "MVTec"]
