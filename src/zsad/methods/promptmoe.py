@@ -14,6 +14,10 @@ best are mixed:
     (7)  s = (max M + softmax(F_cls F_T^T / tau')) / 2, F_T of the last layer
     (8)  loss = BCE(s, c) + balance + decouple + Dice(M, m) + Focal(M, m)
 
+Dice and Focal are of M and Dice of its abnormal channel, as printed. Of every layer's map and of both channels, as in
+AnomalyCLIP (`segmentation`, `dice`), they weigh more the more layers are tapped; what both forms do on the bundled
+backbone is in `benchmarks/results/README.md`, step 6.
+
 Deviations: M is the mean, not the sum, over layers, so that s is a probability; maps rank pixels alike. Inferred, as
 the paper leaves it open: prompts end with a full stop, one context serves all layers, tokens are read behind the
 projection to the joint space, attention scores are over sqrt(D / heads), similarities are cosines, the score's
