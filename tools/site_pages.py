@@ -8,8 +8,10 @@ method and every setting), `reference/inferred.md` (what no publication states) 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+SYSTEMS = {
+    "promptmoe": ("promptmoe",),
+    "mpama": ("mpa", "mpama"),
+    "wmoeclip": ("wmoeclip",),
+    "moeclip": ("moeclip",),
+    "baselines": ("adaclip", "anomalyclip", "aprilgan", "faprompt"),
+}
+"""Pages in docs/methods, and the methods with modules that each is about."""
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 _INFERRED = re.compile(r"\binferred\b", re.IGNORECASE)
 _TABLE = re.compile(r"<!-- table: (?P<name>[a-z-]+) -->")
@@ -171,9 +181,25 @@ def backbones_table() -> str:
     return table(("name", "images", "tapped blocks", "what it is"), rows)
 
 
+def modules_tables(*methods: str) -> str:
+    """What the modules of shipped adapters do, as `benchmarks/modules.py` measured it; without names of all."""
+    from zsad.files import file_sha256
+    from zsad.train.checkpoint import resolve_model
+
+    results = json.loads((RESULTS / "modules.json").read_text(encoding="utf-8"))
+    lines = []
+    for name in [f"{method}-tiny" for method in methods] or sorted(results):
+        lines += [f"### {name}", "", *results[name]["page"], ""]
+        if results[name]["sha256"] != file_sha256(resolve_model(name)):
+            lines += ["Measured before this adapter was made anew.", ""]
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "backbones": backbones_table,
     "catalogue": catalogue_table,
+    "modules": modules_tables,
+    **{f"modules-{name}": partial(modules_tables, *names) for name, names in SYSTEMS.items()},
     "protocols": protocols_table,
     "training": training_table,
 }

@@ -12,6 +12,7 @@ import pytest
 
 from zsad.cli.main import VERBS, main
 from zsad.methods.registry import METHODS
+from zsad.train.checkpoint import bundled_models
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -68,6 +69,17 @@ def test_help_readme_and_pages_have_the_same_verbs(capsys: pytest.CaptureFixture
     on_pages = set().union(*(verbs_named(page.read_text(encoding="utf-8")) for page in DOCS.rglob("*.md")))
     assert on_pages <= set(VERBS)
     assert set(VERBS) - on_pages <= {"version"}, "a verb without a place on a page"
+
+
+def test_every_shipped_adapter_s_modules_are_on_the_page_and_on_its_system_s(site: ModuleType) -> None:
+    tables = site.modules_tables()
+    assert re.findall(r"^### (\S+)$", tables, re.MULTILINE) == bundled_models()
+    on_pages = [f"{name}-tiny" for names in site.SYSTEMS.values() for name in names]
+    assert sorted(on_pages) == bundled_models()
+    for system in site.SYSTEMS:
+        page = (DOCS / "methods" / f"{system}.md").read_text(encoding="utf-8")
+        assert f"<!-- table: modules-{system} -->" in page
+        assert site.on_page_markdown(page).count("\n### ") == len(site.SYSTEMS[system])
 
 
 def test_every_inferred_choice_is_on_one_page(site: ModuleType) -> None:

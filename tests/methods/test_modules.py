@@ -10,6 +10,7 @@ import torch
 from zsad.methods.base import Method
 from zsad.methods.modules import other_image, switched
 from zsad.methods.registry import METHODS, build
+from zsad.studies.explain.liveness import mean_cosine, spearman
 
 TRAINED = tuple(name for name, entry in METHODS.items() if entry.needs_training)
 trained = pytest.mark.parametrize("name", TRAINED)
@@ -99,3 +100,59 @@ def test_a_path_that_leads_nowhere_is_an_error(method_of):
     method = method_of("anomalyclip")
     with pytest.raises(AttributeError, match="nothing"), switched(method, {"prompts.nothing": 0.0}):
         pass
+
+
+def toy_task(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noise (32, 3, 40, 40) on grounds of any colour; every second picture has a patch of one of three colours."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(32, 3, 40, 40, generator=generator) / 2 + torch.randn(
+        32, 3, 1, 1, generator=generator
+    )
+    labels, masks = torch.arange(32) % 2, torch.zeros(32, 40, 40)
+    colours = torch.tensor([[3.0, -3, 0], [0, 3, -3], [-3, 0, 3]])
+    for index in labels.nonzero().flatten().tolist():
+        row, column, colour = torch.randint(0, 3, (3,), generator=generator).tolist()
+        place = (slice(8 * row, 8 * row + 8), slice(8 * column, 8 * column + 8))
+        masks[index][place] = 1
+        pixels[index][:, place[0], place[1]] += colours[colour][:, None, None]
+    return pixels, masks, labels
+
+
+def trained_on_toy_task(method: Method, *, steps: int) -> Method:
+    method.reset_parameters(torch.Generator().manual_seed(0))
+    pixels, masks, labels = toy_task(0)
+    features = method.train().features(pixels)
+    for stage in method.stages:
+        method.begin_stage(stage.name)
+        learned = [
+            p for key, p in method.named_parameters() if not key.startswith("clip.") and p.requires_grad
+        ]
+        optimiser = torch.optim.Adam(learned, lr=0.01)
+        for _ in range(steps):
+            optimiser.zero_grad()
+            terms = method.losses(features, masks, labels)
+            torch.stack([term for key, term in terms.items() if not key.startswith("raw_")]).sum().backward()
+            optimiser.step()
+    method.load_adapter(method.adapter_state())  # all parts are in use again
+    return method.eval()
+
+
+@torch.no_grad()
+def test_what_the_bundled_backbone_does_not_show_lives_on_a_random_tower_and_a_toy_task(towers) -> None:
+    """MPAMA's experts differ, all are used, zero experts change maps; AdaCLIP's semantic fusion changes the order."""
+    for name in ("mpama", "adaclip"):
+        with torch.enable_grad():
+            method = trained_on_toy_task(build(name, None, towers), steps=50)
+        features = method.features(toy_task(1)[0])
+        before, modules = method(features), method.paper_modules()
+        if name == "mpama":
+            internals, weights = method.internals(features), method.token_routing(features)["experts"]
+            assert float(mean_cosine(internals.outputs["experts"])) < 0.9
+            assert (weights > 0).float().flatten(0, 2).mean(dim=0).min() > 0.02
+            with switched(method, modules["zero experts"].off):
+                change = method(features).logits - before.logits
+            assert change.norm() / before.logits.norm() > 0.05
+        else:
+            with switched(method, modules["semantic fusion"].off):
+                after = method(features).score
+            assert spearman(before.score.double().numpy(), after.double().numpy()) < 0.97
