@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from zsad.backends.backend import Backend, Precision
 from zsad.card import Card
 from zsad.errors import ConfigError, ZsadError
-from zsad.images.decode import Source
+from zsad.images.open import Source
 from zsad.predict.pipeline import PREVIEW_SIDE, OnError, judge, read, score, stream
 from zsad.predict.prediction import Prediction
 from zsad.predict.view import Model, View, calibration_beside

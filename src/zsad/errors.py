@@ -68,7 +68,7 @@ class StorageError(ZsadError):
 
 
 class InputWarning(UserWarning):
-    """Files of a folder that are not taken as images, with the reason."""
+    """What is left out of an input or inferred about it, with the reason."""
 
 
 class LockedError(StorageError):

@@ -101,6 +101,26 @@ def test_odd_shapes(shape: str) -> None:
         assert region.box == (0, 0, 80, 60)
 
 
+@settings(max_examples=25)
+@given(st.integers(0, 10_000), st.floats(0.55, 0.9), st.sampled_from([(48, 6400), (9600, 64), (33, 2000)]))
+def test_polygon_box_and_area_agree_at_any_aspect_ratio(
+    seed: int, threshold: float, size: tuple[int, int]
+) -> None:
+    values = smooth(seed)
+    scale = np.array((size[1] / 64, size[0] / 48))
+    for region in find_regions(values, threshold, size=size, min_area=12 * scale.prod()):
+        polygon = np.asarray(region.polygon)
+        np.testing.assert_allclose(np.ptp(polygon, axis=0), region.box[2:], atol=0.02)
+        [square] = [
+            one for one in find_regions(values, threshold, size=(48, 64)) if one.score == region.score
+        ]
+        expected = polygon_area(np.asarray(square.polygon)) * scale.prod()
+        assert polygon_area(polygon) == pytest.approx(expected, rel=0.02)
+        assert polygon_area(polygon) == pytest.approx(
+            region.area, rel=0.35
+        )  # the line crosses its outer pixels
+
+
 def test_small_ones_are_left_out_and_nothing_is_no_region() -> None:
     values = np.zeros((20, 20), np.float32)
     values[2:4, 2:4], values[10:15, 10:15] = 0.9, 0.7

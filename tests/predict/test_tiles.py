@@ -16,7 +16,7 @@ from zsad.backends.backend import Backend, BackendOutput
 from zsad.detector import Detector
 from zsad.errors import ConfigError, ImageError
 from zsad.images.decode import Preprocess, load_image
-from zsad.images.large import open_large
+from zsad.images.open import open_picture
 from zsad.images.pixels import Reading
 from zsad.loading import load
 from zsad.nn.maps import MapSpec, interpolation_matrix, render_map_numpy
@@ -245,7 +245,7 @@ def test_parts_are_upright(tmp_path: Path, turn: int) -> None:
     path = tmp_path / "turned.png"
     image.save(path, exif=exif)
     expected = np.asarray(load_image(path))
-    with open_large(path) as picture:
+    with open_picture(path) as picture:
         assert picture.size == expected.shape[:2]
         part = picture.part((5, 7, 25, 31), (20, 24), resample=Image.Resampling.BICUBIC)
         np.testing.assert_array_equal(np.asarray(part), expected[5:25, 7:31])
@@ -265,7 +265,7 @@ def test_parts_equal_the_whole(tmp_path: Path, kind: str, compression: str | Non
     for levels in ("depth", (2.0, 98.0)):
         reading = Reading(levels=levels, matte="black")  # type: ignore[arg-type]
         expected = np.asarray(load_image(path, reading=reading))
-        with open_large(path, reading=reading) as picture:
+        with open_picture(path, reading) as picture:
             part = picture.part((5, 7, 25, 31), (20, 24), resample=Image.Resampling.BICUBIC)
         np.testing.assert_allclose(np.asarray(part), expected[5:25, 7:31], atol=1)
 

@@ -24,7 +24,7 @@ class QuickGELU(nn.Module):
 
 def activation(name: Activation) -> nn.Module:
     """The module of an activation's name."""
-    return QuickGELU() if name == "quick_gelu" else nn.GELU()
+    return QuickGELU() if name == "quick_gelu" else nn.GELU("tanh" if name == "gelu_tanh" else "none")
 
 
 class Attention(nn.Module):
@@ -79,11 +79,11 @@ def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
 class Block(nn.Module):
     """`x + attention(ln_1 x)`, then `x + mlp(ln_2 x)`."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, act: Activation) -> None:
+    def __init__(self, width: int, heads: int, mlp_width: int, act: Activation, eps: float = 1e-5) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
+        self.ln_1 = nn.LayerNorm(width, eps)
         self.attn = Attention(width, heads)
-        self.ln_2 = nn.LayerNorm(width)
+        self.ln_2 = nn.LayerNorm(width, eps)
         self.fc = nn.Linear(width, mlp_width)
         self.act = activation(act)
         self.proj = nn.Linear(mlp_width, width)

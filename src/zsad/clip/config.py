@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -26,7 +27,7 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 TINY = "zsad-tiny"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
-Activation = Literal["quick_gelu", "gelu"]
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 
 
 class _Frozen(BaseModel):
@@ -63,6 +64,7 @@ class VisionConfig(_Frozen):
     heads: PositiveInt
     mlp_width: PositiveInt
     activation: Activation = "quick_gelu"
+    norm_eps: PositiveFloat = Field(default=1e-5, description="Added to variances in layer norms.")
     stem: MobileStemConfig | None = None
 
     @property
@@ -87,6 +89,7 @@ class TextConfig(_Frozen):
     heads: PositiveInt
     mlp_width: PositiveInt
     activation: Activation = "quick_gelu"
+    norm_eps: PositiveFloat = Field(default=1e-5, description="Added to variances in layer norms.")
 
     @model_validator(mode="after")
     def _divisible(self) -> TextConfig:

@@ -73,6 +73,7 @@ _OPEN_CLIP_TOP = {
     "text.proj": "text_projection",
     "logit_scale": "logit_scale",
 }
+_IMAGE_HEADS = {1280: 16, 1408: 16, 1664: 16}  # by width: ViT-H, ViT-g, ViT-bigG
 _TRANSPOSED = ("visual.proj", "text.proj")
 
 
@@ -147,20 +148,14 @@ def count_blocks(state: State, prefix: str) -> int:
     return max(indices, default=-1) + 1
 
 
-def infer_config(
-    state: State,
-    *,
-    activation: Activation = "quick_gelu",
-    vision_heads: int | None = None,
-    text_heads: int | None = None,
-) -> CLIPConfig:
+def infer_config(state: State, *, activation: Activation = "quick_gelu") -> CLIPConfig:
     """The config of a state dict in our names, from the shapes of its tensors.
+
+    Heads are those of every published CLIP ViT: width / 64, but 16 in the image towers of ViT-H, ViT-g and ViT-bigG.
 
     Args:
         state: a plain CLIP ViT; with a convolutional stem the shapes do not tell.
         activation: not visible in shapes.
-        vision_heads: heads of the image tower; width / 64, as in every published CLIP ViT, when not given.
-        text_heads: heads of the text tower, likewise.
 
     Raises:
         BackboneError: a tensor that fixes a size is missing or of an unexpected rank.
@@ -178,7 +173,7 @@ def infer_config(
         patch_size=patch[-1],
         width=patch[0],
         layers=count_blocks(state, "visual.blocks."),
-        heads=vision_heads or max(1, patch[0] // 64),
+        heads=_IMAGE_HEADS.get(patch[0], max(1, patch[0] // 64)),
         mlp_width=_shape(state, "visual.blocks.0.fc.weight", 2)[0],
         activation=activation,
     )
@@ -187,7 +182,7 @@ def infer_config(
         vocab_size=vocab_size,
         width=text_width,
         layers=count_blocks(state, "text.blocks."),
-        heads=text_heads or max(1, text_width // 64),
+        heads=max(1, text_width // 64),
         mlp_width=_shape(state, "text.blocks.0.fc.weight", 2)[0],
         activation=activation,
     )

@@ -68,9 +68,10 @@ class TextTower(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.position_embedding = nn.Parameter(torch.empty(config.context_length, width).normal_(std=0.01))
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.mlp_width, config.activation) for _ in range(config.layers)
+            Block(width, config.heads, config.mlp_width, config.activation, config.norm_eps)
+            for _ in range(config.layers)
         )
-        self.ln_final = nn.LayerNorm(width)
+        self.ln_final = nn.LayerNorm(width, config.norm_eps)
         self.proj = nn.Parameter(torch.empty(width, embed_dim).normal_(std=width**-0.5))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 

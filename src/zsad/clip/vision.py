@@ -81,11 +81,12 @@ class VisionTower(nn.Module):
         self.position_embedding = nn.Parameter(
             torch.empty(1 + self._side * self._side, width).normal_(std=width**-0.5)
         )
-        self.ln_pre = nn.LayerNorm(width)
+        self.ln_pre = nn.LayerNorm(width, config.norm_eps)
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.mlp_width, config.activation) for _ in range(config.layers)
+            Block(width, config.heads, config.mlp_width, config.activation, config.norm_eps)
+            for _ in range(config.layers)
         )
-        self.ln_post = nn.LayerNorm(width)
+        self.ln_post = nn.LayerNorm(width, config.norm_eps)
         self.proj = nn.Parameter(torch.empty(width, embed_dim).normal_(std=width**-0.5))
         self._positions: tuple[tuple[object, ...], Tensor] | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ from zsad.clip.config import (
 )
 from zsad.clip.convert import OWN_NAME, State, infer_config, to_zsad
 from zsad.clip.model import CLIP
+from zsad.clip.side_config import read_side_config
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weight_files import PICKLES, read_json, read_weights, weight_files, weights_sha256
-from zsad.errors import BackboneError, ConfigError, HubError
+from zsad.errors import BackboneError, ConfigError, HubError, InputWarning
 
 
 @dataclass(slots=True)
@@ -103,13 +105,15 @@ def load_backbone(
             sha256=f"random:{random_seed}",
             name=named.name,
         )
+    # A preset's own repositories hold its weights, whatever is written beside them.
+    is_given = named is None or source is not None
     if source is None:
         source = _fetch(named, str(name_or_path))
     files = weight_files(source)
     state = read_weights(files)
     if OWN_NAME not in state:
         state = to_zsad(state)
-    resolved = _preset_of(state, files[0], named=named, activation=activation)
+    resolved = _preset_of(state, files[0], named=named, activation=activation, given=is_given)
     return Backbone(
         clip=_load_state(state, resolved, files[0], device=device, dtype=dtype),
         tokenizer=_tokenizer(resolved, files[0].parent),
@@ -151,24 +155,37 @@ def _fetch(named: Preset | None, name: str) -> Path:
     raise BackboneError(f"{named.name} names no repository to fetch it from; pass `--weights PATH`")
 
 
-def _preset_of(state: State, file: Path, *, named: Preset | None, activation: Activation | None) -> Preset:
-    """The preset of loaded weights: the named one, ours beside the file, a known shape's, or made up."""
-    if named is not None:
-        return _activated(named, activation)
-    side = read_json(file.parent / "config.json")
+def _preset_of(
+    state: State, file: Path, *, named: Preset | None, activation: Activation | None, given: bool
+) -> Preset:
+    """The preset of loaded weights: the named one, ours beside the file, a known shape's, or made up.
+
+    `given`: what lies beside the file counts.
+    """
+    config_file = file.parent / "config.json"
+    side = read_json(config_file) if given else {}
     if "clip" in side:
-        return _activated(read_preset(file.parent / "config.json"), activation)
-    facts = _side_facts(file.parent, side)
-    try:
-        config = infer_config(
-            state,
-            activation=activation or facts.get("activation", "quick_gelu"),
-            vision_heads=facts.get("vision_heads"),
-            text_heads=facts.get("text_heads"),
+        own = read_preset(config_file)
+        return _activated(
+            own if named is None else named.model_copy(update={"config": own.config}), activation
         )
+    found = read_side_config(file.parent, side) if given else None
+    if named is not None:
+        return _activated(named if found is None else found.applied_to(named, file), activation)
+    try:
+        config = infer_config(state, activation=activation or "quick_gelu")
     except ValidationError as error:
         raise BackboneError(f"weights in {file} make no CLIP: {error.errors()[0]['msg']}") from None
-    colours: dict[str, Any] = {key: facts[key] for key in ("mean", "std") if key in facts}
+    if found is not None:
+        config = _with_activation(found.applied(config, file), activation)
+    elif activation is None:
+        warnings.warn(
+            f"no configuration lies beside {file}: activation quick_gelu (OpenAI's; LAION's weights need gelu), "
+            f"{config.vision.heads} and {config.text.heads} heads are inferred; put its configuration beside it",
+            InputWarning,
+            stacklevel=3,
+        )
+    colours: dict[str, Any] = {} if found is None else found.colours
     for known in PRESETS.values():
         if _activated(known, config.vision.activation).config == config:
             return known.model_copy(update={"config": config, **colours})
@@ -187,40 +204,17 @@ def _preset_of(state: State, file: Path, *, named: Preset | None, activation: Ac
 
 def _activated(known: Preset, activation: Activation | None) -> Preset:
     """The preset with another activation in both towers."""
+    return known.model_copy(update={"config": _with_activation(known.config, activation)})
+
+
+def _with_activation(config: CLIPConfig, activation: Activation | None) -> CLIPConfig:
     if activation is None:
-        return known
-    config = known.config.model_copy(
-        update={
-            "vision": known.config.vision.model_copy(update={"activation": activation}),
-            "text": known.config.text.model_copy(update={"activation": activation}),
-        }
-    )
-    return known.model_copy(update={"config": config})
-
-
-def _side_facts(folder: Path, huggingface: dict[str, Any]) -> dict[str, Any]:
-    """Read what shapes do not show from config files beside the weights: activation, heads, mean, std."""
-    facts: dict[str, Any] = {}
-    vision, text = huggingface.get("vision_config") or {}, huggingface.get("text_config") or {}
-    if "vision_model" in huggingface.get("model_type", "") or vision or text:
-        # Hugging Face leaves out what equals its defaults, and its CLIP's default is OpenAI's activation.
-        facts["activation"] = "gelu" if vision.get("hidden_act", "quick_gelu") == "gelu" else "quick_gelu"
-        facts["vision_heads"] = vision.get("num_attention_heads")
-        facts["text_heads"] = text.get("num_attention_heads")
-    processor = read_json(folder / "preprocessor_config.json")
-    mean, std = processor.get("image_mean"), processor.get("image_std")
-    open_clip = read_json(folder / "open_clip_config.json")
-    if "model_cfg" in open_clip:
-        model = open_clip["model_cfg"]
-        facts["activation"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
-        tower = model.get("vision_cfg", {})
-        facts["vision_heads"] = tower["width"] // tower.get("head_width", 64) if "width" in tower else None
-        facts["text_heads"] = model.get("text_cfg", {}).get("heads")
-        mean = open_clip.get("preprocess_cfg", {}).get("mean", mean)
-        std = open_clip.get("preprocess_cfg", {}).get("std", std)
-    if mean and std:
-        facts.update(mean=tuple(mean), std=tuple(std))
-    return facts
+        return config
+    towers = {
+        name: getattr(config, name).model_copy(update={"activation": activation})
+        for name in ("vision", "text")
+    }
+    return config.model_copy(update=towers)
 
 
 class _SkipRandom(TorchFunctionMode):

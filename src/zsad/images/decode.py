@@ -20,25 +20,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from zsad.errors import ConfigError, ImageError
-from zsad.images.open import opened, opened_content
-from zsad.images.pixels import (
-    MAX_PIXELS,
-    PLAIN,
-    Reading,
-    check_pixels,
-    check_sides,
-    decoding,
-    oriented,
-    to_bytes,
-    to_rgb,
-    upright_size,
-)
+from zsad.errors import ConfigError
+from zsad.images.open import Source, open_picture
+from zsad.images.picture import ImagePixels, Picture
+from zsad.images.pixels import MAX_PIXELS, PLAIN, Reading
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-Source = str | Path | bytes | Image.Image | npt.NDArray[Any]
-_Decoded = tuple[Image.Image, tuple[int, int]]  # upright RGB, full (H,W)
 
 
 def load_image(
@@ -74,20 +62,11 @@ def read_image(
 
     `name` is the name in messages of an image given as bytes.
     """
-    if isinstance(source, bytes):
-        with opened_content(source, name, reading) as image:
-            return _upright_rgb(image, name, reading, target)
-    if isinstance(source, np.ndarray):
-        return _from_array(source, reading)
-    if isinstance(source, Image.Image):
-        with decoding("image given as an object"):
-            return _upright_rgb(source, "image given as an object", reading)
-    if not isinstance(source, str | Path):
-        raise ImageError(
-            f"cannot use {type(source).__name__} as an image: give a path, bytes, a PIL image or a NumPy array"
-        )
-    with opened(Path(source), reading) as image:
-        return _upright_rgb(image, str(source), reading, target)
+    with open_picture(source, reading, name=name) as picture:
+        size = picture.size
+        if target is not None:
+            picture.draft((2 * target[0], 2 * target[1]))
+        return picture.rgb(), size
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -96,34 +75,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         ImageError: as `load_image`, except that a truncated body goes unnoticed.
     """
-    with opened(Path(path), PLAIN) as image:
-        return upright_size(image)
-
-
-def _upright_rgb(
-    image: Image.Image, name: str, reading: Reading, target: tuple[int, int] | None = None
-) -> _Decoded:
-    check_pixels(image.size, name, reading.max_pixels)
-    check_sides(image.size, name)
-    size = upright_size(image)
-    if target is not None:
-        height, width = target if size == image.size[::-1] else target[::-1]
-        image.draft(None, (2 * width, 2 * height))
-    image.load()
-    return to_rgb(oriented(image), name, reading), size
-
-
-def _from_array(array: npt.NDArray[Any], reading: Reading) -> _Decoded:
-    name = f"array of shape {array.shape} and dtype {array.dtype}"
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ImageError(
-            f"{name} is no image, expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), channels last"
-        )
-    height, width = int(array.shape[0]), int(array.shape[1])
-    check_pixels((width, height), name, reading.max_pixels)
-    check_sides((width, height), name)
-    values = to_bytes(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array, name, reading)
-    return to_rgb(Image.fromarray(np.ascontiguousarray(values)), name, reading), (height, width)
+    with open_picture(path) as picture:
+        return picture.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +108,15 @@ class Preprocess:
         if self.interpolation not in ("bicubic", "bilinear"):
             raise ConfigError(f"interpolation is {self.interpolation!r}, expected 'bicubic' or 'bilinear'")
 
-    def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
-        """Return the normalised float32 (3,H,W) of a Pillow image."""
-        if image.mode != "RGB":
-            image = load_image(image)
-        height, width = self.image_size
-        with decoding("image given as an object"):
-            resized = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+    def __call__(self, image: Image.Image | Picture) -> npt.NDArray[np.float32]:
+        """Return the normalised float32 (3,H,W) of a Pillow image or an open picture."""
+        resample = Image.Resampling[self.interpolation.upper()]
+        picture = (
+            Picture(ImagePixels(image), "image given as an object")
+            if isinstance(image, Image.Image)
+            else image
+        )
+        resized = picture.resized(self.image_size, resample)
         pixels = np.asarray(resized, dtype=np.float32) / np.float32(255)
         pixels = (pixels - np.asarray(self.mean, dtype=np.float32)) / np.asarray(self.std, dtype=np.float32)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -8,14 +8,18 @@ file's look-up table, or where there is none the levels that `Reading` names, el
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from zsad.errors import ConfigError, ImageError, TooManyPixelsError
-from zsad.images.pixels import Reading, stretched, value_span
+from zsad.images.channels import stretched
+from zsad.images.pixels import Reading
+from zsad.images.tiff_tags import MAX_PAGES
+
+_FRAGMENT = 8  # bytes of an empty frame in a compressed file
 
 
 def _pydicom() -> Any:
@@ -28,13 +32,37 @@ def _pydicom() -> Any:
 
 
 def frame_count(path: Path) -> int:
-    """Frames in a file, from its header."""
+    """Return the number of frames in a file, from its header.
+
+    Raises:
+        ImageError: more than are read, or than its bytes can hold.
+    """
     header = _pydicom().dcmread(path, stop_before_pixels=True)
-    return max(1, int(header.get("NumberOfFrames", 1) or 1))
+    return _frames(header, path.stat().st_size, str(path))
 
 
-def read_dicom(path: Path, number: int, reading: Reading) -> Image.Image:
-    """Frame `number`, from 1, as grey or RGB of 8 bits.
+def _frames(data: Any, size: int, name: str) -> int:
+    """Return how many frames a file of `size` bytes has."""
+    frames = max(1, int(data.get("NumberOfFrames", 1) or 1))
+    bits = int(data.get("BitsAllocated", 8) or 8) * int(data.get("SamplesPerPixel", 1) or 1)
+    bits *= int(data.get("Rows", 0) or 0) * int(data.get("Columns", 0) or 0)
+    syntax = data.file_meta.TransferSyntaxUID
+    compressed = syntax.is_compressed or syntax.is_deflated
+    if frames > 1 and frames * (_FRAGMENT if compressed else bits // 8) > size:
+        raise ImageError(f"{name} claims {frames:,} frames in {size:,} bytes: it is damaged, export it again")
+    if frames > MAX_PAGES:
+        raise ImageError(f"{name} has {frames:,} frames, at most {MAX_PAGES:,} are read: split it")
+    return frames
+
+
+def read_dicom(file: BinaryIO, number: int, reading: Reading, *, name: str) -> Image.Image:
+    """Return frame `number`, from 1, as grey or RGB of 8 bits.
+
+    Args:
+        file: an open file.
+        number: of the frame.
+        reading: window, levels, and largest number of pixels.
+        name: for messages.
 
     Raises:
         ImageError: not DICOM, without pixels, without that frame, or compressed in a way that needs a further package.
@@ -42,23 +70,24 @@ def read_dicom(path: Path, number: int, reading: Reading) -> Image.Image:
     """
     pydicom = _pydicom()
     try:
-        data = pydicom.dcmread(path)
+        data = pydicom.dcmread(file)
     except pydicom.errors.InvalidDicomError as error:
-        raise ImageError(f"{path} is no DICOM file: check its name, or export it again") from error
+        raise ImageError(f"{name} is no DICOM file: check its name, or export it again") from error
     rows, columns = int(data.get("Rows", 0) or 0), int(data.get("Columns", 0) or 0)
     if "PixelData" not in data or not rows or not columns:
-        raise ImageError(f"{path} holds no pixels (a report or a plan?): name DICOM images")
+        raise ImageError(f"{name} holds no pixels (a report or a plan?): name DICOM images")
     if rows * columns > reading.max_pixels:
         raise TooManyPixelsError(
-            f"{path} has {columns}x{rows} = {rows * columns:,} pixels, at most {reading.max_pixels:,} are read"
+            f"{name} has {columns}x{rows} = {rows * columns:,} pixels, at most {reading.max_pixels:,} are read"
         )
-    frames = max(1, int(data.get("NumberOfFrames", 1) or 1))
+    frames = _frames(data, file.seek(0, 2), name)
     if number > frames:
-        raise ImageError(f"{path} has {frames} frame{'s' * (frames > 1)}, there is no frame {number}")
-    return Image.fromarray(_picture(data, _values(pydicom, data, number - 1, path), reading))
+        many = f"{frames} frame{'s' * (frames > 1)}"
+        raise ImageError(f"{name.rpartition('#')[0] or name} has {many}, there is no frame {number}")
+    return Image.fromarray(_picture(data, _values(pydicom, data, number - 1, name), reading))
 
 
-def _values(pydicom: Any, data: Any, index: int, path: Path) -> npt.NDArray[Any]:
+def _values(pydicom: Any, data: Any, index: int, name: str) -> npt.NDArray[Any]:
     try:
         values: npt.NDArray[Any] = pydicom.pixels.pixel_array(data, index=index)
     except (RuntimeError, NotImplementedError) as error:
@@ -66,7 +95,7 @@ def _values(pydicom: Any, data: Any, index: int, path: Path) -> npt.NDArray[Any]
         if not syntax.is_compressed:
             raise
         raise ImageError(
-            f"{path} is compressed ({syntax.name}), which needs a decoder: pip install pylibjpeg pylibjpeg-openjpeg "
+            f"{name} is compressed ({syntax.name}), which needs a decoder: pip install pylibjpeg pylibjpeg-openjpeg "
             "pylibjpeg-libjpeg, or export it without compression"
         ) from error
     return values
@@ -95,7 +124,8 @@ def _windowed(data: Any, values: npt.NDArray[Any], reading: Reading) -> npt.NDAr
             table = _pydicom().pixels.apply_voi_lut(values, data)
             return stretched(table, 0, 2 ** int(data.VOILUTSequence[0].LUTDescriptor[2]) - 1)
         levels = reading.levels if isinstance(reading.levels, tuple) else (0.0, 100.0)
-        return stretched(values, *value_span(values, levels))
+        low, high = np.percentile(values, levels)
+        return stretched(values, float(low), float(high))
     return window(values, _first(centre), _first(width), exact=exact)
 
 

@@ -171,8 +171,8 @@ def is_image(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and find_spec("pillow_heif") is not None):
         return path.is_file()
-    if suffix in VIDEO_SUFFIXES | HEIF_SUFFIXES or not path.is_file():
-        return False
+    if suffix in VIDEO_SUFFIXES | HEIF_SUFFIXES or path.name.upper() == "DICOMDIR" or not path.is_file():
+        return False  # DICOMDIR is the index of a disc
     kind = content_format(path)
     # A suffix that is a number is part of a name such as a DICOM UID. Other suffixes are those of other formats, of
     # which raw photos begin as TIFF and hold a thumbnail first.

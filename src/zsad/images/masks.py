@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 from zsad.errors import DataError, ImageError, ZsadError
 from zsad.files import parse_document
 from zsad.images.decode import image_size
-from zsad.images.open import LABELME_FOLDER, MASK_ENDINGS, opened
-from zsad.images.pixels import MAX_PIXELS, PLAIN, check_pixels, oriented
+from zsad.images.open import LABELME_FOLDER, MASK_ENDINGS, open_picture
+from zsad.images.pixels import MAX_PIXELS, check_pixels
 
 _LOSSLESS = frozenset({".png", ".bmp", ".tif", ".tiff", ".gif", ".webp"})
 _FEW_VALUES = 8  # masks of defect numbers have some values, pictures have dozens
@@ -69,15 +69,8 @@ def mask_values(path: str | Path) -> npt.NDArray[Any]:
         return _joined(path)
     if path.suffix.lower() == ".json":
         return _drawn(path)
-    with opened(path, PLAIN) as file:
-        file.load()
-        image = oriented(file)
-        if image.mode == "1":
-            image = image.convert("L")
-        elif image.mode not in ("L", "F") and not image.mode.startswith("I"):
-            image = image.convert("RGB")  # palette indices and alpha are not values
-        values = np.asarray(image)
-    return values if values.ndim == 2 else np.asarray(values.max(axis=2))
+    with open_picture(path) as picture:
+        return picture.values()
 
 
 def resize_mask(foreground: npt.NDArray[np.bool_], size: tuple[int, int]) -> npt.NDArray[np.bool_]:

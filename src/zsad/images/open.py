@@ -8,24 +8,38 @@ from __future__ import annotations
 import io
 import os
 import re
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from zsad.errors import ConfigError, ImageError
-from zsad.images.pixels import MAX_PIXELS, Reading, check_pixels, decoding
+from zsad.images.channels import samples_of_array
+from zsad.images.picture import ImagePixels, Picture, SamplePixels, Stored
+from zsad.images.pixels import (
+    PLAIN,
+    Reading,
+    check_memory,
+    check_pixels,
+    decoding,
+    orientation,
+    pillow_limit_lifted,
+)
+
+Source = str | Path | bytes | Image.Image | npt.NDArray[Any]
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv"})
 """File suffixes (lower case) that count as videos."""
-DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
 """File suffixes (lower case) that count as DICOM."""
 _PICTURES = """
-.jpg .jpeg .jpe .jfif .mpo .png .apng .bmp .dib .tif .tiff .webp .gif .ppm .pgm .pbm .pnm .pfm
+.jpg .jpeg .jpe .jfif .mpo .png .apng .bmp .dib .tif .tiff .btf .webp .gif .ppm .pgm .pbm .pnm .pfm
 .jp2 .j2k .jpc .jpf .jpx .j2c .avif .avifs
 """
 IMAGE_SUFFIXES = DICOM_SUFFIXES | frozenset(_PICTURES.split())
@@ -39,8 +53,8 @@ LABELME_FOLDER = ("img", "label", "label_viz")
 _STREAMS = ("rtsp://", "rtsps://", "rtmp://", "udp://", "tcp://", "srt://", "http://", "https://")
 _NUMBERED = re.compile(r"(?P<file>.+)#(?P<number>[1-9][0-9]{0,8})", re.DOTALL)
 # An allow-list: decoders of documents (EPS starts Ghostscript) have no business with data sets.
-_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
-_PAGED = frozenset({".tif", ".tiff"}) | DICOM_SUFFIXES
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
+_PAGED = frozenset({".tif", ".tiff", ".btf"}) | DICOM_SUFFIXES
 _HEAT_MAP = re.compile(r"(-[0-9a-f]{10}|\.overlay)\.jpg|\.map\.png")
 _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
@@ -56,7 +70,9 @@ _SIGNATURES = {
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
 WRITTEN_BY = "heat map by zsad"
 """The comment in heat maps, by which a folder that is scored again tells them from pictures."""
-_limit = threading.Lock()
+_START = 65_536
+# Bytes a pixel that decoders take beyond the image they give, measured on pictures of 40 megapixels.
+_DECODER_BYTES = {"WEBP": 13.0, "AVIF": 6.0, "JPEG2000": 16.0, "HEIF": 6.0}
 
 
 def split_address(path: str | Path) -> tuple[Path, int | None]:
@@ -175,42 +191,140 @@ def _register_heif(head: bytes, name: str) -> None:
 
 
 @contextmanager
-def opened(path: Path, reading: Reading) -> Iterator[Image.Image]:
-    """Open a file, or the picture in it that an address names, with its size checked, pixels mostly not yet decoded."""
-    with decoding(str(path)):
-        file, number = split_address(path)
-        check_file(file)
-        if file.suffix.lower() in DICOM_SUFFIXES or _is_dicom(file):
-            from zsad.images.dicom import read_dicom
+def open_picture(
+    source: Source, reading: Reading = PLAIN, *, name: str = "image given as bytes"
+) -> Iterator[Picture]:
+    """Open a picture of any kind with its size checked, pixels mostly not yet decoded.
 
-            yield read_dicom(file, number or 1, reading)
-            return
+    Args:
+        source: a path or an address of a picture in a file, the content of an image file, a Pillow image, or an array.
+        reading: how it is read, and its largest number of pixels.
+        name: of content, for messages.
+
+    Raises:
+        ImageError: as `zsad.images.decode.load_image`.
+        ConfigError: a DICOM file, a video or HEIC, and the package that reads it is not installed.
+    """
+    if isinstance(source, str | Path):
+        name = str(source)
+    elif isinstance(source, np.ndarray):
+        name = f"array of shape {source.shape} and dtype {source.dtype}"
+    elif isinstance(source, Image.Image):
+        name = "image given as an object"
+    elif not isinstance(source, bytes):
+        raise ImageError(
+            f"cannot use {type(source).__name__} as an image: give a path, bytes, a PIL image or a NumPy array"
+        )
+    with ExitStack() as stack:
+        with decoding(name):
+            stored, turn = _stored(source, name, reading, stack)
+            check_pixels(stored.size, name, reading.max_pixels)
+        yield Picture(stored, name, reading, turn=turn)
+
+
+def _stored(source: Source, name: str, reading: Reading, stack: ExitStack) -> tuple[Stored, int]:
+    """Return stored pixels and their orientation."""
+    if isinstance(source, np.ndarray):
+        return SamplePixels(samples_of_array(source, name)), 1
+    if isinstance(source, Image.Image):
+        return ImagePixels(source, shared=True), orientation(source)
+    number, is_named_dicom = None, False
+    if isinstance(source, bytes):
+        if not source:
+            raise ImageError(f"{name} is empty (0 bytes): copy or export the file again")
+        stream: BinaryIO = io.BytesIO(source)
+    else:
+        file, number = split_address(source)
+        check_file(file)
         if number is not None and is_video(file):
             from zsad.images.video import read_frame
 
-            yield read_frame(file, number)
-            return
-        if file.suffix.lower() in HEIF_SUFFIXES:
-            with file.open("rb") as stream:
-                _register_heif(stream.read(32), str(path))
-        with _open(file, reading.max_pixels) as image:
-            check_pixels(image.size, str(path), reading.max_pixels)
-            if number is not None:
-                _turn_to(image, number, file)
-                check_pixels(image.size, str(path), reading.max_pixels)
-            yield image
+            return ImagePixels(read_frame(file, number)), 1
+        stream = stack.enter_context(file.open("rb"))
+        is_named_dicom = file.suffix.lower() in DICOM_SUFFIXES
+    start = stream.read(_START)
+    kind = _format_of(start)
+    if is_named_dicom or kind == "DICOM":
+        from zsad.images.dicom import read_dicom
+
+        stream.seek(0)
+        return ImagePixels(read_dicom(stream, number or 1, reading, name=name)), 1
+    if kind == "TIFF":
+        return _tiff(stream, name, number, reading)
+    if number is not None and number > 1:
+        raise ImageError(f"{file} has 1 page, there is no page {number}")
+    return _image(stream, start, name, reading, stack)
 
 
-@contextmanager
-def opened_content(content: bytes, name: str, reading: Reading) -> Iterator[Image.Image]:
-    """Open the content of a file with its size checked, pixels not yet decoded."""
-    with decoding(name):
-        if not content:
-            raise ImageError(f"{name} is empty (0 bytes): copy or export the file again")
-        _register_heif(content[:32], name)
-        with Image.open(io.BytesIO(content), formats=_formats()) as image:
-            check_pixels(image.size, name, reading.max_pixels)
-            yield image
+def _tiff(stream: BinaryIO, name: str, number: int | None, reading: Reading) -> tuple[Stored, int]:
+    from zsad.images.tiff import TiffPixels
+    from zsad.images.tiff_tags import first_page, page_offsets, read_header
+
+    header = read_header(stream)
+    if number is None:
+        offset = first_page(stream, header)
+    else:
+        offsets = page_offsets(stream, header, name=name)
+        if number > len(offsets):
+            many = f"{len(offsets)} page{'s' * (len(offsets) > 1)}"
+            raise ImageError(f"{name.rpartition('#')[0]} has {many}, there is no page {number}")
+        offset = offsets[number - 1]
+    pixels = TiffPixels(stream, offset, name, header=header)
+    check_pixels(pixels.size, name, reading.max_pixels)
+    check_memory(pixels.piece_bytes, name, reading.max_pixels)
+    return pixels, pixels.turn
+
+
+def _image(
+    stream: BinaryIO, start: bytes, name: str, reading: Reading, stack: ExitStack
+) -> tuple[Stored, int]:
+    """Open what Pillow reads."""
+    from zsad.images.structure import check_structure
+
+    check_structure(stream, name)
+    _register_heif(start, name)
+    if start[:2] in (b"P3", b"P6"):
+        from zsad.images.deep import DeepPpm, header_of, read_plain_ppm
+
+        header = header_of(start)
+        if header is not None and header.highest > 255:
+            check_pixels(header.size, name, reading.max_pixels)
+            if start[:2] == b"P6":
+                return DeepPpm(stream, header, name), 1
+            check_memory(40 * header.size[0] * header.size[1], name, reading.max_pixels)
+            stream.seek(0)
+            return SamplePixels(read_plain_ppm(stream.read(), header, name)), 1
+
+    def opened() -> Image.Image:
+        stream.seek(0)
+        with pillow_limit_lifted(reading.max_pixels):
+            return Image.open(stream, formats=_formats())
+
+    image = stack.enter_context(opened())
+    check_pixels(image.size, name, reading.max_pixels)
+    pixels = image.width * image.height
+    if image.format == "PNG" and start[24] == 16 and start[25] != 0:  # of 16 bits, and not grey alone
+        from zsad.images.deep import read_deep_png
+
+        check_memory(12 * pixels, name, reading.max_pixels)
+        return SamplePixels(read_deep_png(opened)), orientation(image)
+    extra = _DECODER_BYTES.get(image.format or "", 0.0) + _coefficients(image)
+    check_memory(int((extra + _image_bytes(image.mode)) * pixels), name, reading.max_pixels)
+    return ImagePixels(image), orientation(image)
+
+
+def _image_bytes(mode: str) -> int:
+    """Return the bytes that Pillow keeps for a pixel."""
+    return 1 if mode in ("1", "L", "P") else 2 if mode.startswith("I;16") else 4
+
+
+def _coefficients(image: Image.Image) -> float:
+    """Return the bytes a pixel that a JPEG decoder keeps of all scans, where they refine each other."""
+    layers: list[Any] = getattr(image, "layer", [])
+    if not image.info.get("progressive") or not layers:
+        return 0.0
+    shares: list[int] = [layer[1] * layer[2] for layer in layers]
+    return 2.0 * sum(shares) / max(shares)
 
 
 def page_count(path: Path) -> int:
@@ -224,31 +338,10 @@ def page_count(path: Path) -> int:
                 from zsad.images.dicom import frame_count
 
                 return frame_count(path)
-            with _open(path, MAX_PIXELS) as image:
-                return max(1, int(getattr(image, "n_frames", 1)))
+            if content_format(path) == "TIFF":
+                from zsad.images.tiff_tags import count_pages
+
+                return max(1, count_pages(path))
     except (ImageError, ConfigError):
-        return 1  # its reader says what is wrong
-
-
-def _open(file: Path, max_pixels: int) -> Image.Image:
-    if max_pixels <= MAX_PIXELS:
-        return Image.open(file, formats=_formats())
-    # Pillow's limit is one for the process: it is lifted while a header is read, then ours is applied.
-    with _limit:
-        pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(file, formats=_formats())
-        finally:
-            Image.MAX_IMAGE_PIXELS = pillow_limit
-
-
-def _turn_to(image: Image.Image, number: int, file: Path) -> None:
-    count = int(getattr(image, "n_frames", 1))
-    if number > count:
-        raise ImageError(f"{file} has {count} page{'s' * (count > 1)}, there is no page {number}")
-    image.seek(number - 1)
-
-
-def _is_dicom(file: Path) -> bool:
-    # Suffixes of pictures spare one opening; a UID such as 1.2.840.5 has what looks like another suffix.
-    return file.suffix.lower() not in IMAGE_SUFFIXES and content_format(file) == "DICOM"
+        pass  # its reader says what is wrong
+    return 1

@@ -25,7 +25,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from zsad.detector import Detector
-    from zsad.images.decode import Source
+    from zsad.images.open import Source
 
 Float64 = npt.NDArray[np.float64]
 

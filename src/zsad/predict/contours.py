@@ -7,6 +7,8 @@ neighbours are connected, so a region has exactly one outer outline.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -72,9 +74,9 @@ def polygon_area(points: Floats) -> float:
 
 
 def simplified(points: Floats, tolerance: float) -> Floats:
-    """A closed line with fewer points, nowhere further than `tolerance` from a point left out.
+    """A closed line with fewer points, nowhere further than `tolerance` from a point left out, in the same box.
 
-    Source: Douglas and Peucker (1973), on the two halves between the first point and the one furthest from it.
+    Source: Douglas and Peucker (1973), on the parts between the outermost points of both axes.
 
     Args:
         points: (n, 2), n >= 1, closed without repeating the first.
@@ -82,11 +84,13 @@ def simplified(points: Floats, tolerance: float) -> Floats:
     """
     if len(points) < 4:
         return points
-    far = int(((points - points[0]) ** 2).sum(axis=1).argmax())
-    closed = np.concatenate([points, points[:1]])
+    anchors = sorted({int(index) for index in (*points.argmin(axis=0), *points.argmax(axis=0))})
+    closed = np.roll(points, -anchors[0], axis=0)
+    closed = np.concatenate([closed, closed[:1]])
+    anchors = [index - anchors[0] for index in anchors] + [len(points)]
     keep = np.zeros(len(closed), dtype=np.bool_)
-    keep[[0, far, -1]] = True
-    pending = [(0, far), (far, len(closed) - 1)]
+    keep[anchors] = True
+    pending = list(pairwise(anchors))
     while pending:
         first, last = pending.pop()
         if last - first < 2:

@@ -25,15 +25,15 @@ from PIL import Image
 
 from zsad.backends.backend import BackendOutput
 from zsad.errors import ConfigError, ImageError, ZsadError
-from zsad.images.decode import Source, read_image
 from zsad.images.inputs import read_ahead
+from zsad.images.open import Source, open_picture
+from zsad.images.picture import ImagePixels, Picture
 from zsad.images.pixels import PLAIN, Reading
 from zsad.predict.prediction import Prediction
 from zsad.predict.view import Model, View
 from zsad.types import Sample
 
 if TYPE_CHECKING:
-    from zsad.images.large import LargePicture
     from zsad.predict.tiles import OnTile, TileLayout, Tiling
 
 Float32 = npt.NDArray[np.float32]
@@ -75,7 +75,7 @@ class Ready:
     object_name: str | None = None
     picture: Image.Image | None = None
     reading: Reading = PLAIN
-    large: LargePicture | None = None
+    large: Picture | None = None
     tiling: Tiling | None = None
     _open: ExitStack = field(default_factory=ExitStack, repr=False)
 
@@ -152,38 +152,44 @@ def read(
     if view.options.tiling is not None and not isinstance(given, Decoded):
         return _read_large(ready, given, model, view, preview=draw_side is not None or not is_file)
     if isinstance(given, Decoded):
-        image, ready.size = given.image, given.size
-    else:
-        target = model.preprocess.image_size if draft else None
-        image, ready.size = read_image(
-            given, reading=ready.reading, target=target, name=name or "image given as bytes"
-        )
+        ready.size, picture = given.size, Picture(ImagePixels(given.image), "the image")
+        return _read_whole(ready, picture, model, view, draw_side, keep=True)
+    with open_picture(given, ready.reading, name=name or "image given as bytes") as picture, picture.alone():
+        ready.size = picture.size
+        if draft:
+            height, width = model.preprocess.image_size
+            picture.draft((2 * height, 2 * width))
+        return _read_whole(ready, picture, model, view, draw_side, keep=not is_file)
+
+
+def _read_whole(
+    ready: Ready, picture: Picture, model: Model, view: View, draw_side: int | None, *, keep: bool
+) -> Ready:
+    """Resize a picture for the model, and keep it as far as somebody will draw it."""
+    ready.pixels = _pixels(picture, ready.size, model, view)
+    if draw_side is not None:
+        ready.picture = picture.preview(draw_side)
+    elif keep:
+        ready.picture = picture.rgb()
+    return ready
+
+
+def _pixels(picture: Picture, size: tuple[int, int], model: Model, view: View) -> Float32:
     preprocess = model.preprocess
     if view.options.keep_aspect:
-        preprocess = preprocess.fitted(ready.size, model.backend.patch)
-    ready.pixels = preprocess(image)
-    if draw_side is not None:
-        ready.picture = image if is_file else image.copy()
-        ready.picture.thumbnail((draw_side, draw_side), Image.Resampling.LANCZOS)
-    elif not is_file:
-        ready.picture = image
-    return ready
+        preprocess = preprocess.fitted(size, model.backend.patch)
+    return preprocess(picture)
 
 
 def _read_large(ready: Ready, source: Source, model: Model, view: View, *, preview: bool) -> Ready:
     """Open a picture that may be cut into tiles, and read it as a whole; `preview` keeps it, reduced, for drawing."""
-    from zsad.images.large import open_large
-
     ready.tiling = view.options.tiling
     assert ready.tiling is not None  # asked by `read`
     ready.reading = replace(ready.reading, max_pixels=ready.tiling.max_pixels)
     try:
-        ready.large = ready._open.enter_context(open_large(source, reading=ready.reading))
+        ready.large = ready._open.enter_context(open_picture(source, ready.reading))
         ready.size = ready.large.size
-        preprocess = model.preprocess
-        if view.options.keep_aspect:
-            preprocess = preprocess.fitted(ready.size, model.backend.patch)
-        ready.pixels = preprocess(ready.large.whole(preprocess.image_size))
+        ready.pixels = _pixels(ready.large, ready.size, model, view)
         if preview:
             ready.picture = ready.large.preview(PREVIEW_SIDE)
     except BaseException:

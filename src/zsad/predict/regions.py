@@ -19,6 +19,7 @@ from zsad.predict.contours import outer_contour, simplified
 Point = tuple[float, float]
 
 _TOLERANCE = 0.35  # of a pixel of the map: what the simplified outline may be off by
+_SHARE = 0.15  # of the shorter side of a region: the same, so that thin ones keep their area
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +133,14 @@ def _region(
     top, left = max(0, int(box[0]) - 1), max(0, int(box[1]) - 1)
     part = (slice(top, int(box[2]) + 2), slice(left, int(box[3]) + 2))
     inside, patch = labels[part] == number, values[part]
-    outline = (outer_contour(patch, inside, threshold) + np.array((left, top))) * scale
-    low, high = outline.min(axis=0), outline.max(axis=0)
+    outline = outer_contour(patch, inside, threshold) + np.array((left, top))
+    first, last = outline.min(axis=0), outline.max(axis=0)
+    tolerance = min(_TOLERANCE, _SHARE * float((last - first).min()))
+    low, high = first * scale, last * scale
     members = patch[inside].astype(np.float64)
     row, column = np.unravel_index(int(np.where(inside, patch, -np.inf).argmax()), patch.shape)
     peak = ((left + column + 0.5) * scale[0], (top + row + 0.5) * scale[1])
-    line = simplified(outline, _TOLERANCE * max(scale))
+    line = simplified(outline, tolerance) * scale  # in pixels of the map, so that no axis is favoured
     return Region(
         box=tuple(np.round([*low, *(high - low)], 2).tolist()),
         polygon=tuple((x, y) for x, y in np.round(line, 2).tolist()),

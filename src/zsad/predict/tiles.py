@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsad.errors import ConfigError
-from zsad.images.large import Box
+from zsad.images.picture import Box
 from zsad.nn.maps import MapSpec, interpolation_matrix, render_map_numpy
 from zsad.predict.prediction import Prediction
 

@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image
 
 from zsad.errors import DataError, ImageError, ZsadError
-from zsad.images.decode import Preprocess, Source, read_image
+from zsad.images.decode import Preprocess, read_image
 from zsad.images.inputs import read_ahead
+from zsad.images.open import Source
 from zsad.predict.pipeline import Decoded, Ready, judge, read, score
 from zsad.predict.prediction import Prediction
 from zsad.predict.roi import RegionOfInterest
