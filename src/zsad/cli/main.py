@@ -19,7 +19,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import zsad
 from zsad.cli.console import note, open_streams, printable, silence
-from zsad.errors import InputWarning, ZsadError
+from zsad.errors import ConfigError, InputWarning, ZsadError
 
 VERBS = {
     "predict": "Score images and outline what is wrong with them.",
@@ -46,6 +46,11 @@ EPILOGUE = (
     "3 done but some images failed, 4 drift found or a dead module, 130 interrupted with finished results valid."
 )
 
+# What PyTorch, C++ and the operating system say where memory ends.
+_OUT_OF_MEMORY = ("allocate memory", "bad_alloc", "out of memory", "start new thread", "not enough memory")
+_ADDRESS_SPACE = (
+    1_100_000_000  # bytes that the libraries of a model reserve; below, some end the process themselves
+)
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -75,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What is wrong with an image is said once, by zsad; Pillow's remarks on headers would come on top.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.showwarning = partial(_show_warning, warnings.showwarning)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        result = build_app()(
-            list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, print_error=False
-        )
+        _check_address_space(words)
+        result = build_app()(words, exit_on_error=False, print_error=False)
         _flush()
         return result if isinstance(result, int) else 0
     except KeyboardInterrupt as stop:
@@ -110,6 +115,21 @@ def _show_warning(default: Callable[..., None], message: Any, category: type, *w
         default(message, category, *where)
 
 
+def _check_address_space(words: Sequence[str]) -> None:
+    """Raise a ConfigError for a verb that loads a model where a limit (`ulimit -v`) is too low for its libraries."""
+    if not words or words[0] not in VERBS or words[0] in ("data", "list", "version", "doctor"):
+        return
+    with suppress(ImportError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY and limit < _ADDRESS_SPACE and not {"--help", "-h"} & set(words):
+            raise ConfigError(
+                f"the address space is limited to {limit // 10**6:,} MB (ulimit -v), a model needs at least "
+                f"{_ADDRESS_SPACE // 10**6:,} MB: raise the limit"
+            )
+
+
 def _flush() -> None:
     """Write what is still buffered: at the end of the process an error could no longer be reported."""
     if sys.stdout is None:
@@ -127,8 +147,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"{printable(_usage(error))} See zsad --help.", 2
     if isinstance(error, ZsadError):
         return printable(error), error.exit_code
-    if isinstance(error, MemoryError):
-        return "out of memory; use a smaller --batch-size or smaller images", 2
+    if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
+        return "out of memory; use a smaller --batch-size or smaller images, or raise the limit of memory", 2
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return f"cannot write: {error.strerror}; free some space or choose another folder", 2
     return (
