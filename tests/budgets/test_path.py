@@ -75,7 +75,8 @@ def test_the_command_runs_few_files_decodes_once_and_opens_one_card(tmp_path: Pa
         Image.fromarray(pixels).save(folder / f"{number}.png")
     files, calls = traced(OF_COMMAND, folder, tmp_path / "out")
     assert len(files) <= 50, sorted(files)
-    assert calls["images/open.py:open_picture"] == 2 * 3  # a context manager is entered and left
+    # Each file is opened once; a picture in memory is not checked.
+    assert calls["images/open.py:check_file"] == 3
     # That of the model alone: once to build it, once with its tensors.
     assert calls["train/checkpoint.py:_card_in"] == 2
     assert (tmp_path / "out" / "report.html").is_file()
