@@ -20,14 +20,20 @@ from zsad.methods.base import MapSpec
 from zsad.train.checkpoint import bundled_models, read_card, resolve_model
 
 
-def card(*datasets: str, images: str = "", backbone: str = "toy", trained: bool = True) -> Card:
+def card(
+    *datasets: str,
+    classes: tuple[str, ...] = (),
+    images: str = "",
+    backbone: str = "toy",
+    trained: bool = True,
+) -> Card:
     return Card(
         method="promptmoe",
         config={},
         backbone=BackboneReference(name=backbone, sha256="0"),
         preprocess={},
         map_spec=MapSpec(size=(8, 8)),
-        training=Training(datasets=datasets, images=images) if trained else None,
+        training=Training(datasets=datasets, classes=classes, images=images) if trained else None,
     )
 
 
@@ -80,6 +86,53 @@ def test_several_sets_in_one_folder_are_all_looked_at(tmp_path: Path) -> None:
         data_set(tmp_path / name)
     assert names_of(discover(tmp_path)) == ("MVTec", "own")
     assert overlap_of(card("own"), discover(tmp_path)).names == ("own",)
+
+
+def with_classes(root: Path, *names: str) -> Path:
+    for first, name in enumerate(names):
+        (data_set(root, 100 * first) / "disc").rename(root / name)
+    return root
+
+
+def test_other_classes_of_the_same_set_are_unseen_and_marked(tmp_path: Path) -> None:
+    model = card("screw", "MVTec", classes=("screw",))
+    root = with_classes(tmp_path / "mvtec_ad", "screw", "bottle", "metal_nut")
+    bottle = overlap_of(model, discover(root / "bottle"))
+    assert not bottle and bottle.related == ("MVTec",) and bottle.sentence() == ""
+    assert bottle.remark() == ("same data set, class not trained on: the model knows other classes of MVTec")
+    screw = overlap_of(model, discover(root / "screw"))
+    assert (screw.names, screw.classes, screw.related) == (("screw", "MVTec"), (), ())
+    whole = overlap_of(model, discover(root))
+    assert whole.sentence() == "was trained on MVTec (classes screw)" and not whole.remark()
+    assert overlap_of(card("MVTec", classes=("Metal Nut",)), discover(root / "metal_nut"))
+    assert overlap_of(card("MVTec"), discover(root / "bottle")).names == ("MVTec",)  # classes not known
+    chosen = check_unseen(model, discover(root), model="m", classes=["bottle"])
+    assert chosen.related and chosen.total == 6
+    with pytest.raises(DataError, match=r"m was trained on MVTec \(classes screw\)"):
+        check_unseen(model, discover(root), model="m", classes=["bottle", "screw"])
+
+
+def test_classes_that_do_not_compare_leave_a_set_seen(tmp_path: Path) -> None:
+    odd = discover(with_classes(tmp_path / "MVTec", "schraube"))
+    assert overlap_of(card("MVTec", classes=("screw",)), odd).names == ("MVTec",)
+    single = discover(with_classes(tmp_path / "CVC-ColonDB", "polyps"))
+    assert overlap_of(card("CVC-ColonDB", classes=("colon",)), single).names == ("CVC-ColonDB",)
+    sharing = discover(with_classes(tmp_path / "DAGM-AdaCLIP", "Class2"))
+    assert overlap_of(card("DAGM", classes=("Class1",)), sharing).names == ("DAGM",)
+    own = discover(with_classes(tmp_path / "own", "b"))
+    assert overlap_of(card("own", classes=("a",)), own).related == ("own",)
+    assert overlap_of(card("own", classes=("B",)), own).names == ("own",)
+
+
+def test_content_finds_a_class_under_another_name(tmp_path: Path) -> None:
+    root = with_classes(tmp_path / "MVTec", "screw", "bottle")
+    tags = pack_tags((sample.image, digest(sample.image)) for sample in discover(root / "screw").samples)
+    model = card("MVTec", classes=("screw",), images=tags)
+    assert not overlap_of(model, discover(root / "bottle"))
+    shutil.rmtree(root / "bottle")
+    (root / "screw").rename(root / "bottle")
+    found = overlap_of(model, discover(root / "bottle"))
+    assert len(found.images) == 6 and found and "6 of these 6 images" in found.sentence()
 
 
 def test_backbone_that_saw_the_images(tmp_path: Path) -> None:

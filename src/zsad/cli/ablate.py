@@ -34,7 +34,7 @@ def ablate_command(
 
     Image features are computed once for all variants. Interrupted at any moment, the same command goes on where it
     stopped; tables made in one folder share the variants they have in common. Broken files are named and left out
-    (exit code 3). Writes ablation.json, ablation.md and ablation.csv.
+    (exit code 3). Writes ablation.json, .csv, .md, .tex and .html.
 
     Args:
         method: Name of the method.
@@ -54,12 +54,12 @@ def ablate_command(
     from zsad.files import make_folder, sole_writer
     from zsad.methods.registry import find
     from zsad.runs.folder import check_place
-    from zsad.studies.ablations import ablations, find_table
+    from zsad.studies.ablations import find_table
     from zsad.studies.ablations.ablation_table import AblationResults
     from zsad.studies.ablations.study import Study, name_targets, shared_images
 
     tower = tower or DeviceOptions()
-    paper, chosen = ablations(method), find_table(method, table)
+    chosen = find_table(method, table)
     chosen_device, all_seeds = select_device(tower.device), chosen_seeds(seeds, config)
     check_place(out)
     use_threads(tower.threads)
@@ -74,7 +74,7 @@ def ablate_command(
         backbone=load_backbone(tower.backbone or TINY, weights=tower.weights, device=chosen_device),
         folder=out,
     )
-    results = AblationResults(study, paper)
+    results = AblationResults(study)
     results.notes += shared_images(study.auxiliary, study.targets)
     with sole_writer(make_folder(out)):
         try:
@@ -137,19 +137,19 @@ def _write(results: AblationResults, out: Path) -> list[str]:
 
     used_device = next(results.study.backbone.clip.parameters()).device
     write_json(out / "ablation.json", {**results.to_dict(), "environment": describe_environment(used_device)})
-    write_text(out / "ablation.md", results.to_markdown())
     write_text(out / "ablation.csv", results.to_csv())
-    return [f"ablation.{kind}" for kind in ("json", "md", "csv")]
+    return ["ablation.json", "ablation.csv", *results.document().write(out, "ablation")]
 
 
 def _print(results: AblationResults, written: list[str]) -> None:
     from zsad.cli.console import printable, say, say_table
 
     study = results.study
-    say(f"{study.table.title} ({results.paper.paper}, {study.table.source})")
+    say(study.table.title)
+    for line in results.head():
+        say(printable(line))
     for table in results.tables():
         say_table(table.to_rich())
-    say(printable(results.difference()))
     for line in results.notes[:_NOTES_SHOWN]:
         say(f"note: {printable(line)}")
     if len(results.notes) > _NOTES_SHOWN:

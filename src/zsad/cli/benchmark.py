@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -11,7 +11,8 @@ from zsad.cli.options import DeviceOptions
 from zsad.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from zsad.studies.benchmark.cells import CellPlan
+    from zsad.studies.benchmark.cell_results import CellResult
+    from zsad.studies.benchmark.cells import Cell, CellPlan
     from zsad.studies.benchmark.execution import Executor
     from zsad.studies.benchmark.request import BenchmarkRequest
 
@@ -32,6 +33,7 @@ def benchmark_command(
     recipes: Path | None = None,
     jobs: int = 1,
     address: str | None = None,
+    pro: Literal["aupro", "anomalyclip"] | None = None,
     allow_seen: Annotated[bool, Parameter(negative="")] = False,
     cost: bool = True,
     report_only: Annotated[bool, Parameter(negative="")] = False,
@@ -55,6 +57,7 @@ def benchmark_command(
         recipes: TOML file with settings of the methods and of their trainings, where they are not the papers'.
         jobs: Tasks of Ray at work at once, on all GPUs there are (extra scale); 1 is this process alone.
         address: Of a running Ray cluster that shares the folders, such as ray://head:10001 or auto.
+        pro: PRO of the whole curve or AnomalyCLIP's; by default that of the methods' papers.
         allow_seen: Measure also on what was trained on, and mark it in every table.
         cost: Measure the time and the memory of each method, in a process of its own.
         report_only: Only write the tables and the report of what is there.
@@ -88,6 +91,7 @@ def benchmark_command(
         threads=_threads(tower.threads, jobs),
         jobs=jobs,
         address=address,
+        pro=pro,
         allow_seen=allow_seen,
         cost=cost,
     )
@@ -146,8 +150,8 @@ def _threads(given: int | None, jobs: int) -> int:
     return given if given is not None else max(1, available_cores() // jobs)
 
 
-def run_cells(request: BenchmarkRequest) -> list[Path]:
-    """Work until every cell of a request is done or has failed, and return the files of the results.
+def run_cells(request: BenchmarkRequest) -> list[tuple[Cell, CellResult]]:
+    """Work until every cell of a request is done or has failed, and return the cells with their results.
 
     Raises:
         StorageError: the disk is full, or another process writes into the folder.
@@ -155,7 +159,7 @@ def run_cells(request: BenchmarkRequest) -> list[Path]:
     from zsad.cli.console import note, plural, printable
     from zsad.device import use_threads
     from zsad.files import make_folder, sole_writer
-    from zsad.studies.benchmark.cell_results import cell_path, write_list
+    from zsad.studies.benchmark.cell_results import cell_path, read_cell, write_list
     from zsad.studies.benchmark.execution import in_process
     from zsad.studies.benchmark.plan import plan_benchmark
 
@@ -173,7 +177,8 @@ def run_cells(request: BenchmarkRequest) -> list[Path]:
             note(f"zsad: {printable(target.name)}: {printable(images)}")
         note(f"zsad: {plural(len(plan.cells), 'cell')}, {plural(len(plan.runs), 'training')}")
         _run(plan, execute)
-    return [path for cell in plan.cells if (path := cell_path(request.work, cell.key)).is_file()]
+    paths = {cell.key: cell_path(request.work, cell.key) for cell in plan.cells}
+    return [(cell, read_cell(paths[cell.key])) for cell in plan.cells if paths[cell.key].is_file()]
 
 
 def _run(plan: CellPlan, execute: Executor) -> None:

@@ -52,9 +52,9 @@ def remeasure_command(
     dataset = discover(data)
     overlap = None
     if "card" in run_file:
-        card = Card.model_validate(run_file["card"])
+        card, name = Card.model_validate(run_file["card"]), f"the model of {printable(run)}"
         overlap = check_unseen(
-            card, dataset, model=f"the model of {printable(run)}", allow_seen=measure.allow_seen
+            card, dataset, model=name, classes=measure.classes, allow_seen=measure.allow_seen
         )
     with progress("measuring", len(dataset.samples)) as advance:
         table = measure_again(
@@ -69,7 +69,9 @@ def remeasure_command(
             micro=measure.micro,
             processes=processes or _enough(run_file, len(dataset.samples)),
         )
-    table.seen = "" if overlap is None else overlap.sentence()
+    if overlap is not None:
+        table.seen = overlap.sentence()
+        table.notes += [overlap.remark()] if overlap.related else []
     print_table(table)
     folder = run if out is None else out
     former: dict[str, Any] = {

@@ -1,5 +1,9 @@
 """Overlap of a model's training images with a data set: by the names in its card, and by the content of image files.
 
+Of a set that it was trained on, a model has seen the classes that its card names. Where these cannot be compared (an
+older card, a set of one class, classes under names of one's own, another set with the same images), all of it counts as
+seen.
+
 A card keeps a 64-bit tag of each training image: 16 bits that depend on the file's size, which cost nothing to
 look up, and 48 bits of the SHA-256 of its bytes, read only where the size bits are known. Copies and renamed files
 are found; files that were encoded anew are not: `zsad data check --against` compares decoded pixels.
@@ -9,8 +13,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,11 +45,15 @@ class Overlap:
 
     Attributes:
         names: sets that it was trained on and that are, or share images with, the data set.
+        classes: classes of the data set that it was trained on, where only some are.
+        related: sets that it was trained on, on other classes than the data set's.
         images: the data set's files that it was trained on, by content.
         total: images of the data set.
     """
 
     names: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    related: tuple[str, ...] = ()
     images: tuple[Path, ...] = ()
     total: int = 0
 
@@ -54,11 +62,19 @@ class Overlap:
 
     def sentence(self) -> str:
         """Return the overlap in words: "was trained on MVTec" or "was trained on 3 of its 120 images (a.png ...)"."""
-        parts = [", ".join(self.names)] if self.names else []
+        some = f" (classes {', '.join(self.classes)})" if self.classes else ""
+        parts = [", ".join(self.names) + some] if self.names else []
         if self.images:
             more = " ..." if len(self.images) > 1 else ""
             parts.append(f"{len(self.images)} of these {self.total} images ({self.images[0]}{more})")
         return f"was trained on {' and on '.join(parts)}" if parts else ""
+
+    def remark(self) -> str:
+        """Return what a reader of the results has to know of a set whose other classes were trained on; "" if none."""
+        names = ", ".join(self.related)
+        return (
+            f"same data set, class not trained on: the model knows other classes of {names}" if names else ""
+        )
 
 
 def overlap_of(card: Card, dataset: DataSet, *, catalog: Catalogue | None = None) -> Overlap:
@@ -70,25 +86,78 @@ def overlap_of(card: Card, dataset: DataSet, *, catalog: Catalogue | None = None
         catalog: for aliases and for sets that share images; None takes the bundled one.
     """
     book = bundled() if catalog is None else catalog
-    targets = names_of(dataset, catalog=book)
-    trained = card.training.datasets if card.training else ()
-    names = [name for name in trained if any(_same(name, target, book) for target in targets)]
-    for target in targets:
-        entry = book.get(target)
-        if entry is not None and card.backbone.name in entry.pretrained:
-            names.append(f"{entry.name} (its backbone {card.backbone.name})")
-    tags = unpack_tags(card.training.images) if card.training else np.empty(0, np.uint64)
-    images = tuple(seen_images((sample.image for sample in dataset.samples), tags))
-    return Overlap(tuple(dict.fromkeys(names)), images, len(dataset.samples))
+    training = card.training
+    names, classes = (training.datasets, training.classes) if training else ((), ())
+    overlap = overlap_by_name(names, classes, dataset, catalog=book)
+    pretrained = [
+        f"{entry.name} (its backbone {card.backbone.name})"
+        for target in names_of(dataset, catalog=book)
+        if (entry := book.get(target)) is not None and card.backbone.name in entry.pretrained
+    ]
+    tags = unpack_tags(training.images) if training else np.empty(0, np.uint64)
+    images = seen_images((sample.image for sample in dataset.samples), tags)
+    return replace(
+        overlap,
+        names=tuple(dict.fromkeys([*overlap.names, *pretrained])),
+        images=tuple(images),
+        total=len(dataset.samples),
+    )
 
 
-def check_unseen(card: Card, dataset: DataSet, *, model: str, allow_seen: bool = False) -> Overlap:
-    """The overlap of a model with a data set, if there may be one.
+def overlap_by_name(
+    trained: Iterable[str], classes: Iterable[str], dataset: DataSet, *, catalog: Catalogue | None = None
+) -> Overlap:
+    """Return what names tell of the overlap of training data with a data set.
+
+    Args:
+        trained: names of the sets.
+        classes: names of the classes in any of them; empty: not known.
+        dataset: to be measured on.
+        catalog: as in `overlap_of`.
+    """
+    book = bundled() if catalog is None else catalog
+    known = {letters(name) for name in classes}
+    names: dict[str, None] = {}
+    related: dict[str, None] = {}
+    seen: dict[str, None] = {}
+    every = {sample.class_name for sample in dataset.samples}
+    for target in names_of(dataset, catalog=book):
+        own = {sample.class_name for sample in dataset.samples if sample.dataset == target} or every
+        for name in trained:
+            if not _same(name, target, book):
+                continue
+            shared = {cls for cls in own if letters(cls) in known}
+            if not known or not _classes_compare(name, target, own, book):
+                shared = own
+            (names if shared else related)[name] = None
+            seen |= dict.fromkeys(sorted(shared))
+    some = tuple(seen) if len(seen) < len(every) else ()
+    return Overlap(tuple(names), some, tuple(name for name in related if name not in names))
+
+
+def _classes_compare(trained: str, target: str, classes: Iterable[str], book: Catalogue) -> bool:
+    """Return True if classes of two names of a set are the same exactly where their names are."""
+    first, second = book.get(trained), book.get(target)
+    if first is None or second is None:
+        return first is second
+    return first is second and len(first.classes) > 1 and all(first.expected(name) for name in classes)
+
+
+def check_unseen(
+    card: Card,
+    dataset: DataSet,
+    *,
+    model: str,
+    classes: Collection[str] | None = None,
+    allow_seen: bool = False,
+) -> Overlap:
+    """The overlap of a model with some classes of a data set, all when None, if there may be one.
 
     Raises:
         DataError: the model has seen some of it and `allow_seen` is off.
     """
-    overlap = overlap_of(card, dataset)
+    samples = [sample for sample in dataset.samples if classes is None or sample.class_name in classes]
+    overlap = overlap_of(card, replace(dataset, samples=samples))
     if overlap and not allow_seen:
         raise DataError(
             f"{model} {overlap.sentence()}: on {dataset.name} it would not be measured zero-shot; choose another "

@@ -311,11 +311,17 @@ class PixelMetrics:
         pixels = int(self.anomalous.sum()) / self.anomalous_maps
         return MetricValue(min(value, 1.0), *widened(bound, ROUNDING + pixels / UNIT))
 
+    def equidistant_bins(self) -> NDArray[np.intp]:
+        """Return the bins (K,), rising, of AnomalyCLIP's thresholds."""
+        return np.minimum(self._bin(self._equidistant(), outside=True), self.bins - 1)
+
+    def _equidistant(self) -> NDArray[np.floating]:
+        kind = np.float64 if self.double else np.float32
+        return equidistant(*(kind(end) for end in self.extremes), thresholds=ANOMALYCLIP_THRESHOLDS)
+
     def _equidistant_levels(self) -> Levels:
         """AnomalyCLIP's thresholds; scores of the bin that holds one may lie on either side of it."""
-        kind = np.float64 if self.double else np.float32
-        levels = equidistant(*(kind(end) for end in self.extremes), thresholds=ANOMALYCLIP_THRESHOLDS)
-        bins = np.minimum(self._bin(levels, outside=True), self.bins - 1)
+        levels, bins = self._equidistant(), self.equidistant_bins()
         low, high = self.value_range
         position = (levels.astype(np.float64) - low) * (self.bins / (high - low)) - bins
         return self._levels(bins, np.clip(position, 0.0, 1.0))

@@ -126,11 +126,7 @@ class ResultTable:
 
     def headings(self) -> dict[str, str]:
         """Return the columns of the rows and their headings, further columns last."""
-        titles = dict(COLUMNS)
-        extra = "" if self.limit == 0.3 else f" to {self.limit:g}"
-        if self.pro != "aupro":
-            extra += f" ({self.pro})"
-        titles["pixel_pro"] += extra
+        titles = column_titles(self.pro, limit=self.limit)
         for column in (name for row in self.rows for name in row.metrics if name not in COLUMNS):
             name, at, limit = column.partition("@")
             titles[column] = FURTHER[name] + (f" to {limit}" if at else "")
@@ -194,6 +190,12 @@ class ResultTable:
             table.add_row(*lead, f"{row.normal} + {row.anomalous}", *cells, style=style)
             previous = row
         return table
+
+
+def column_titles(pro: str = "aupro", *, limit: float = 0.3) -> dict[str, str]:
+    """Return the headings of `COLUMNS`; that of PRO says which it is, where not that of the whole curve up to 0.3."""
+    extra = ("" if limit == 0.3 else f" to {limit:g}") + ("" if pro == "aupro" else f" ({pro})")
+    return {**COLUMNS, "pixel_pro": COLUMNS["pixel_pro"] + extra}
 
 
 def plain_table(**settings: Any) -> Table:

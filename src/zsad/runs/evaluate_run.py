@@ -98,7 +98,9 @@ def evaluate(
     card = detector.card
     if options.transductive and card.method != "moeclip":
         raise ConfigError(f"--transductive is MoECLIP's way of scoring, not {card.method}'s; leave it out")
-    overlap = check_unseen(card, data, model=detector.name, allow_seen=options.allow_seen)
+    overlap = check_unseen(
+        card, data, model=detector.name, classes=options.classes, allow_seen=options.allow_seen
+    )
     scorer = _RunScorer(detector, _writer(folder, detector, overwrite=options.overwrite), options.batch_size)
     scorer.on_error, scorer.on_tile = on_error, on_tile
     measured: list[ClassScores] = []
@@ -120,6 +122,7 @@ def evaluate(
     with suppress(OSError):
         (folder / OVERLAYS).rmdir()  # an evaluation draws none
     table.seen = overlap.sentence()
+    table.notes += [overlap.remark()] if overlap.related else []
     if note := sources_note(card.method, card.provenance):
         table.notes.append(note)
     if note := domain_note(card.config):

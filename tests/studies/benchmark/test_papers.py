@@ -22,7 +22,9 @@ from zsad.studies.benchmark.cell_results import CellResult, ClassRow
 from zsad.studies.benchmark.cells import Candidate, Cell, Target, cell_key
 from zsad.studies.benchmark.pairing import find_set, parse_pair, protocols, resolve
 from zsad.studies.benchmark.paper_comparison import compare
-from zsad.studies.benchmark.papers import PaperTable, Slip, covered, papers, papers_on, printed
+from zsad.studies.benchmark.paper_tables import TableReproduction
+from zsad.studies.benchmark.papers import PaperTable, Slip, covered, papers, papers_on, papers_pro, printed
+from zsad.train.train_config import TrainConfig
 
 ROUNDED = {("moeclip", "reproduction"): 0.005}  # to two digits; all else to one
 
@@ -71,12 +73,12 @@ def test_tables_by_class_agree_with_the_main_table() -> None:
                 differing.append((table.of, metric, main.values(table.of, "PromptMoE")[metric], mean))
     assert differing == [("VisA", "image_ap", 88.2, 88.1)]
     assert [t.number for t in paper.tables if t.of] == ["8", "9", "10", "11", "12"]
-    assert set(paper.ablations) == set(ablations("promptmoe").tables)
+    assert set(paper.ablations) == set(ablations("promptmoe"))
 
 
 def test_full_rows_of_the_ablations_are_those_of_the_main_table() -> None:
     for name in ("2", "3", "4", "5", "6"):
-        table = ablations("promptmoe").tables[name]
+        table = ablations("promptmoe")[name]
         best = next(row for row in table.rows if row.printed == ((93.8, 83.2), (85.0, 89.2)))
         for target, cells in zip(("MVTec-AD", "VisA"), best.printed, strict=True):
             values = {}
@@ -166,7 +168,8 @@ def cell(**changes: object) -> CellResult:
         label="promptmoe",
         backbone="ViT-L-14@336",
         backbone_sha256="0",
-        settings={"image_size": 518},
+        settings={"image_size": 518, "oddness": "off"},
+        pro="anomalyclip",
         trained_on=("mvtec_anomaly_detection",),
         target="VisA",
         seed=111,
@@ -182,21 +185,50 @@ def test_differences_and_what_keeps_numbers_from_being_comparable() -> None:
     assert (main.paper, round(main.ours, 6)) == (85.0, 80.0) and main.difference == pytest.approx(-5.0)
     assert values["Table 9", "pcb3", "image_auroc"].difference == pytest.approx(80 - 66.3)
     assert values["Table 1", "", "image_ap"].difference is None
+    [(paper, differing)] = found.differences.items()
+    assert paper.startswith("PromptMoE") and not differing
+    assert found.document().head[0] == f"ours has the settings of {paper}."
     said = "\n".join(found.remarks)
-    assert "seeds 111, 112" in said and "one seed" not in said and "another" not in said
+    assert "seeds 111, 112" in said and "one seed" not in said
     assert "has 962 normal and 1200 anomalous test images, ours 120 and 108" in said
     assert "prints an image AP of 88.2" in said
-    other = compare(
-        "promptmoe", [cell(backbone="zsad-tiny", trained_on=("VisA",), seen=True)], bundled().find("VisA")
+    changed = cell(
+        backbone="zsad-tiny",
+        trained_on=("VisA",),
+        seen=True,
+        settings={"image_size": 518, "oddness": "fused", "score": "map"},
+        training={**TrainConfig().model_dump(mode="json"), "epochs": 2, "limit_per_class": 25, "workers": 7},
     )
+    other = compare("promptmoe", [changed], bundled().find("VisA"))
+    [differing] = other.to_dict()["not_the_papers"].values()
+    assert {each["setting"]: (each["ours"], each["paper"]) for each in differing} == {
+        "backbone": ("zsad-tiny", "ViT-L/14@336"),
+        "oddness": ("fused", "off"),
+        "score": ("map", "map_and_global"),
+        "epochs": (2, 15),
+        "limit_per_class": (25, None),
+        "trained_on": (["VisA"], ["MVTec-AD"]),
+    }
+    document = other.document()
+    for text in (document.to_markdown(), document.to_latex(), document.to_html()):
+        assert "epochs = 2 (paper: 15)" in text and "PRO (anomalyclip)" in text
+        assert "200 equal steps of the score" in text
     said = "\n".join(other.remarks)
-    assert "another backbone (zsad-tiny), another auxiliary set (VisA)" in said
     assert "not zero-shot" in said and "one seed" in said
     redesigned = compare(
         "mpama", [cell(method="mpama", label="mpama", provenance="re-designed")], bundled().find("VisA")
     )
     assert {entry.paper for entry in redesigned.comparisons} == {None}
     assert "no published value of mpama on VisA" in "\n".join(redesigned.remarks)
+
+
+def test_another_pro_never_stands_beside_a_papers() -> None:
+    found = compare("promptmoe", [cell(pro="aupro")], bundled().find("VisA"))
+    pros = [entry for entry in found.comparisons if entry.metric == "pixel_pro"]
+    assert {entry.ours for entry in pros if entry.paper is not None} == {None}
+    assert [entry.ours for entry in pros if entry.paper is None] == [pytest.approx(90.0)]
+    assert all(paper.pro == "anomalyclip" for paper in papers().values())
+    assert papers_pro(["promptmoe", "clip"]) == "anomalyclip" and papers_pro(["a plugin's"]) == "aupro"
 
 
 def test_reproduce_prints_paper_ours_and_difference(call, drawn: Path, tmp_path: Path, toy) -> None:
@@ -207,10 +239,10 @@ def test_reproduce_prints_paper_ours_and_difference(call, drawn: Path, tmp_path:
     [line] = [line for line in shown.splitlines() if "image AUROC" in line]
     paper, ours, difference = map(float, re.findall(r"[-+]?\d+\.\d", line)[-3:])
     assert paper == 34.5 and difference == pytest.approx(ours - paper, abs=0.11)
-    assert "not comparable: ours has another backbone (toy), another image size (64 px)" in shown
+    assert "backbone = toy (paper: ViT-L/14@336)" in shown and "image_size = 64 (paper: 518)" in shown
     assert "BTAD has 451 normal and 290 anomalous test images, ours" in shown
     document = json.loads((tmp_path / "out" / "reproduce.json").read_text())
-    assert document["target"] == "BTAD"
+    assert document["target"] == "BTAD" and document["pro"] == "anomalyclip"
     assert any(
         math.isclose(entry["paper"] or 0, 30.6) and entry["metric"] == "pixel_auroc"
         for entry in document["values"]
@@ -236,3 +268,82 @@ def test_cells_on_medical_targets_are_measured_with_the_medical_settings_and_kep
     # One fingerprint for all three: the keys differ by what the catalogue says of the name alone.
     assert keys["industrial", "mine"] == keys["industrial", "MVTec"] != keys["industrial", "BrainMRI"]
     assert keys["medical", "mine"] == keys["medical", "BrainMRI"] != keys["medical", "MVTec"]
+
+
+def test_a_table_without_data_has_the_papers_shape(call, tmp_path: Path) -> None:
+    code, shown, said = call("reproduce", "promptmoe", "--table", 1, "--out", tmp_path)
+    assert code == 0, said
+    assert "note: no --data: no values" in shown
+    assert shown.count("PRO (anomalyclip), in percent") == 2
+    document = json.loads((tmp_path / "table-1.json").read_text())
+    blocks = papers()["promptmoe"].blocks("1")
+    assert len(document["values"]) == sum(
+        len(block.rows) * len(block.columns) * len(block.metrics) for block in blocks
+    )
+    assert {value["ours"] for value in document["values"]} == {None}
+    row = next(line.split() for line in shown.splitlines() if line.split()[:1] == ["BTAD"])
+    assert row == ["BTAD", "paper", "34.5", "68.2", "73.6", "88.3", "91.6", "92.0", "93.4"]
+    for name, table, what in (("moeclip", "main", "MoECLIP"), ("wmoeclip", "listing", "WMoE-CLIP")):
+        code, shown, said = call("reproduce", name, "--table", table, "--out", tmp_path)
+        assert code == 0 and what in shown, said
+    assert call("reproduce", "promptmoe", "--table", 7, "--out", tmp_path)[0] == 0
+
+
+def test_a_table_is_filled_with_what_there_is(call, drawn: Path, tmp_path: Path, toy) -> None:
+    for name in ("BTAD", "Br35H"):
+        shutil.copytree(drawn / "one" / "one", tmp_path / "data" / name / "01")
+    words = ["reproduce", "promptmoe", "--table", 1, "--data", tmp_path / "data", "--out", tmp_path / "out"]
+    words += ["--backbone", toy.backbone, "--device", "cpu", "--threads", 1, "--methods", "clip", "promptmoe"]
+    code, shown, said = call(*words)
+    assert code == 0, said
+    document = json.loads((tmp_path / "out" / "table-1.json").read_text())
+    measured = {(v["method"], v["set"]) for v in document["values"] if v["ours"] is not None}
+    assert measured == {("CLIP", "BTAD"), ("CLIP", "Br35H")}  # nothing to train PromptMoE on
+    differing = {each["setting"]: each["ours"] for each in document["not_the_papers"]["clip"]}
+    assert differing["backbone"] == "toy" and "clip does not have the settings of PromptMoE" in shown
+    [value] = [
+        value["ours"]
+        for value in document["values"]
+        if (value["method"], value["set"], value["metric"]) == ("CLIP", "BTAD", "pixel_pro")
+    ]
+    [cell_file] = [
+        path for path in (tmp_path / "out" / "cells").glob("*.json") if '"BTAD"' in path.read_text()
+    ]
+    assert value == pytest.approx(
+        100 * CellResult.model_validate_json(cell_file.read_text()).mean("pixel_pro")
+    )
+    assert "BTAD has 451 normal and 290 anomalous test images, ours" in shown
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("*.json")}
+    assert call(*words)[:2] == (0, shown)
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["promptmoe"], "name a data set to measure on, or a table"),
+        (["promptmoe", "BTAD", "--table", "1"], "name a data set to measure on, or a table"),
+        (["promptmoe", "--table", "3"], "is an ablation: zsad ablate promptmoe --table 3"),
+        (["promptmoe", "--table", "13"], "has no table '13' of results; there is 1, 8, 9, 10, 11, 12"),
+        (["mpama", "--table", "1"], "there is none"),
+    ],
+)
+def test_tables_that_are_none_are_told(call, tmp_path: Path, words: list[str], line: str) -> None:
+    code, shown, said = call("reproduce", *words, "--out", tmp_path)
+    assert (code, shown) == (2, "") and line in said
+
+
+def test_our_mean_is_of_all_rows_or_none() -> None:
+    table = TableReproduction(papers()["promptmoe"], "9")
+    table.cells["promptmoe", "VisA"] = [cell(), cell(seed=112)]
+    block = table.paper.blocks("9")[0]
+    assert table._mean(block, "PromptMoE", "image_auroc") == pytest.approx(80.0)
+    assert table._mean(block, "PromptMoE", "image_ap") is None  # our cells have none
+    [shown] = table.document().tables
+    assert shown.headings[2:] == [
+        COLUMNS[m] if m != "pixel_pro" else "PRO (anomalyclip)" for m in block.metrics
+    ]
+    assert shown.rows[1][:3] == ["", "ours", "80.0"] and len(shown.rows) == 2 * 13
+    table.cells["promptmoe", "VisA"] = [cell(seen=True)]
+    assert table._mean(block, "PromptMoE", "image_auroc") is None
+    assert table.document().tables[0].rows[1][2] == "80.0†"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from zsad.metrics.classes import PRO_MEASURES
 from zsad.metrics.streaming import PixelMetrics
 from zsad.studies.benchmark.bootstrap import draw_counts
 from zsad.studies.benchmark.cell_results import read_cells
@@ -43,45 +44,57 @@ def alone(scene: Scene) -> PixelMetrics:
     return state
 
 
-def counted(found: list[Scene], *, groups: int = 256) -> tuple[ClassPixels, PixelMetrics]:
+def counted(found: list[Scene], *, groups: int = 256, pro: str = "aupro") -> tuple[ClassPixels, PixelMetrics]:
     whole = PixelMetrics()
     for scene in found:
         whole.update(*scene)
-    starts = group_starts(whole, groups=groups)
-    return ClassPixels.of(((f"{n:02}", alone(scene)) for n, scene in enumerate(found)), starts), whole
+    thresholds = whole.equidistant_bins() if pro == "anomalyclip" else np.empty(0, int)
+    starts = group_starts(whole, thresholds, groups=groups)
+    images = ((f"{n:02}", alone(scene)) for n, scene in enumerate(found))
+    return ClassPixels.of(images, starts, thresholds), whole
 
 
-def values_of(state: PixelMetrics) -> dict[str, float]:
+def values_of(state: PixelMetrics, pro: str = "aupro") -> dict[str, float]:
     result = state.compute()
-    return {name: getattr(result, column) for name, column in COLUMNS.items()}
+    values = {name: getattr(result, column) for name, column in COLUMNS.items()}
+    return {**values, "pixel_pro": state.measure(PRO_MEASURES[pro]).value}
 
 
-def measured(found: list[Scene], times: np.ndarray) -> dict[str, float]:
+def measured(found: list[Scene], times: np.ndarray, pro: str) -> dict[str, float]:
     """The slow form: every image as often as it was drawn."""
     state = PixelMetrics()
     for scene, repeats in zip(found, times.tolist(), strict=True):
         for _ in range(repeats):
             state.update(*scene)
-    return values_of(state)
+    return values_of(state, pro)
 
 
 def test_a_group_for_each_bin_gives_the_metrics_of_the_bins() -> None:
-    found = list(scenes())
-    pixels, whole = counted(found, groups=10**7)
+    pixels, whole = counted(list(scenes()), groups=10**7)
     assert pixels.once() == pytest.approx(values_of(whole), abs=1e-6)
 
 
-@pytest.mark.parametrize("narrow", [False, True])
-@pytest.mark.parametrize("clean", [6, 0])
-def test_draws_are_those_of_the_images_drawn(narrow: bool, clean: int) -> None:
+@pytest.mark.parametrize("groups", [256, 10**7])
+def test_groups_are_cut_at_the_thresholds_of_anomalyclips_pro(groups: int) -> None:
+    uneven = [(scores**8, mask) for scores, mask in scenes()]  # most scores lie between two thresholds
+    pixels, whole = counted(uneven, groups=groups, pro="anomalyclip")
+    exact = values_of(whole, "anomalyclip")["pixel_pro"]
+    assert pixels.once()["pixel_pro"] == pytest.approx(exact, abs=1e-3)
+    assert values_of(whole)["pixel_pro"] > exact + 0.3
+
+
+@pytest.mark.parametrize(
+    ("clean", "narrow", "pro"), [(6, False, "aupro"), (0, True, "aupro"), (6, False, "anomalyclip")]
+)
+def test_draws_are_those_of_the_images_drawn(clean: int, narrow: bool, pro: str) -> None:
     found = list(scenes(clean=clean, narrow=narrow))
-    pixels, whole = counted(found)
-    assert pixels.clean_normal.shape[0] == clean and 100 < pixels.normal.shape[1] <= 256
+    pixels, whole = counted(found, pro=pro)
+    assert pixels.clean_normal.shape[0] == clean and 100 < pixels.normal.shape[1] <= 456
     names = pixels.clean.tolist(), pixels.marked.tolist()
     resamples = 60
     sampled = sample_pixels(
         [pixels],
-        [values_of(whole)],
+        [values_of(whole, pro)],
         seeds=[1],
         clean=names[0],
         marked=names[1],
@@ -90,11 +103,11 @@ def test_draws_are_those_of_the_images_drawn(narrow: bool, clean: int) -> None:
     )
     again = np.random.default_rng(5)
     times = np.concatenate([draw_counts(len(part), resamples, again) for part in names])
-    slow = [measured(found, times[:, column]) for column in range(resamples)]
+    slow = [measured(found, times[:, column], pro) for column in range(resamples)]
     for name in PIXEL_METRICS:
         expected = np.array([row[name] for row in slow])
         got = sampled[name]
-        assert got.values == pytest.approx([values_of(whole)[name]], abs=1e-12)
+        assert got.values == pytest.approx([values_of(whole, pro)[name]], abs=1e-12)
         assert np.abs(got.drawn[0] - expected).max() < 0.1 * expected.std(), name
         assert got.drawn.std() == pytest.approx(expected.std(), rel=0.03)
         interval = got.interval()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from zsad.errors import DataError
 from zsad.metrics.table import COLUMNS, ResultRow, ResultTable
 from zsad.studies.benchmark.cell_results import CellResult, ClassRow, read_cells
 from zsad.studies.benchmark.summary import FEWER, OVERALL, SEEN, Summary
@@ -313,3 +314,30 @@ def test_a_terminal_of_80_columns_loses_no_number() -> None:
             assert len(re.findall(rf" {100 * value:.1f}(?= |$)", text, re.MULTILINE)) >= rows, text
         assert max(map(len, text.splitlines())) <= 80
     assert "220 + 388" in text and "metal_nut" in text
+
+
+def test_every_form_says_which_settings_are_not_the_papers(summary: Summary) -> None:
+    line = next(line for line in notes(summary) if line.startswith("promptmoe does not have the settings of"))
+    assert "PromptMoE (AAAI 2026, arXiv 2511.18116): backbone = " in line and "(paper: ViT-L/14@336)" in line
+    pro = "PRO is the area under the whole curve up to a false positive rate of 0.3"
+    shown = Console(width=20_000, file=io.StringIO())
+    shown.print(console_table(summary.cells))
+    forms = [to_markdown(summary), to_json(summary), shown.file.getvalue()]  # type: ignore[attr-defined]
+    assert all(line in text.replace('\\"', '"') and pro in text for text in forms)
+    assert to_latex(summary).count(r"promptmoe does not have the settings of") == len(summary.metrics) + 1
+    listed = {entry["method"]: entry for entry in json.loads(to_json(summary))["settings"]}
+    differing = {each["setting"]: each["paper"] for each in listed["promptmoe"]["not_the_papers"]}
+    assert differing["backbone"] == "ViT-L/14@336" and listed["promptmoe"]["paper"].startswith("PromptMoE")
+
+
+def test_results_of_two_pros_do_not_share_a_table() -> None:
+    one, other = cell("a", "s", {"c": 0.5}), cell("b", "s", {"c": 0.25}, key="2", pro="anomalyclip")
+    with_pro = [
+        each.model_copy(
+            update={"rows": (ClassRow(**{**each.rows[0].model_dump(), "metrics": {"pixel_pro": 0.5}}),)}
+        )
+        for each in (one, other)
+    ]
+    with pytest.raises(DataError, match="different PROs"):
+        Summary(with_pro)
+    assert Summary(with_pro[1:]).titles["pixel_pro"] == "PRO (anomalyclip)"

@@ -74,24 +74,18 @@ class Table(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-class Ablations(BaseModel, frozen=True, extra="forbid"):
-    """The ablations of a paper, and the setting of its experiments."""
-
-    paper: str = Field(description="Name and reference.")
-    backbone: str = Field(description="The paper's backbone.")
-    image_size: int = Field(description="Side in pixels of the paper's images.")
-    trained_on: str = Field(description="The paper's auxiliary data.")
-    tables: dict[str, Table]
-
-
 def methods() -> tuple[str, ...]:
     """Return the names of the methods whose paper's ablations are known."""
-    return tuple(sorted(entry.name[: -len(_SUFFIX)] for entry in _data() if entry.name.endswith(_SUFFIX)))
+    return tuple(
+        sorted(
+            entry.name[: -len(_SUFFIX)] for entry in files(__name__).iterdir() if entry.name.endswith(_SUFFIX)
+        )
+    )
 
 
 @cache
-def ablations(method: str) -> Ablations:
-    """Return the ablations of a method's paper.
+def ablations(method: str) -> dict[str, Table]:
+    """Return the ablation tables of a method's paper, which is in `zsad.studies.benchmark.papers`.
 
     Raises:
         ConfigError: none are known.
@@ -99,7 +93,7 @@ def ablations(method: str) -> Ablations:
     if method not in methods():
         raise ConfigError(f"no ablation tables of {method!r}; there are those of {', '.join(methods())}")
     text = files(__name__).joinpath(method + _SUFFIX).read_text(encoding="utf-8")
-    return Ablations.model_validate(parse_toml(text))
+    return {name: Table.model_validate(table) for name, table in parse_toml(text)["tables"].items()}
 
 
 def find_table(method: str, name: str) -> Table:
@@ -108,12 +102,8 @@ def find_table(method: str, name: str) -> Table:
     Raises:
         ConfigError: no such method or table; the message lists those there are.
     """
-    tables = ablations(method).tables
+    tables = ablations(method)
     if name not in tables:
         listed = ", ".join(f"{key} ({table.title})" for key, table in tables.items())
         raise ConfigError(f"{method} has no ablation table {name!r}; there is {listed}")
     return tables[name]
-
-
-def _data() -> list[Any]:
-    return list(files(__name__).iterdir())

@@ -1,4 +1,4 @@
-"""The results of a study beside the paper's: as tables for a terminal, Markdown, CSV and JSON."""
+"""The results of a study beside the paper's: as tables for a terminal, Markdown, LaTeX, HTML, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ import io
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from zsad.metrics.table import COLUMNS
-from zsad.studies.ablations import Ablations, Row
+from zsad.clip.config import preset
+from zsad.datasets.catalog import bundled
+from zsad.metrics.table import column_titles
+from zsad.studies.ablations import Row
 from zsad.studies.ablations.study import Study
 from zsad.studies.benchmark.cell_results import CellResult
 from zsad.studies.benchmark.cell_runner import TrainingLog
 from zsad.studies.benchmark.cells import Candidate, Cell
-from zsad.studies.benchmark.text_table import TextTable, escaped
-from zsad.train.train_config import RUN_FIELDS, TrainConfig
+from zsad.studies.benchmark.paper_settings import PRO_NOTES, SettingDifference, describe, setting_differences
+from zsad.studies.benchmark.papers import Recipe
+from zsad.studies.benchmark.text_table import TableDocument, TextTable
+from zsad.train.train_config import RUN_FIELDS
 
 MEAN = "mean"
 
@@ -41,17 +45,17 @@ class AblationResults:
 
     Args:
         study: its variants and targets.
-        paper: in which the table was printed.
 
     Attributes:
         notes: remarks on the data, each once.
         broken: files that could not be used.
     """
 
-    def __init__(self, study: Study, paper: Ablations) -> None:
-        self.study, self.paper = study, paper
+    def __init__(self, study: Study) -> None:
+        self.study, self.paper = study, study.paper
         self.notes: list[str] = []
         self.broken = 0
+        self._results: dict[Candidate, CellResult] = {}
         self._metrics: dict[Candidate, dict[str, dict[str, dict[str, float]]]] = {}  # by seed, target, column
 
     def add(self, cell: Cell, result: CellResult, log: TrainingLog) -> list[str]:
@@ -60,6 +64,7 @@ class AblationResults:
         targets = self._metrics.setdefault(cell.candidate, {}).setdefault(seed, {})
         if not targets:
             self.broken += log.broken
+        self._results.setdefault(cell.candidate, result)
         [row] = result.rows
         targets[cell.target.name] = {
             column: math.nan if value is None else value for column, value in row.metrics.items()
@@ -115,37 +120,55 @@ class AblationResults:
         position = table.metrics.index(metric)
         return {data: cells[position] for data, cells in zip(table.data, row.printed, strict=True)}
 
-    def difference(self) -> str:
-        """Say what differs between our results and the paper's."""
+    def setup(self) -> str:
+        """Say what our table and the paper's are made of."""
         study, paper = self.study, self.paper
         auxiliary = ", ".join(f"{data.name} ({len(data.samples)} images)" for data in study.auxiliary)
         seeds = ("seed " if len(study.seeds) == 1 else "seeds ") + ", ".join(map(str, study.seeds))
-        changes = {**study.settings, **self._training()}
-        setup = ", ".join([seeds, *(f"{name} = {value}" for name, value in changes.items())])
-        theirs = ", ".join(name for name in study.table.data if name != MEAN)
+        sets = {name: bundled().get(name) for name in study.table.data if name != MEAN}
+        theirs = [
+            f"{name} (trained on {', '.join(paper.trained_on(entry.name if entry else name))})"
+            for name, entry in sets.items()
+        ]
         return (
             f"Ours: {study.backbone.name} at {study.image_size} px, trained on {auxiliary}, measured on "
-            f"{', '.join(study.targets)}; {setup}. "
-            f"Paper: {paper.backbone} at {paper.image_size} px, trained on {paper.trained_on}, measured on {theirs}. "
+            f"{', '.join(study.targets)}; {seeds}. "
+            f"Paper: {paper.backbone} at {paper.image_size} px, measured on {', '.join(theirs)}. "
             f"Compare the rows of a column; ours and the paper's numbers do not compare."
         )
 
-    def _training(self) -> dict[str, Any]:
-        """Return the settings of the training that are not the method's own."""
-        from zsad.methods.registry import find
+    def differences(self) -> dict[str, list[SettingDifference]]:
+        """Return the settings that are not the paper's, by variant; those of all measured ones under ""."""
+        taps = preset(self.paper.backbone).taps
+        found = {}
+        for row, candidate in self.variants:
+            if (result := self._results.get(candidate)) is not None:
+                recipe = self.paper.recipes.get(candidate.method, Recipe())
+                settings = row.resolve(recipe.settings, taps=taps)
+                found[row.label] = list(setting_differences(result, self.paper, settings=settings))
+        own = [found[row.label] for row, _ in self.variants if row.label in found and row.method is None]
+        shared = [each for each in own[0] if all(each in other for other in own)] if own else []
+        apart = {label: [each for each in listed if each not in shared] for label, listed in found.items()}
+        return {"": shared} | {label: listed for label, listed in apart.items() if listed}
 
-        defaults = TrainConfig(**find(self.study.method).load().training_defaults)
-        return {
-            name: value
-            for name, value in self.study.training
-            if name not in (*RUN_FIELDS, "seed") and value != getattr(defaults, name)
-        }
+    def head(self) -> list[str]:
+        """Return the sentences above the tables."""
+        study = self.study
+        lines = [f"{self.paper.paper}, {study.table.source}.", self.setup()]
+        if "pixel_pro" in study.table.metrics:
+            lines.append(PRO_NOTES[self.paper.pro])
+        for label, differences in self.differences().items():
+            lines.append(describe(label or study.method, self.paper.paper, differences))
+        if self.done < self.total:
+            lines.append("Not all variants are finished; the same command goes on.")
+        return lines
 
     def tables(self) -> Iterator[TextTable]:
         """Yield a table for each metric."""
         headings = ["variant", *self.columns, *(f"paper: {data}" for data in self.study.table.data)]
+        titles = column_titles(self.paper.pro)
         for metric in self.study.table.metrics:
-            table = TextTable(headings, title=f"{COLUMNS[metric]}, in percent", bold=True)
+            table = TextTable(headings, title=f"{titles[metric]}, in percent", bold=True)
             for row, candidate in self.variants:
                 ours = [str(self.ours(candidate, column, metric)) for column in self.columns]
                 printed = self.printed(row, metric).values()
@@ -153,17 +176,9 @@ class AblationResults:
                 table.rows.append([row.label, *ours, *theirs])
             yield table
 
-    def to_markdown(self) -> str:
+    def document(self) -> TableDocument:
         """Return all of it for reading."""
-        table = self.study.table
-        lines = [f"# {table.title}", "", f"{self.paper.paper}, {table.source}.", "", self.difference(), ""]
-        if self.done < self.total:
-            lines += ["Not all variants are finished; the same command goes on.", ""]
-        for results in self.tables():
-            lines += [f"## {results.title}", "", *results.to_markdown(), ""]
-        if self.notes:
-            lines += ["## Notes", "", *(f"- {escaped(note)}" for note in self.notes), ""]
-        return "\n".join(lines)
+        return TableDocument(self.study.table.title, self.head(), list(self.tables()), self.notes)
 
     def to_csv(self) -> str:
         """Return a line for each value, unrounded, undefined as an empty field."""
@@ -188,7 +203,12 @@ class AblationResults:
             "method": study.method,
             "title": study.table.title,
             "paper": {"name": self.paper.paper, "table": study.table.source},
-            "difference": self.difference(),
+            "pro": self.paper.pro,
+            "setup": self.setup(),
+            "not_the_papers": {
+                label or "all": [asdict(each) for each in listed]
+                for label, listed in self.differences().items()
+            },
             "backbone": {"name": study.backbone.name, "sha256": study.backbone.sha256},
             "settings": study.settings,
             "training": study.training.model_dump(mode="json", exclude={*RUN_FIELDS, "seed"}),

@@ -19,6 +19,7 @@ from zsad.metrics.evaluation import check_measurable
 from zsad.studies.ablations import Row, Table
 from zsad.studies.benchmark.cells import Candidate, Cell, CellPlan, Target, TrainingRun, cell_key
 from zsad.studies.benchmark.context import BackboneContext
+from zsad.studies.benchmark.papers import Paper, papers
 from zsad.train.train_config import TrainConfig
 
 # Settings for all variants that mean the same in a row of another method.
@@ -74,7 +75,8 @@ class Study:
         auxiliary = [_target(data.name, data) for data in self.auxiliary]
         targets = [_target(name, data) for name, data in self.targets.items()]
         cells = list(self._cells(tuple(auxiliary), targets))
-        self.plan = CellPlan(self.folder, cells, [*auxiliary, *targets], keep_maps=False, allow_seen=True)
+        sets = [*auxiliary, *targets]
+        self.plan = CellPlan(self.folder, cells, sets, keep_maps=False, pro=self.paper.pro, allow_seen=True)
 
     def _candidate(self, row: Row, context: BackboneContext) -> Candidate:
         name = row.method or self.method
@@ -100,7 +102,12 @@ class Study:
         ]
         for candidate, run in runs:
             for target in targets:
-                yield Cell(candidate, target, run, cell_key(candidate, run, target))
+                yield Cell(candidate, target, run, cell_key(candidate, run, target, pro=self.paper.pro))
+
+    @property
+    def paper(self) -> Paper:
+        """The paper in which the table was printed."""
+        return papers()[self.method]
 
     @property
     def image_size(self) -> int:

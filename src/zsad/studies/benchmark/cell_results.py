@@ -14,6 +14,7 @@ Names of images are relative to their data set's folder.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,9 +84,13 @@ class CellResult(BaseModel, frozen=True, extra="forbid"):
     seen: bool = Field(
         default=False, description="the target overlaps with what was trained on; marked in every table"
     )
+    related: str = Field(
+        default="", description="what is to be known of a set whose other classes were trained on"
+    )
     provenance: str = Field(
         default="", description='"" or e.g. "re-designed": how far the numbers speak for the paper'
     )
+    pro: str = Field(default="aupro", description="which PRO stands in the column pixel_pro")
     rows: tuple[ClassRow, ...] = ()
     notes: tuple[str, ...] = ()
     problems: tuple[FileProblem, ...] = ()
@@ -105,6 +110,21 @@ class CellResult(BaseModel, frozen=True, extra="forbid"):
         """Return the unweighted mean over the classes for which a metric is defined; None where for none."""
         values = [value for row in self.rows if (value := row.metrics.get(column)) is not None]
         return sum(values) / len(values) if values else None
+
+
+def common_pro(cells: Iterable[CellResult]) -> str:
+    """Return the PRO of some results.
+
+    Raises:
+        DataError: they hold different ones.
+    """
+    pros = {cell.pro for cell in cells if cell.mean("pixel_pro") is not None}
+    if len(pros) > 1:
+        raise DataError(
+            f"results with different PROs ({', '.join(sorted(pros))}) lie in one folder: take another --out, or run "
+            "all of the benchmark again"
+        )
+    return pros.pop() if pros else "aupro"
 
 
 def cell_path(work: Path, key: str) -> Path:

@@ -154,10 +154,17 @@ class CellRunner:
         context = cell.candidate.context
         if self.plan.keep_maps:
             measurement = measure_cell(
-                context, method, data, work=self.plan.work, key=cell.key, card=card, report=report
+                context,
+                method,
+                data,
+                work=self.plan.work,
+                key=cell.key,
+                card=card,
+                pro=self.plan.pro,
+                report=report,
             )
         else:
-            measurement = measure_means(context, method, data, report=report)
+            measurement = measure_means(context, method, data, pro=self.plan.pro, report=report)
         for line in measurement.remarks:
             self._remark(f"{cell.target.name}: {line}")
         log = self.training_log(cell)
@@ -165,6 +172,7 @@ class CellRunner:
             update={
                 "seen": bool(overlap) or bool(cell.overlap),
                 "rows": measurement.rows,
+                "related": overlap.remark(),
                 "settings": dict(card.config),
                 "notes": (
                     *measurement.notes,
@@ -201,6 +209,7 @@ class CellRunner:
             seed=cell.seed,
             seen=bool(cell.overlap),
             provenance=find(candidate.method).provenance,
+            pro=self.plan.pro,
             problems=(FileProblem(path=target.path, reason=target.reason),) if target.data is None else (),
             environment={**describe_environment(context.device), "processes": self.plan.jobs},
         )

@@ -15,6 +15,7 @@ from zsad.datasets.catalog import domain_of
 from zsad.datasets.manifest import DataSet, discover
 from zsad.errors import ZsadError
 from zsad.methods.base import Method, MethodConfig
+from zsad.metrics.classes import Pro
 from zsad.studies.benchmark.context import BackboneContext
 from zsad.train.samples import select_samples
 from zsad.train.train_config import RUN_FIELDS, TrainConfig
@@ -204,6 +205,7 @@ class CellPlan:
         sets: to train or to measure on.
         keep_maps: keep scores, curves and maps of each cell, and leave classes with broken files out; without, only
             the means are measured, over the images that can be read.
+        pro: of the PRO column.
         allow_seen: measure also on what was trained on.
         cost: measure time and memory of each candidate.
         threads: processor threads of each process.
@@ -214,6 +216,7 @@ class CellPlan:
     cells: list[Cell]
     sets: list[Target]
     keep_maps: bool = True
+    pro: Pro = "aupro"
     allow_seen: bool = False
     cost: bool = False
     threads: int | None = None

@@ -17,7 +17,7 @@ from zsad.datasets.manifest import DataSet
 from zsad.errors import ZsadError
 from zsad.files import atomic_write
 from zsad.methods.base import Method
-from zsad.metrics.classes import EXACT_HINT, ClassScores
+from zsad.metrics.classes import EXACT_HINT, ClassScores, Pro
 from zsad.metrics.curve_points import curves
 from zsad.metrics.evaluation import evaluate
 from zsad.metrics.table import COLUMNS, ResultRow, ResultTable
@@ -73,7 +73,7 @@ class _RecordingScorer:
 
 
 def measure_means(
-    context: BackboneContext, method: Method, data: DataSet, *, report: Report
+    context: BackboneContext, method: Method, data: DataSet, *, pro: Pro, report: Report
 ) -> TargetMeasurement:
     """Measure a target as a whole, without the images that cannot be read; writes nothing.
 
@@ -81,6 +81,7 @@ def measure_means(
         context: the method's backbone.
         method: with its weights.
         data: the target.
+        pro: of the PRO column.
         report: called with images done and in all.
 
     Raises:
@@ -92,7 +93,7 @@ def measure_means(
     def unreadable(sample: Sample, error: ZsadError) -> None:
         problems.append(FileProblem(path=str(sample.image), reason=str(error)))
 
-    table = evaluate(context.scorer(method, on_error=unreadable), data, progress=report)
+    table = evaluate(context.scorer(method, on_error=unreadable), data, pro=pro, progress=report)
     row = table.rows[-1]
     metrics = {name: None if math.isnan(value) else value for name, value in row.metrics.items()}
     means = ClassRow(name=row.name, normal=row.normal, anomalous=row.anomalous, masks=0, metrics=metrics)
@@ -121,6 +122,7 @@ def measure_cell(
     work: Path,
     key: str,
     card: Card,
+    pro: Pro,
     report: Report,
 ) -> TargetMeasurement:
     """Score a target's images with a trained method, and write scores, curves and grids of the cell `key`.
@@ -132,6 +134,7 @@ def measure_cell(
         work: folder of the benchmark.
         key: of the cell.
         card: of the method.
+        pro: of the PRO column.
         report: called with images done and in all.
 
     Raises:
@@ -157,7 +160,7 @@ def measure_cell(
     }
     with RunWriter(folder, settings=settings, details=details, overwrite=True) as writer:
         recorder = _RecordingScorer(context.scorer(method, on_error=unreadable), writer, whole)
-        table = evaluate(recorder, data, progress=report, collect=states.append)
+        table = evaluate(recorder, data, pro=pro, progress=report, collect=states.append)
     with suppress(OSError):
         (folder / OVERLAYS).rmdir()  # a measurement draws none
     run = ScoredRun.of(folder)
@@ -168,6 +171,7 @@ def measure_cell(
         run,
         data,
         states,
+        pro=pro,
         title=lambda dataset, name: class_title(dataset, name, whole),
         name=lambda path: relative(path, whole),
     ):

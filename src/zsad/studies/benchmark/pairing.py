@@ -15,7 +15,7 @@ from zsad.datasets.words import letters
 from zsad.errors import ConfigError
 from zsad.files import parse_toml
 
-_DEPTH = 2  # folders below a root in which a set is looked for
+_DEPTH = 2  # folders below a root in which a set is looked for; the root itself may be one
 
 
 class Pair(BaseModel, frozen=True, extra="forbid"):
@@ -95,8 +95,10 @@ def _below(name: str, root: Path) -> Path | None:
     entry = bundled().get(name)
     spellings = {name} if entry is None else {name, entry.name, entry.title, *entry.aliases}
     spelt = {letters(spelling) for spelling in spellings}
-    folders = [root]
-    for _ in range(_DEPTH):
+    folders = [root.resolve()]
+    for _ in range(_DEPTH + 1):
+        if match := next((folder for folder in folders if letters(folder.name) in spelt), None):
+            return match
         folders = [
             child
             for folder in folders
@@ -104,8 +106,6 @@ def _below(name: str, root: Path) -> Path | None:
             for child in sorted(folder.iterdir())
             if child.is_dir()
         ]
-        if match := next((folder for folder in folders if letters(folder.name) in spelt), None):
-            return match
     return None
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
 from zsad.datasets.catalog import CatalogEntry, bundled
 from zsad.datasets.words import letters
 from zsad.methods.registry import domain_note
-from zsad.metrics.table import COLUMNS
+from zsad.metrics.table import COLUMNS, column_titles
 from zsad.studies.benchmark.cell_results import CellResult
-from zsad.studies.benchmark.papers import Paper, Printed, papers_on, printed
-from zsad.studies.benchmark.text_table import TextTable
+from zsad.studies.benchmark.paper_settings import (
+    PRO_NOTES,
+    SettingDifference,
+    describe,
+    setting_differences,
+)
+from zsad.studies.benchmark.papers import Paper, papers_on, printed
+from zsad.studies.benchmark.text_table import TableDocument, TextTable
 
 _REFERENCE = re.compile(r" \([^()]*\)")  # "(AAAI 2026, arXiv 2511.18116)": the remarks have it
 
@@ -40,18 +46,27 @@ class PublishedComparison:
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """The values of a method on a set, and remarks on them."""
+    """The values of a method on a set, the settings that are not a paper's, and remarks.
+
+    `differences` are by the names of the papers; `pro` is ours.
+    """
 
     method: str
     target: str
     comparisons: tuple[PublishedComparison, ...]
     remarks: tuple[str, ...]
+    differences: dict[str, tuple[SettingDifference, ...]]
+    pro: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         return {
             "method": self.method,
             "target": self.target,
+            "pro": self.pro,
+            "not_the_papers": {
+                paper: [asdict(each) for each in listed] for paper, listed in self.differences.items()
+            },
             "values": [
                 {
                     "source": entry.source,
@@ -66,9 +81,21 @@ class Reproduction:
             "remarks": list(self.remarks),
         }
 
-    def table(self) -> TextTable:
+    def document(self) -> TableDocument:
+        """Return the table with what is to be known before reading it."""
+        head = [describe("ours", paper, listed) for paper, listed in self.differences.items()]
+        return TableDocument(
+            f"{self.method} on {self.target}",
+            [*head, PRO_NOTES[self.pro]],
+            [self._table()],
+            list(self.remarks),
+        )
+
+    def _table(self) -> TextTable:
         """Return paper, ours and difference in percent; a dash where there is none; sources by short names."""
+        titles = column_titles(self.pro)
         table = TextTable(["source", "class", "metric", "paper", "ours", "difference"], left=3)
+        table.title = "paper and ours, in percent"
         previous = ""
         for index, entry in enumerate(self.comparisons):
             if entry.source != previous:
@@ -76,8 +103,8 @@ class Reproduction:
             source = _REFERENCE.sub("", entry.source) if entry.source != previous else ""
             previous = entry.source
             difference = "–" if entry.difference is None else f"{entry.difference:+.1f}"
-            values = [_percent(entry.paper), _percent(entry.ours), difference]
-            table.rows.append([source, entry.row or "mean", COLUMNS[entry.metric], *values])
+            values = [percent(entry.paper), percent(entry.ours), difference]
+            table.rows.append([source, entry.row or "mean", titles[entry.metric], *values])
         return table
 
 
@@ -105,22 +132,41 @@ def compare(method: str, cells: Sequence[CellResult], entry: CatalogEntry | None
     for printed_value in published:
         row = "" if printed_value.table.of is None else printed_value.row
         for metric, value in printed_value.values.items():
-            comparisons.append(
-                PublishedComparison(printed_value.source, row, metric, value, _ours(cells, row, metric))
-            )
-    asked = {entry.metric for entry in comparisons}
+            ours = measured(cells, row, metric, pro=printed_value.paper.pro)
+            comparisons.append(PublishedComparison(printed_value.source, row, metric, value, ours))
+    asked = {entry.metric for entry in comparisons if entry.ours is not None}
     for metric in COLUMNS:
-        found_here = _ours(cells, "", metric)
+        found_here = measured(cells, "", metric, pro=cells[0].pro)
         if metric not in asked and found_here is not None:
             comparisons.append(PublishedComparison("not published", "", metric, None, found_here))
-    remarks = tuple(dict.fromkeys(_remarks(method, cells, entry, published, known_papers)))
-    return Reproduction(method, target, tuple(comparisons), remarks)
+    sources = {value.paper.paper: value.paper for value in published}
+    compared = list(sources.values()) or known_papers
+    differences = {
+        paper.paper: tuple(
+            {str(each): each for cell in cells for each in setting_differences(cell, paper)}.values()
+        )
+        for paper in compared
+    }
+    remarks = [
+        *_about_ours(cells),
+        *_about_papers(compared, entry, target),
+        *([] if published or entry is None else [f"no published value of {method} on {target} is known"]),
+        *([] if entry is None else about_the_data(cells, entry)),
+    ]
+    return Reproduction(
+        method, target, tuple(comparisons), tuple(dict.fromkeys(remarks)), differences, cells[0].pro
+    )
 
 
-def _ours(cells: Sequence[CellResult], row: str, metric: str) -> float | None:
-    """Return the mean over seeds in percent, of a class or over classes; None where some seed has none."""
+def measured(cells: Sequence[CellResult], row: str, metric: str, *, pro: str) -> float | None:
+    """Return the mean over seeds in percent, of a class or with row "" over classes.
+
+    None where some seed has none, or where the metric is another PRO than `pro`.
+    """
     values = []
     for cell in cells:
+        if metric == "pixel_pro" and cell.pro != pro:
+            return None
         value = cell.mean(metric) if not row else _of_class(cell, row, metric)
         if value is None:
             return None
@@ -133,65 +179,34 @@ def _of_class(cell: CellResult, name: str, metric: str) -> float | None:
     return None if match is None else match.metrics.get(metric)
 
 
-def _remarks(
-    method: str,
-    cells: Sequence[CellResult],
-    entry: CatalogEntry | None,
-    published: Sequence[Printed],
-    known_papers: Sequence[Paper],
-) -> Iterator[str]:
-    """Yield what is to be known before comparing."""
+def _about_ours(cells: Sequence[CellResult]) -> Iterator[str]:
     first = cells[0]
-    size = first.settings.get("image_size")
     seeds = [str(cell.seed) for cell in cells if cell.seed is not None]
     trained = f"trained on {', '.join(first.trained_on)}" if first.trained_on else "without training"
     seed_text = f", seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}" if seeds else ""
+    size = first.settings.get("image_size")
     yield f"ours: {first.label} on {first.backbone} at {size} px, {trained}{seed_text}"
     if note := domain_note(first.settings):
         yield f"ours: {note}"
-    if entry is None:
-        yield f"{first.target} is no set of the catalogue (zsad data list): there is nothing published to compare with"
-    for paper in dict.fromkeys(printed_value.paper.paper for printed_value in published):
-        one = next(printed_value.paper for printed_value in published if printed_value.paper.paper == paper)
-        yield from _setting(one, first, entry, size)
-    if entry is not None and not published:
-        yield f"no published value of {method} on {entry.name} is known"
-    for source in (
-        known_papers
-        if not published
-        else [source for source in known_papers if source.paper in {p.paper.paper for p in published}]
-    ):
-        yield from (f"{source.paper}: {line}" for line in source.caveats)
-        if entry is not None and entry.name in source.notes:
-            yield f"{entry.name}: {source.notes[entry.name]}"
-    if entry is not None:
-        yield from _about_the_data(cells, entry)
     if first.provenance:
         yield f"{first.label} is {first.provenance}: its numbers are not its authors'"
     if len(cells) == 1 and first.seed is not None:
         yield "one seed: differences of about a point mean nothing, take several (--seeds 111 112 113)"
 
 
-def _setting(paper: Paper, ours: CellResult, entry: CatalogEntry | None, size: Any) -> Iterator[str]:
-    theirs = paper.trained_on(entry.name if entry is not None else "")
-    line = f"{paper.paper}: {paper.backbone} at {paper.image_size} px, trained on {', '.join(theirs)}"
-    differs = []
-    if letters(ours.backbone) != letters(paper.backbone):
-        differs.append(f"another backbone ({ours.backbone})")
-    if size != paper.image_size:
-        differs.append(f"another image size ({size} px)")
-    if ours.trained_on and not _same_sets(ours.trained_on, theirs):
-        differs.append(f"another auxiliary set ({', '.join(ours.trained_on)})")
-    yield line + (f"; not comparable: ours has {', '.join(differs)}" if differs else "")
+def _about_papers(papers: Sequence[Paper], entry: CatalogEntry | None, target: str) -> Iterator[str]:
+    if entry is None:
+        yield f"{target} is no set of the catalogue (zsad data list): there is nothing published to compare with"
+    for paper in papers:
+        trained_on = ", ".join(paper.trained_on(target))
+        yield f"{paper.paper}: {paper.backbone} at {paper.image_size} px, trained on {trained_on}"
+        yield from (f"{paper.paper}: {line}" for line in paper.caveats)
+        if target in paper.notes:
+            yield f"{target}: {paper.notes[target]}"
 
 
-def _same_sets(ours: Sequence[str], theirs: Sequence[str]) -> bool:
-    book = bundled()
-    names = {entry.name if (entry := book.get(name)) else name for name in ours}
-    return names == set(theirs)
-
-
-def _about_the_data(cells: Sequence[CellResult], entry: CatalogEntry) -> Iterator[str]:
+def about_the_data(cells: Sequence[CellResult], entry: CatalogEntry) -> Iterator[str]:
+    """Yield what of the measured images differs from the set as papers have it."""
     rows = cells[0].rows
     counts = sum(row.normal for row in rows), sum(row.anomalous for row in rows)
     if entry.normal is not None and counts != (entry.normal, entry.anomalous):
@@ -206,8 +221,11 @@ def _about_the_data(cells: Sequence[CellResult], entry: CatalogEntry) -> Iterato
     for cell in cells:
         if cell.seen:
             yield "not zero-shot: the model was trained on data of this set"
+        if cell.related:
+            yield f"{cell.label} on {cell.target}: {cell.related}"
         yield from (problem.line for problem in cell.problems)
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Return a value in percent with one decimal, a dash for None."""
     return "–" if value is None else f"{value:.1f}"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from zsad.datasets.manifest import DataSet
 from zsad.files import read_arrays
-from zsad.metrics.classes import ClassScores
+from zsad.metrics.classes import ClassScores, Pro
 from zsad.metrics.streaming import UNIT, PixelMetrics
 from zsad.runs.metric_cache import MASKS_FILE, MaskCache
 from zsad.runs.remeasure import ScoredRun
@@ -33,7 +33,8 @@ from zsad.studies.benchmark.bootstrap import (
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")
 GROUPS = 256
 LIMIT = 0.3  # of PRO, as a benchmark measures it
-_ARRAYS = ("clean", "marked", "clean_normal", "normal", "anomalous", "weight")
+_ARRAYS = ("clean", "marked", "clean_normal", "normal", "anomalous", "weight", "levels")
+_WHOLE_CURVE = np.empty(0, np.intp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class ClassPixels:
         normal: (m, G) normal pixels of the marked ones.
         anomalous: (m, G) anomalous pixels.
         weight: (m, G) the same, each pixel by 1 / (pixels of its region).
+        levels: (K,) groups that lie above each threshold of AnomalyCLIP's PRO, falling; empty: PRO takes the curve.
     """
 
     clean: NDArray[np.str_]
@@ -55,10 +57,19 @@ class ClassPixels:
     normal: NDArray[Any]
     anomalous: NDArray[Any]
     weight: NDArray[Any]
+    levels: NDArray[Any]
 
     @classmethod
-    def of(cls, images: Iterable[tuple[str, PixelMetrics]], starts: NDArray[np.intp]) -> ClassPixels:
-        """Count images, each given by its name and its own histogram, by groups that start at bins `starts` (G,)."""
+    def of(
+        cls,
+        images: Iterable[tuple[str, PixelMetrics]],
+        starts: NDArray[np.intp],
+        thresholds: NDArray[np.intp],
+    ) -> ClassPixels:
+        """Count images, each given by its name and its own histogram, by groups that start at bins `starts` (G,).
+
+        Each of the `thresholds` (K,), bins that rise, is one of the starts.
+        """
         clean: list[tuple[str, Float64]] = []
         marked: list[tuple[str, Float64]] = []
         for name, state in images:
@@ -77,6 +88,7 @@ class ClassPixels:
             normal=with_defects[:, 0].astype(np.uint32),
             anomalous=with_defects[:, 1].astype(np.uint32),
             weight=with_defects[:, 2].astype(np.float32),
+            levels=(starts.size - np.searchsorted(starts, thresholds)).astype(np.uint16),
         )
 
     def taken(self, clean: Sequence[str], marked: Sequence[str]) -> ClassPixels:
@@ -91,13 +103,14 @@ class ClassPixels:
             self.normal[second],
             self.anomalous[second],
             self.weight[second],
+            self.levels,
         )
 
     def once(self) -> dict[str, float]:
         """Return the metrics of all images, each taken once."""
         normal = self.clean_normal.sum(axis=0, dtype=float) + self.normal.sum(axis=0, dtype=float)
         sums = (part.sum(axis=0, dtype=float)[None] for part in (self.anomalous, self.weight))
-        return {name: float(values[0]) for name, values in grouped_metrics(normal[None], *sums).items()}
+        return {name: float(values[0]) for name, values in self._metrics(normal[None], *sums).items()}
 
     def drawn(self, clean: NDArray[np.uint16], marked: NDArray[np.uint16]) -> dict[str, Float64]:
         """Return metrics (R,) of draws with each clean image `clean` (n, R) and each other `marked` (m, R) times."""
@@ -111,7 +124,7 @@ class ClassPixels:
             part = slice(start, start + step)
             times = marked[:, part].T.astype(float)
             normal = clean[:, part].T.astype(float) @ images[0] + times @ images[1]
-            for name, values in grouped_metrics(normal, times @ images[2], times @ images[3]).items():
+            for name, values in self._metrics(normal, times @ images[2], times @ images[3]).items():
                 metrics[name][part] = values
         return metrics
 
@@ -129,28 +142,39 @@ class ClassPixels:
                 (none, self.weight),
             )
         )
-        return grouped_metrics(*(part.sum(axis=0) - part for part in (normal, anomalous, weight)))
+        return self._metrics(*(part.sum(axis=0) - part for part in (normal, anomalous, weight)))
+
+    def _metrics(self, normal: Float64, anomalous: Float64, weight: Float64) -> dict[str, Float64]:
+        return grouped_metrics(normal, anomalous, weight, levels=self.levels)
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """Return the arrays for `numpy.savez`, with the class's name before each."""
         return {f"{name}/{part}": getattr(self, part) for part in _ARRAYS}
 
 
-def group_starts(whole: PixelMetrics, *, groups: int = GROUPS) -> NDArray[np.intp]:
-    """Return the first bins (G,) of at most `groups` groups, each with its part of normal and of anomalous pixels."""
+def group_starts(
+    whole: PixelMetrics, thresholds: NDArray[np.intp], *, groups: int = GROUPS
+) -> NDArray[np.intp]:
+    """Return the first bins (G,) of at most `groups` groups, each with its part of normal and of anomalous pixels.
+
+    A group that holds one of the `thresholds` (K,) is cut there.
+    """
     shares = [part / max(part.sum(), 1) for part in (whole.normal, whole.anomalous, whole.weight)]
     position = np.cumsum(np.sum(shares, axis=0))
     number = np.minimum(position * (groups / position[-1]), groups - 1).astype(np.intp)
-    return np.append(0, np.flatnonzero(np.diff(number)) + 1)
+    return np.union1d(np.append(0, np.flatnonzero(np.diff(number)) + 1), thresholds)
 
 
-def grouped_metrics(normal: Float64, anomalous: Float64, weight: Float64) -> dict[str, Float64]:
+def grouped_metrics(
+    normal: Float64, anomalous: Float64, weight: Float64, *, levels: NDArray[Any] = _WHOLE_CURVE
+) -> dict[str, Float64]:
     """Return pixel metrics (R,) of R sets of pixels, all of a group tied; NaN where a kind of pixels is missing.
 
     Args:
         normal: (R, G) normal pixels by groups of scores, from the highest down.
         anomalous: (R, G) anomalous pixels.
         weight: (R, G) the same, each by 1 / (pixels of its region).
+        levels: see `ClassPixels`.
     """
     false, hits, covered = (np.cumsum(part, axis=1) for part in (normal, anomalous, weight))
     negatives, positives, regions = (part[:, -1:] for part in (false, hits, covered))
@@ -163,10 +187,20 @@ def grouped_metrics(normal: Float64, anomalous: Float64, weight: Float64) -> dic
             "pixel_auroc": 1 - (anomalous * beside).sum(1) / (positives * negatives)[:, 0],
             "pixel_ap": (anomalous * (true / np.maximum(true + beside, 1e-9))).sum(1) / positives[:, 0],
             "pixel_f1_max": (2 * hits / (hits + false + positives)).max(1),
-            "pixel_pro": _area(false / negatives, covered / regions),
+            "pixel_pro": _pro(false / negatives, covered / regions, levels),
         }
     undefined = (positives == 0) | (negatives == 0)
     return {name: np.where(undefined[:, 0], np.nan, values) for name, values in metrics.items()}
+
+
+def _pro(rates: Float64, overlaps: Float64, levels: NDArray[Any]) -> Float64:
+    """Return the PRO (R,) of curves (R, G): the area of the whole curve, or AnomalyCLIP's at the levels."""
+    if not levels.size:
+        return _area(rates, overlaps)
+    rates, overlaps = (values[:, levels[::-1].astype(np.intp) - 1] for values in (rates, overlaps))
+    width = np.diff(rates, axis=1) * (rates[:, 1:] < LIMIT)
+    stretched: Float64 = (width * (overlaps[:, 1:] + overlaps[:, :-1])).sum(axis=1) / (2 * width.sum(axis=1))
+    return stretched
 
 
 def _area(rates: Float64, overlaps: Float64) -> Float64:
@@ -184,6 +218,7 @@ def count_pixels(
     data: DataSet,
     states: Iterable[ClassScores],
     *,
+    pro: Pro,
     title: Callable[[str, str], str],
     name: Callable[[Path], str],
 ) -> Iterator[tuple[str, ClassPixels]]:
@@ -195,6 +230,7 @@ def count_pixels(
         run: the cell's, with its grids.
         data: what was measured.
         states: of the classes, with all of their images.
+        pro: which PRO draws are to be taken of.
         title: of a class, from the names of its data set and its own.
         name: of an image, from its path.
 
@@ -214,10 +250,10 @@ def count_pixels(
     for state in states:
         whole = state.pixels
         if isinstance(whole, PixelMetrics) and whole.regions:
-            yield (
-                title(state.dataset, state.name),
-                ClassPixels.of(images(state, whole.limit), group_starts(whole)),
-            )
+            thresholds = whole.equidistant_bins() if pro == "anomalyclip" else _WHOLE_CURVE
+            starts = group_starts(whole, thresholds)
+            pixels = ClassPixels.of(images(state, whole.limit), starts, thresholds)
+            yield title(state.dataset, state.name), pixels
     masks.write(path)
 
 
@@ -225,7 +261,8 @@ def read_pixels(path: Path) -> dict[str, ClassPixels]:
     """Read the classes of a file of `ClassPixels.arrays`; none where it is missing or broken."""
     arrays = read_arrays(path) or {}
     names = {name.rpartition("/")[0] for name in arrays}
-    parts = {name: [arrays.get(f"{name}/{part}") for part in _ARRAYS] for name in names}
+    older = {f"{name}/levels": _WHOLE_CURVE for name in names}  # files of 0.1.0
+    parts = {name: [(older | arrays).get(f"{name}/{part}") for part in _ARRAYS] for name in names}
     return {
         name: ClassPixels(*[part for part in arrays_of_class if part is not None])
         for name, arrays_of_class in parts.items()

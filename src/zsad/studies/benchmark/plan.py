@@ -6,14 +6,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from zsad.clip.weights import load_backbone
-from zsad.datasets.catalog import bundled
-from zsad.datasets.overlap import names_of
+from zsad.datasets.overlap import names_of, overlap_by_name
 from zsad.device import select_device
 from zsad.errors import CheckpointError, ConfigError
 from zsad.files import content_hash
 from zsad.methods.registry import find, names
+from zsad.metrics.classes import Pro
 from zsad.studies.benchmark.cells import Candidate, Cell, CellPlan, Target, TrainingRun, cell_key
 from zsad.studies.benchmark.context import BackboneContext
+from zsad.studies.benchmark.papers import papers_pro
 from zsad.studies.benchmark.request import BenchmarkRequest
 from zsad.train.checkpoint import read_card, resolve_model
 
@@ -28,10 +29,12 @@ def plan_benchmark(request: BenchmarkRequest) -> CellPlan:
     """
     candidates = _Candidates(request).read()
     targets = _read_targets(request)
+    pro = request.pro or papers_pro(candidate.method for candidate in candidates)
     return CellPlan(
         request.work,
-        list(_cells(request, candidates, targets)),
+        list(_cells(request, candidates, targets, pro=pro)),
         list(targets.values()),
+        pro=pro,
         allow_seen=request.allow_seen,
         cost=request.cost,
         threads=request.threads,
@@ -100,7 +103,7 @@ class _Candidates:
 
 
 def _cells(
-    request: BenchmarkRequest, candidates: Iterable[Candidate], targets: dict[str, Target]
+    request: BenchmarkRequest, candidates: Iterable[Candidate], targets: dict[str, Target], *, pro: Pro
 ) -> Iterator[Cell]:
     """Yield the cells: those without training first, then seed by seed."""
     overlaps: dict[tuple[str, ...], str] = {}
@@ -117,7 +120,7 @@ def _cells(
                 f"{overlap}, so it is not unseen: leave it out of the sets to train on or to measure on, or mark "
                 "the results with --allow-seen"
             )
-        key = cell_key(candidate, run, target, label=candidate.label, name=target.name)
+        key = cell_key(candidate, run, target, label=candidate.label, name=target.name, pro=pro)
         return Cell(candidate, target, run, key, request.protocol, overlap)
 
     trained = [candidate for candidate in candidates if candidate.training is not None]
@@ -142,8 +145,6 @@ def _overlap(auxiliary: Iterable[Target], target: Target) -> str:
     """Say what names, catalogue and paths tell of images that are trained on and measured on; "" where nothing."""
     if target.data is None:
         return ""
-    book = bundled()
-    target_names = set(map(str.casefold, names_of(target.data)))
     images = {sample.image.resolve() for sample in target.data.samples}
     for part in auxiliary:
         if part.data is None:
@@ -151,12 +152,6 @@ def _overlap(auxiliary: Iterable[Target], target: Target) -> str:
         shared = sum(sample.image.resolve() in images for sample in part.data.samples)
         if shared:
             return f"{shared} of {len(images)} images of {target.name} are trained on with {part.name}"
-        for name in names_of(part.data):
-            entry = book.get(name)
-            sharing = (
-                set() if entry is None else {other.casefold() for other in (entry.name, *book.sharing(entry))}
-            )
-            known = {match.name.casefold() for text in target_names if (match := book.get(text)) is not None}
-            if name.casefold() in target_names or sharing & known:
-                return f"{target.name} shares images with {part.name}, which is trained on"
+        if overlap_by_name(names_of(part.data), part.data.classes, target.data):
+            return f"{target.name} shares images or classes with {part.name}, which is trained on"
     return ""

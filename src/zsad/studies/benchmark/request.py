@@ -10,15 +10,10 @@ from pydantic import BaseModel, Field, ValidationError
 from zsad.errors import ConfigError, DataError
 from zsad.files import parse_toml
 from zsad.methods.registry import find, names
+from zsad.metrics.classes import Pro
 from zsad.studies.benchmark.pairing import Pair
+from zsad.studies.benchmark.papers import Recipe
 from zsad.train.train_config import RUN_FIELDS, TrainConfig
-
-
-class Recipe(BaseModel, frozen=True, extra="forbid"):
-    """Settings of a method and its training where they differ from its paper."""
-
-    settings: dict[str, Any] = Field(default_factory=dict, description="of the method")
-    training: dict[str, Any] = Field(default_factory=dict, description="fields of TrainConfig")
 
 
 class BenchmarkRequest(BaseModel, frozen=True, extra="forbid"):
@@ -39,6 +34,7 @@ class BenchmarkRequest(BaseModel, frozen=True, extra="forbid"):
     training: dict[str, Any] = Field(
         default_factory=dict, description="fields of TrainConfig, for all methods"
     )
+    pro: Pro | None = Field(default=None, description="of the PRO column; None: that of the methods' papers")
     allow_seen: bool = False
     cost: bool = Field(default=True, description="measure time and memory of each method")
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from zsad.metrics.table import COLUMNS
+from zsad.metrics.table import COLUMNS, column_titles
 from zsad.studies.benchmark.bootstrap import RESAMPLES, Interval, Sampled, Spread
-from zsad.studies.benchmark.cell_results import CellResult
+from zsad.studies.benchmark.cell_results import CellResult, common_pro
 from zsad.studies.benchmark.method_rows import identity, letters_of, named
+from zsad.studies.benchmark.paper_settings import SettingDifference, setting_differences
+from zsad.studies.benchmark.papers import Paper, paper_of
 from zsad.studies.benchmark.sampling import TargetSamples, sample_target
 from zsad.studies.benchmark.significance import (
     MethodComparison,
@@ -83,12 +85,17 @@ class Summary:
         cells: all of them, finished and failed.
         work: the folder they lie in, for the scores beside them; None: without intervals over images.
         resamples: how many, for intervals and comparisons.
+
+    Raises:
+        DataError: the cells hold different PROs.
     """
 
     def __init__(
         self, cells: Sequence[CellResult], *, work: Path | None = None, resamples: int = RESAMPLES
     ) -> None:
         self.cells = list(cells)
+        self.pro = common_pro(self.cells)
+        self.titles = column_titles(self.pro)
         self._work, self._resamples = work, resamples
         self._found: dict[tuple[str, str], dict[int | None, CellResult]] = {}
         self._failed: dict[tuple[str, str], list[CellResult]] = {}
@@ -122,6 +129,15 @@ class Summary:
     def failed(self) -> list[tuple[str, CellResult]]:
         """Return the failed cells with the names of their rows."""
         return [(name, cell) for (name, _), cells in self._failed.items() for cell in cells]
+
+    def differences(self, name: str) -> tuple[Paper | None, list[SettingDifference]]:
+        """Return the paper of a row's method, None where none is known, and the settings that are not the paper's."""
+        paper = paper_of(self.rows[name].method)
+        cells = [cell for target in self.targets for cell in self.finished(name, target).values()]
+        if paper is None:
+            return None, []
+        found = [difference for cell in cells for difference in setting_differences(cell, paper)]
+        return paper, list({str(difference): difference for difference in found}.values())
 
     def hole(self, name: str, target: str) -> str:
         """Return the reason why a row has nothing on a target; empty where it has."""

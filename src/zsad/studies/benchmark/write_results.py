@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import zsad
 from zsad.files import write_json
-from zsad.metrics.table import COLUMNS
-from zsad.studies.benchmark.cell_results import VERSION, CellResult
+from zsad.metrics.table import COLUMNS, column_titles
+from zsad.studies.benchmark.cell_results import VERSION, CellResult, common_pro
 from zsad.studies.benchmark.directions import DirectionMean, direction_means
 from zsad.studies.benchmark.summary import SEEN
 from zsad.studies.benchmark.text_table import TextTable
@@ -65,7 +65,7 @@ def write_results(work: Path, cells: Sequence[CellResult]) -> WrittenResults:
     ]
     problems = {problem.path for cell in cells for problem in cell.problems}
     names = [RESULTS_FILE]
-    tables: list[RenderableType] = [direction_table(means).to_rich()]
+    tables: list[RenderableType] = [direction_table(means, column_titles(common_pro(cells))).to_rich()]
     if find_spec(_REPORT) is not None:
         report: Any = import_module(_REPORT)
         # A single direction's means are those of the table above, where they have their marks, too.
@@ -75,10 +75,15 @@ def write_results(work: Path, cells: Sequence[CellResult]) -> WrittenResults:
     return WrittenResults(names, tables, holes, len(problems))
 
 
-def direction_table(means: Sequence[DirectionMean]) -> TextTable:
-    """Return means over data sets in percent, with deviations over seeds: a section for each direction."""
+def direction_table(means: Sequence[DirectionMean], titles: Mapping[str, str]) -> TextTable:
+    """Return means over data sets in percent, with deviations over seeds: a section for each direction.
+
+    Args:
+        means: of all methods.
+        titles: of the metrics.
+    """
     columns = [column for column in COLUMNS if any(mean.mean(column) is not None for mean in means)]
-    headings = ["trained on", "method", "sets", *(COLUMNS[column] for column in columns)]
+    headings = ["trained on", "method", "sets", *(titles[column] for column in columns)]
     table = TextTable(headings, left=3, title="mean over data sets, in percent")
     for index, mean in enumerate(means):
         first = index == 0 or mean.trained_on != means[index - 1].trained_on

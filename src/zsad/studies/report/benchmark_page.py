@@ -8,7 +8,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from zsad.metrics.table import COLUMNS
 from zsad.runs.page import data_uri, render_page
 from zsad.studies.benchmark.summary import ELSEWHERE, FEWER, OVERALL, PARTIAL, SEEN, Summary, TableEntry
 from zsad.studies.report.curve_charts import curve_charts
@@ -48,7 +47,7 @@ def render_benchmark(
         "title": title,
         "methods": [_method(summary, name, style) for name, style in styles(summary.names).items()],
         "tiles": _tiles(summary),
-        "metrics": [{"key": metric, "title": COLUMNS[metric]} for metric in summary.metrics],
+        "metrics": [{"key": metric, "title": summary.titles[metric]} for metric in summary.metrics],
         "means": [
             {"name": name, "entries": [_entry(summary.entry(name, overall, m)) for m in summary.metrics]}
             for name in summary.names
@@ -157,7 +156,7 @@ def _radars(summary: Summary) -> list[dict[str, Any]]:
     """Two charts as in PromptMoE's figure 2, or of those metrics that there are."""
     metrics = [metric for metric in RADAR_METRICS if metric in summary.metrics] or summary.metrics[:1]
     drawn = {metric: _inline([methods_over_sets(summary, metric)]) for metric in metrics}
-    return [{"title": COLUMNS[metric], "svg": svg[0]} for metric, svg in drawn.items() if svg]
+    return [{"title": summary.titles[metric], "svg": svg[0]} for metric, svg in drawn.items() if svg]
 
 
 def _row(

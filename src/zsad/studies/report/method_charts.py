@@ -14,7 +14,6 @@ from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import Affine2D, Bbox
 
-from zsad.metrics.table import COLUMNS
 from zsad.studies.benchmark.summary import OVERALL, Summary, TableEntry
 from zsad.studies.report.drawing import (
     COLOURS,
@@ -86,12 +85,12 @@ def methods_over_sets(summary: Summary, metric: str) -> Drawing | None:
         for name in summary.names
     )
     if len(targets) >= MIN_SPOKES:
-        title = f"Radar chart of {COLUMNS[metric]} in percent. {values}"
+        title = f"Radar chart of {summary.titles[metric]} in percent. {values}"
         drawing = Drawing(CHART_WIDTH, CHART_WIDTH - 90, title)
         draw_radar(drawing, summary, metric, targets, (0, 0, CHART_WIDTH, CHART_WIDTH - 90))
         return drawing
     rows = sum(24 + 18 * len(summary.names) for _ in targets)
-    drawing = Drawing(CHART_WIDTH, 40 + rows, f"Chart of {COLUMNS[metric]} in percent. {values}")
+    drawing = Drawing(CHART_WIDTH, 40 + rows, f"Chart of {summary.titles[metric]} in percent. {values}")
     _draw_dots(drawing, summary, metric, targets)
     return drawing
 
@@ -265,7 +264,7 @@ def quality_over_time(summary: Summary, metric: str) -> Drawing | None:
     height, below, names = 330, 0.0, summary.names
     if len(measured) > _MAX_NAMED:
         below = key_places(method_key(names), CHART_WIDTH)[1] + 8
-    title = f"{COLUMNS[metric]} over milliseconds for an image. {values}"
+    title = f"{summary.titles[metric]} over milliseconds for an image. {values}"
     drawing = Drawing(CHART_WIDTH, height + below, title)
     axes = drawing.axes(52, 34, CHART_WIDTH - 80, height - 84)
     times = [ms for ms, _ in measured.values()]
@@ -278,7 +277,7 @@ def quality_over_time(summary: Summary, metric: str) -> Drawing | None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
     axes.set_xlabel("milliseconds for an image", loc="right")
-    drawing.text(12, 18, f"{COLUMNS[metric]}, %" + (f", {MEAN}" if target == OVERALL else ""))
+    drawing.text(12, 18, f"{summary.titles[metric]}, %" + (f", {MEAN}" if target == OVERALL else ""))
     for name, style in styles(names).items():
         if name in measured:
             ms, entry = measured[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from zsad.metrics.table import COLUMNS
 from zsad.studies.benchmark.summary import OVERALL, Summary
 from zsad.studies.report.drawing import (
     ACCENT,
@@ -48,7 +47,7 @@ def overview(summary: Summary, *, title: str = "zsad benchmark") -> Drawing:
     for index, (metric, targets) in enumerate(radars.items()):
         x = half * index if len(radars) > 1 else half / 2
         heading = {"fontsize": 15, "fontweight": "bold", "color": INK, "ha": "center"}
-        drawing.text(x + half / 2, table + 22, COLUMNS[metric], **heading)
+        drawing.text(x + half / 2, table + 22, summary.titles[metric], **heading)
         draw_radar(drawing, summary, metric, targets, (x, table + 24, half, _RADAR))
     if radars:
         draw_key(drawing, method_key(summary.names), top=height - key)
@@ -75,7 +74,7 @@ def _draw_table(drawing: Drawing, summary: Summary, top: float) -> None:
     left = _MARGIN + 38 + min(260.0, widest)
     step = (_WIDTH - _MARGIN - left) / max(1, len(summary.metrics))
     for index, metric in enumerate(summary.metrics):
-        drawing.text(left + (index + 1) * step - 12, top, COLUMNS[metric], fontsize=13, ha="right")
+        drawing.text(left + (index + 1) * step - 12, top, summary.titles[metric], fontsize=13, ha="right")
     edges = (_MARGIN, _WIDTH - _MARGIN)
     drawing.line(edges, (top + 10, top + 10), color=SOFT)
     for row, (name, style) in enumerate(styles(summary.names).items()):

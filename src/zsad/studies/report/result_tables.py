@@ -6,14 +6,16 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from zsad.metrics.table import COLUMNS, SHORT, plain_table
+from zsad.metrics.table import SHORT, plain_table
 from zsad.studies.benchmark.bootstrap import LEVEL, Interval
+from zsad.studies.benchmark.paper_settings import PRO_NOTES, describe
 from zsad.studies.benchmark.significance import ALPHA
 from zsad.studies.benchmark.summary import FEWER, OVERALL, PARTIAL, SEEN, Summary, TableEntry
+from zsad.studies.benchmark.text_table import Bold, TextTable, escaped, latex_packages
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,19 +34,6 @@ CSV_COLUMNS = (
         "anomalous",
     ),
     *("metric", "value", "deviation", "seeds", "low", "high", "averaged", "of", "seen", "bold", "hole"),
-)
-_LATEX = str.maketrans(
-    {
-        **{char: f"\\{char}" for char in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "–": "--",
-        "±": r"$\pm$",
-        SEEN: r"\textdagger{}",
-        FEWER: r"\textdaggerdbl{}",
-        PARTIAL: r"\S{}",
-    }
 )
 
 
@@ -93,21 +82,8 @@ def notes(summary: Summary) -> list[str]:
             f"(bootstrap within class and label, for pixel metrics among images with and without anomalous pixels; "
             f"bias-corrected and accelerated)."
         )
-    entries = [
-        summary.entry(n, t, m) for n in summary.names for t in table_targets(summary) for m in summary.metrics
-    ]
-    if any(entry.seen for entry in entries):
-        lines.append(
-            f"{SEEN} The weights were trained on data of this target: not zero-shot, left out of means and bold face."
-        )
-    if any(PARTIAL in entry.marks for entry in entries):
-        lines.append(
-            f"{PARTIAL} Mean without the classes that lack files or normal images, or whose files are broken."
-        )
-    if any(FEWER in entry.marks for entry in entries):
-        lines.append(
-            f"{FEWER} Mean over fewer classes or data sets than the others' means: it does not compare with them."
-        )
+    lines += _mark_notes(summary)
+    lines += settings_notes(summary)
     lines += [f"{letter}: trained on {text}." for text, letter in summary.letters.items()]
     lines += _training_notes(summary)
     lines += [
@@ -131,6 +107,39 @@ def notes(summary: Summary) -> list[str]:
     return lines + _cell_notes(summary)
 
 
+def _mark_notes(summary: Summary) -> list[str]:
+    """Sentences on the marks that stand behind some number."""
+    lines = []
+    entries = [
+        summary.entry(n, t, m) for n in summary.names for t in table_targets(summary) for m in summary.metrics
+    ]
+    if any(entry.seen for entry in entries):
+        lines.append(
+            f"{SEEN} The weights were trained on data of this target: not zero-shot, left out of means and bold face."
+        )
+    if any(PARTIAL in entry.marks for entry in entries):
+        lines.append(
+            f"{PARTIAL} Mean without the classes that lack files or normal images, or whose files are broken."
+        )
+    if any(FEWER in entry.marks for entry in entries):
+        lines.append(
+            f"{FEWER} Mean over fewer classes or data sets than the others' means: it does not compare with them."
+        )
+    return lines
+
+
+def settings_notes(summary: Summary) -> list[str]:
+    """A sentence for each method on the settings that are not its paper's, and one on the PRO."""
+    lines = []
+    if "pixel_pro" in summary.metrics:
+        lines.append(PRO_NOTES[summary.pro])
+    for name in summary.names:
+        paper, differences = summary.differences(name)
+        if paper is not None:
+            lines.append(describe(name, paper.paper, differences))
+    return lines
+
+
 def _training_notes(summary: Summary) -> list[str]:
     """Sentences on the auxiliary sets behind the targets, where these differ."""
     names: dict[str, list[str]] = {}
@@ -151,7 +160,7 @@ def _cell_notes(summary: Summary) -> list[str]:
     """The notes of the cells, each once, with the targets it is about."""
     about: dict[str, list[str]] = {}
     for cell in summary.cells:
-        for note in cell.notes:
+        for note in [*cell.notes, *([f"{cell.label}: {cell.related}"] if cell.related else [])]:
             about.setdefault(note, []).append(cell.target)
     return [f"{', '.join(dict.fromkeys(targets))}: {note}" for note, targets in about.items()]
 
@@ -174,7 +183,7 @@ def console(summary: Summary) -> RenderableType:
     if learned:
         table.add_column("trained on", overflow="fold")
     for metric in summary.metrics:
-        table.add_column(COLUMNS[metric], justify="right", min_width=5)
+        table.add_column(summary.titles[metric], justify="right", min_width=5)
     for target in table_targets(summary):
         table.add_section()
         for index, name in enumerate(name for name in summary.names if summary.asked(name, target)):
@@ -248,11 +257,23 @@ def to_json(summary: Summary) -> str:
     document = {
         "results": list(_records(summary)),
         "comparisons": list(_comparisons(summary)),
+        "pro": summary.pro,
+        "settings": list(_settings(summary)),
         "holes": [dict(zip(("method", "target", "reason"), hole, strict=True)) for hole in holes(summary)],
         "notes": notes(summary),
         "cells": [cell.model_dump(mode="json") for cell in summary.cells],
     }
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _settings(summary: Summary) -> Iterator[dict[str, Any]]:
+    for name in summary.names:
+        paper, differences = summary.differences(name)
+        yield {
+            "method": name,
+            "paper": None if paper is None else paper.paper,
+            "not_the_papers": [asdict(difference) for difference in differences],
+        }
 
 
 def _comparisons(summary: Summary) -> Iterator[dict[str, Any]]:
@@ -277,46 +298,28 @@ def _comparisons(summary: Summary) -> Iterator[dict[str, Any]]:
 
 
 def to_latex(summary: Summary) -> str:
-    """A booktabs table for each metric, data sets by methods; it needs the packages booktabs and textcomp."""
-    lines = ["% needs \\usepackage{booktabs} and \\usepackage{textcomp}", ""]
+    """A booktabs table for each metric, data sets by methods, and below each what is not as in the papers."""
+    lines = latex_packages()
     for metric in summary.metrics:
-        lines += _latex_table(summary, metric)
+        lines += _by_set(summary, metric).to_latex(below=settings_notes(summary))
     lines += [f"% {line}" for line in notes(summary)]
     return "\n".join(lines) + "\n"
 
 
-def _latex_table(summary: Summary, metric: str) -> list[str]:
-    def row(cells: Iterable[str]) -> str:
-        return "  " + " & ".join(cells) + r" \\"
-
-    lines = [
-        r"\begin{table}[t]",
-        r"  \centering\small",
-        f"  \\caption{{{_latex(COLUMNS[metric])} in percent, mean $\\pm$ deviation over seeds.}}",
-        f"  \\label{{tab:{metric.replace('_', '-')}}}",
-        f"  \\begin{{tabular}}{{l{'c' * len(summary.names)}}}",
-        r"  \toprule",
-        row(["Data set", *map(_latex, summary.names)]),
-        r"  \midrule",
-    ]
+def _by_set(summary: Summary, metric: str) -> TextTable:
+    """The table of a metric: data sets by methods."""
+    title = f"{summary.titles[metric]} in percent, mean ± deviation over seeds"
+    table = TextTable(["data set", *summary.names], title=title)
     for target in table_targets(summary):
+        table.sections |= {len(table.rows)} if target == OVERALL else set()
         entries = [summary.entry(name, target, metric) for name in summary.names]
-        if target == OVERALL:
-            lines.append(r"  \midrule")
-        lines.append(row([_latex(target or "Mean"), *map(_latex_entry, entries)]))
-    return [*lines, r"  \bottomrule", r"  \end{tabular}", r"\end{table}", ""]
+        table.rows.append([target or MEAN, *map(_cell, entries)])
+    return table
 
 
-def _latex_entry(entry: TableEntry) -> str:
-    mean, deviation = entry.percent(), entry.deviation()
-    number = _latex(mean) if entry.hole or not entry.bold else f"\\textbf{{{mean}}}"
-    spread = f" {{\\scriptsize $\\pm$ {deviation}}}" if deviation else ""
-    marks = f"\\textsuperscript{{{_latex(entry.marks)}}}" if entry.marks else ""
-    return number + spread + marks
-
-
-def _latex(text: str) -> str:
-    return " ".join(text.split()).translate(_LATEX)
+def _cell(entry: TableEntry) -> str:
+    text = entry_text(entry)
+    return Bold(text) if entry.bold else text
 
 
 def to_markdown(summary: Summary, *, title: str = "Benchmark", picture: str | None = None) -> str:
@@ -327,71 +330,38 @@ def to_markdown(summary: Summary, *, title: str = "Benchmark", picture: str | No
         title: the heading.
         picture: file to show at the top.
     """
-    lines = [f"# {_escaped(title)}", ""]
+    lines = [f"# {escaped(title)}", ""]
     if picture:
         lines += [f"![The summary, and the methods over the data sets]({picture})", ""]
     if len(summary.targets) > 1:
-        lines += [f"## {MEAN.capitalize()}", ""]
-        lines += _markdown_table(
-            ["method", "trained on", *(COLUMNS[metric] for metric in summary.metrics)],
-            summary.names,
-            lambda name: [
-                _escaped(", ".join(summary.trained_on(name)) or "–"),
-                *(_markdown_entry(summary.entry(name, OVERALL, metric)) for metric in summary.metrics),
-            ],
-            left=2,
-        )
+        titles = [summary.titles[metric] for metric in summary.metrics]
+        table = TextTable(["method", "trained on", *titles], left=2)
+        for name in summary.names:
+            values = [_cell(summary.entry(name, OVERALL, metric)) for metric in summary.metrics]
+            table.rows.append([name, ", ".join(summary.trained_on(name)) or "–", *values])
+        lines += [f"## {MEAN.capitalize()}", "", *table.to_markdown()]
     for metric in summary.metrics:
-        lines += [f"## {COLUMNS[metric]}", ""]
-        lines += _markdown_table(
-            ["data set", *summary.names], table_targets(summary), partial(_row, summary, metric)
-        )
+        lines += [f"## {summary.titles[metric]}", "", *_by_set(summary, metric).to_markdown()]
     for target in summary.targets:
         lines += _markdown_classes(summary, target)
-    missing = [f"- {_escaped(f'{name} on {target}: {reason}')}" for name, target, reason in holes(summary)]
+    missing = [f"- {escaped(f'{name} on {target}: {reason}')}" for name, target, reason in holes(summary)]
     if missing:
         lines += ["## Holes", "", *missing, ""]
-    return "\n".join([*lines, "## Notes", "", *(f"- {_escaped(line)}" for line in notes(summary)), ""])
-
-
-def _row(summary: Summary, metric: str, target: str) -> list[str]:
-    return [_markdown_entry(summary.entry(name, target, metric)) for name in summary.names]
+    return "\n".join([*lines, "## Notes", "", *(f"- {escaped(line)}" for line in notes(summary)), ""])
 
 
 def _markdown_classes(summary: Summary, target: str) -> list[str]:
     names = summary.classes(target)
     if len(names) < 2:
         return []
-    lines = [f"## Classes of {_escaped(target)}", ""]
+    lines = [f"## Classes of {escaped(target)}", ""]
     for metric in summary.metrics:
         rows = {
             class_name: [summary.class_entry(name, target, class_name, metric) for name in summary.names]
             for class_name in names
         }
         if any(not entry.hole for entries in rows.values() for entry in entries):
-            texts = {key: [_markdown_entry(entry) for entry in entries] for key, entries in rows.items()}
-            lines += _markdown_table([COLUMNS[metric], *summary.names], names, texts.__getitem__)
+            table = TextTable([summary.titles[metric], *summary.names])
+            table.rows += [[class_name, *map(_cell, entries)] for class_name, entries in rows.items()]
+            lines += table.to_markdown()
     return lines
-
-
-def _markdown_table(
-    headings: Sequence[str], keys: Sequence[str], cells: Callable[[str], list[str]], *, left: int = 1
-) -> list[str]:
-    rule = ["---"] * left + ["---:"] * (len(headings) - left)
-    rows = [[_escaped(key or MEAN), *cells(key)] for key in keys]
-    table = [list(map(_escaped, headings)), rule, *rows]
-    return ["| " + " | ".join(row) + " |" for row in table] + [""]
-
-
-def _markdown_entry(entry: TableEntry) -> str:
-    return f"**{entry_text(entry)}**" if entry.bold else entry_text(entry)
-
-
-def _escaped(text: str) -> str:
-    return (
-        " ".join(text.split())
-        .replace("\\", "\\\\")
-        .replace("|", "\\|")
-        .replace("<", "&lt;")
-        .replace("*", "\\*")
-    )

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
 
 from zsad.errors import ConfigError
 from zsad.files import parse_toml
+from zsad.metrics.classes import Pro
 from zsad.metrics.table import COLUMNS
 from zsad.studies.benchmark.pairing import find_protocol
 
 _SUFFIX = ".toml"
+
+
+class Recipe(BaseModel, frozen=True, extra="forbid"):
+    """Settings of a method and its training where they differ from the method's defaults."""
+
+    settings: dict[str, Any] = Field(default_factory=dict, description="of the method")
+    training: dict[str, Any] = Field(default_factory=dict, description="fields of TrainConfig")
 
 
 class Slip(BaseModel, frozen=True, extra="forbid"):
@@ -60,6 +70,13 @@ class PaperTable(BaseModel, frozen=True, extra="forbid"):
             metric: cell for metric, cell in zip(self.metrics, cells, strict=True) if not math.isnan(cell)
         }
 
+    def printed_mean(self, column: str, metric: str) -> float | None:
+        """Return the printed mean of a column in percent; None where there is none."""
+        if self.mean is None:
+            return None
+        value = self.mean[self.columns.index(column)][self.metrics.index(metric)]
+        return None if math.isnan(value) else value
+
 
 class Paper(BaseModel, frozen=True, extra="forbid"):
     """A paper's results."""
@@ -69,7 +86,11 @@ class Paper(BaseModel, frozen=True, extra="forbid"):
     protocol: str = Field(description="Which sets it trains on for which.")
     backbone: str
     image_size: int
+    pro: Pro = Field(description="The PRO that the paper prints, or would: by its code or its family's.")
     seeds: str
+    recipes: dict[str, Recipe] = Field(
+        default_factory=dict, description="What makes a method the one of the printed column, by its name."
+    )
     ablations: tuple[str, ...] = Field(
         default=(), description="Further tables of it, in zsad.studies.ablations."
     )
@@ -79,7 +100,24 @@ class Paper(BaseModel, frozen=True, extra="forbid"):
     counts: dict[str, tuple[int, int, int]] = Field(
         default_factory=dict, description="Classes, normal and anomalous images of each set, as printed."
     )
+    counts_table: str = Field(default="", description="The number of the table that prints `counts`.")
     tables: tuple[PaperTable, ...] = ()
+
+    def blocks(self, number: str) -> list[PaperTable]:
+        """Return the blocks of a table of results.
+
+        Raises:
+            ConfigError: there is none of that number; the message lists those there are.
+        """
+        blocks = [table for table in self.tables if table.number == number]
+        if number in self.ablations:
+            raise ConfigError(
+                f"table {number} of {self.paper} is an ablation: zsad ablate {self.method} --table {number}"
+            )
+        if not blocks:
+            listed = ", ".join(dict.fromkeys(table.number for table in self.tables)) or "none"
+            raise ConfigError(f"{self.paper} has no table {number!r} of results; there is {listed}")
+        return blocks
 
     def trained_on(self, target: str) -> tuple[str, ...]:
         """Return the auxiliary sets behind the paper's numbers on a set, by catalogue names."""
@@ -115,6 +153,25 @@ def papers() -> dict[str, Paper]:
                 parse_toml(entry.read_text(encoding="utf-8"))
             )
     return by_method
+
+
+def paper_of(method: str) -> Paper | None:
+    """Return a method's own paper, or the first with results of it; None where none is known."""
+    return papers_on(method)[0] if method in covered() else None
+
+
+def papers_pro(methods: Iterable[str]) -> Pro:
+    """Return the PRO that the methods' papers print; "aupro" where no paper is known.
+
+    Raises:
+        ConfigError: papers that differ.
+    """
+    pros = {paper.pro for method in methods if (paper := paper_of(method)) is not None}
+    if len(pros) > 1:
+        raise ConfigError(
+            f"the papers print different PROs ({', '.join(sorted(pros))}): choose one with --pro"
+        )
+    return pros.pop() if pros else "aupro"
 
 
 def covered() -> tuple[str, ...]:
