@@ -163,6 +163,27 @@ def test_dicom_is_known_by_its_content(tmp_path: Path) -> None:
         read_image(named.read_bytes()[:600], name="upload")
 
 
+@pytest.mark.parametrize("levels", ["depth", (5, 95)])
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_dicom_in_blocks_is_dicom_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, levels: object, kind: str
+) -> None:
+    from zsad.images import dicom as dicom_module
+
+    values = np.random.default_rng(0).integers(0, 4095, (80, 60), dtype=np.uint16)
+    reading = Reading(levels=levels)  # type: ignore[arg-type]
+    window = {"WindowCenter": 900, "WindowWidth": 700, "RescaleSlope": 2, "RescaleIntercept": -9}
+    for name, tags in {"plain": {}, "window": window}.items():
+        path = dicom(tmp_path / f"{name}.dcm", values, PhotometricInterpretation=kind, **tags)
+        whole = np.asarray(load_image(path, reading=reading), int)
+        with monkeypatch.context() as patch:
+            patch.setattr(dicom_module, "_BLOCK", 60 * 7)
+            parts = np.asarray(load_image(path, reading=reading), int)
+        assert np.abs(parts - whole).max() <= (
+            0 if levels == "depth" else 8
+        )  # percentiles of every nth value
+
+
 @pytest.mark.parametrize("frames", [10**9, 20_000])
 def test_frames_that_a_file_cannot_hold_are_no_work(tmp_path: Path, frames: int) -> None:
     path = dicom(tmp_path / "a.dcm", np.zeros((40, 60), np.uint16), NumberOfFrames=frames)

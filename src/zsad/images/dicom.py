@@ -7,6 +7,7 @@ file's look-up table, or where there is none the levels that `Reading` names, el
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,9 +17,11 @@ from PIL import Image
 
 from zsad.errors import ConfigError, ImageError, TooManyPixelsError
 from zsad.images.channels import stretched
-from zsad.images.pixels import Reading
+from zsad.images.pixels import Reading, check_memory
 from zsad.images.tiff_tags import MAX_PAGES
 
+_BLOCK = 4_000_000
+_BYTES_A_PIXEL = 8  # of the file, its values, and the picture
 _FRAGMENT = 8  # bytes of an empty frame in a compressed file
 
 
@@ -80,6 +83,7 @@ def read_dicom(file: BinaryIO, number: int, reading: Reading, *, name: str) -> I
         raise TooManyPixelsError(
             f"{name} has {columns}x{rows} = {rows * columns:,} pixels, at most {reading.max_pixels:,} are read"
         )
+    check_memory(_BYTES_A_PIXEL * rows * columns, name, reading.max_pixels)
     frames = _frames(data, file.seek(0, 2), name)
     if number > frames:
         many = f"{frames} frame{'s' * (frames > 1)}"
@@ -110,11 +114,29 @@ def _picture(data: Any, values: npt.NDArray[Any], reading: Reading) -> npt.NDArr
     if values.ndim == 3:
         depth = 8 * values.dtype.itemsize if kind == "PALETTE COLOR" else int(data.get("BitsStored", 8))
         return stretched(values, 0, 2**depth - 1)
-    grey = _windowed(data, pixels.apply_modality_lut(values, data), reading)
+    # The standard's tables give float64: they are applied to some rows at a time.
+    rows = max(1, _BLOCK // values.shape[1])
+    blocks = [slice(top, top + rows) for top in range(0, values.shape[0], rows)]
+    units = (pixels.apply_modality_lut(values[block], data) for block in blocks)
+    span = _span(units, len(blocks), reading)
+    grey = np.empty(values.shape, np.uint8)
+    for block in blocks:
+        grey[block] = _windowed(data, pixels.apply_modality_lut(values[block], data), reading, span)
     return 255 - grey if kind == "MONOCHROME1" else grey
 
 
-def _windowed(data: Any, values: npt.NDArray[Any], reading: Reading) -> npt.NDArray[np.uint8]:
+def _span(blocks: Iterable[npt.NDArray[Any]], count: int, reading: Reading) -> tuple[float, float]:
+    """Return lowest and highest value, or the percentiles of `reading`, of every `count`-th value."""
+    if not isinstance(reading.levels, tuple):
+        edges = [(float(block.min()), float(block.max())) for block in blocks]
+        return min(low for low, _ in edges), max(high for _, high in edges)
+    low, high = np.percentile(np.concatenate([block.ravel()[::count] for block in blocks]), reading.levels)
+    return float(low), float(high)
+
+
+def _windowed(
+    data: Any, values: npt.NDArray[Any], reading: Reading, span: tuple[float, float]
+) -> npt.NDArray[np.uint8]:
     centre, width = data.get("WindowCenter"), data.get("WindowWidth")
     exact = str(data.get("VOILUTFunction", "LINEAR") or "LINEAR") == "LINEAR_EXACT"
     if reading.window is not None:
@@ -123,9 +145,7 @@ def _windowed(data: Any, values: npt.NDArray[Any], reading: Reading) -> npt.NDAr
         if "VOILUTSequence" in data:
             table = _pydicom().pixels.apply_voi_lut(values, data)
             return stretched(table, 0, 2 ** int(data.VOILUTSequence[0].LUTDescriptor[2]) - 1)
-        levels = reading.levels if isinstance(reading.levels, tuple) else (0.0, 100.0)
-        low, high = np.percentile(values, levels)
-        return stretched(values, float(low), float(high))
+        return stretched(values, *span)
     return window(values, _first(centre), _first(width), exact=exact)
 
 

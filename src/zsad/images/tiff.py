@@ -2,7 +2,7 @@
 
 Strips and tiles are decoded one by one. Methods of compression that pack bytes (LZW, Deflate, PackBits, LZMA, ZSTD)
 give bytes, of which all depths, byte orders, colour models and plane layouts are made here; methods that pack pixels
-(JPEG, CCITT) give images. Both are decoded by Pillow from a file of that one strip or tile, Deflate by zlib.
+(JPEG, CCITT) give images. Both are decoded by Pillow from a file of that one strip or tile, Deflate and LZMA by Python.
 
 Source: TIFF 6.0 (Adobe, 1992) and its technical notes 1 to 3.
 """
@@ -37,8 +37,8 @@ _T4, _T6, _PREDICTOR, _COLOURS, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_SIZES =
 _EXTRA, _FORMAT, _JPEG_TABLES, _SUBSAMPLING = 338, 339, 347, 530
 _WANTED = frozenset(range(_WIDTH, _PLANAR + 1)) | frozenset(range(_T4, _JPEG_TABLES + 1)) | {_SUBSAMPLING}
 
-_RAW, _DEFLATE = 1, (8, 32946)
-_BYTE_METHODS = (_RAW, 5, 32773, 34925, 50000, *_DEFLATE)
+_RAW, _LZMA, _DEFLATE = 1, 34925, (8, 32946)
+_BYTE_METHODS = (_RAW, 5, 32773, _LZMA, 50000, *_DEFLATE)
 _PIXEL_METHODS = (2, 3, 4, 7)
 _MODELS: dict[int, tuple[Model, int]] = {
     0: ("inverted", 1),
@@ -241,8 +241,8 @@ class TiffPixels:
             self._cache.move_to_end(index)
             return kept
         packed = self._read(index, 0)
-        if self._method in _DEFLATE:
-            unpacked = inflated(packed, stride * rows, self._name)
+        if self._method in (*_DEFLATE, _LZMA):
+            unpacked = inflated(packed, stride * rows, self._name, lzma=self._method == _LZMA)
         elif self._method == _RAW:
             unpacked = packed[: stride * rows]
         else:

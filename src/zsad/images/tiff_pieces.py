@@ -27,6 +27,7 @@ _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _STRIP, _CHANNELS, _ROWS, _STRIP_SIZE = (
 )
 _JPEG_TABLES = 347
 _CHUNK = 1 << 20
+_XZ_MEMORY = 1 << 27  # bytes of the dictionary that a stream may ask for
 
 
 def single_strip(
@@ -64,13 +65,18 @@ def decoded(content: bytes, pixels: int) -> Image.Image:
         return image.copy() if image.mode != "1" else image.convert("L")
 
 
-def inflated(packed: npt.NDArray[np.uint8], size: int, name: str) -> npt.NDArray[np.uint8]:
-    """Return at most `size` bytes of a zlib stream, without a second copy of them."""
+def inflated(packed: npt.NDArray[np.uint8], size: int, name: str, *, lzma: bool) -> npt.NDArray[np.uint8]:
+    """Return the first `size` bytes of a stream of zlib or xz, without a second copy of them."""
     result = np.empty(size, np.uint8)
-    decoder, done, data = zlib.decompressobj(), 0, packed.tobytes()
-    while done < size and (data or not decoder.eof):
+    done, data = 0, packed.tobytes()
+    decoder: Any = zlib.decompressobj()
+    if lzma:
+        from lzma import LZMADecompressor
+
+        decoder = LZMADecompressor(memlimit=_XZ_MEMORY)
+    while done < size and not decoder.eof:
         part = decoder.decompress(data, min(_CHUNK, size - done))
-        data = decoder.unconsumed_tail
+        data = b"" if lzma else decoder.unconsumed_tail
         if not part:
             break
         result[done : done + len(part)] = np.frombuffer(part, np.uint8)
