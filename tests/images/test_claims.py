@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import struct
 import subprocess
@@ -278,6 +279,23 @@ def test_memory_does_not_grow_with_the_picture(tmp_path: Path, kind: str, most: 
         [sys.executable, "-c", _PEAK, str(path)], capture_output=True, text=True, env=os.environ, check=True
     )
     assert int(run.stdout) < most
+
+
+# 8 x 8 pixels of 12 bits in JPEG 2000 of 16 bits, which Pillow cannot write: OpenJPEG 2.5.4, lossless.
+_DIM_JPEG2000 = (
+    "/0//UQAvAAAAAAAIAAAACAAAAAAAAAAAAAAACAAAAAgAAAAAAAAAAAADDwEBDwEBDwEB/1IADAAAAAEBAAQEAAH/XAAEQID/"
+    "ZAAlAAFDcmVhdGVkIGJ5IE9wZW5KUEVHIHZlcnNpb24gMi41LjT/kAAKAAAAAAEKAAH/k8/8MYwRUFSvgz1kIAF+DvJBbHyc"
+    "HkmrZUMfCLFBB/IQ7Cn91VVVVVVVSiIAAAAAAAAfFKYYgT3IYP+IidEHDZpnqNG2JJ0RaOboVNZMyFBwpibeLTtpjY3Dy8vL"
+    "y8vOqZ4AAAAAAAHB/hKAFABKdxtbVK2aD3mM97fPjPK8bWSXHGEVQD4BDjiKmqEFRNn2hq1GFcdoWU1bbMaKwDcN6sbimFdJ"
+    "1vraXVtLw4bDYbDYbDYj03/B/hDAK+pfmJVnVJFqG/+AnATWBcmDVeR/+9V4v0JIwaxf+Eh2VALYro1vYGysXAHmISGhWfkq"
+    "W5s2KtHQNaynZ1L/HRTBL//Z"
+)
+
+
+def test_colours_that_would_come_out_black_are_refused() -> None:
+    content = base64.b64decode(_DIM_JPEG2000)
+    with pytest.raises(ImageError, match="JPEG 2000 is read with 8: save it as PNG or TIFF"):
+        load_image(content)
 
 
 def test_running_out_of_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

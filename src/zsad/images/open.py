@@ -71,6 +71,7 @@ _HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", 
 WRITTEN_BY = "heat map by zsad"
 """The comment in heat maps, by which a folder that is scored again tells them from pictures."""
 _START = 65_536
+_QUARTER = 64  # of 256: below it the two highest bits are not used
 # Bytes a pixel that decoders take beyond the image they give, measured on pictures of 40 megapixels.
 _DECODER_BYTES = {"WEBP": 13.0, "AVIF": 6.0, "JPEG2000": 16.0, "HEIF": 6.0}
 
@@ -310,7 +311,26 @@ def _image(
         return SamplePixels(read_deep_png(opened)), orientation(image)
     extra = _DECODER_BYTES.get(image.format or "", 0.0) + _coefficients(image)
     check_memory(int((extra + _image_bytes(image.mode)) * pixels), name, reading.max_pixels)
+    if image.format == "JPEG2000" and image.mode in ("LA", "RGB", "RGBA") and _bits_of_jpeg2000(start) > 8:
+        _check_high_bits(image, name)
     return ImagePixels(image), orientation(image)
+
+
+def _bits_of_jpeg2000(start: bytes) -> int:
+    """Return the bits of the first channel, from the marker SIZ of the code stream (ISO/IEC 15444-1, A.5.1)."""
+    marker = start.find(b"\xff\x4f\xff\x51")
+    return 8 if marker < 0 or len(start) < marker + 43 else (start[marker + 42] & 0x7F) + 1
+
+
+def _check_high_bits(image: Image.Image, name: str) -> None:
+    """Refuse colours that use only low bits: Pillow keeps the eight highest, so little of them would be left."""
+    image.load()
+    extrema: list[Any] = [band.getextrema() for band in image.split()[: 1 if image.mode == "LA" else 3]]
+    if max(high for _, high in extrema) < _QUARTER:
+        raise ImageError(
+            f"{name} holds colours of more than 8 bits, of which the highest are not used, and JPEG 2000 is "
+            "read with 8: save it as PNG or TIFF"
+        )
 
 
 def _image_bytes(mode: str) -> int:
