@@ -24,8 +24,10 @@ class _Frozen(BaseModel):
 class BackboneReference(_Frozen):
     """The frozen backbone that an adapter was trained on."""
 
-    name: str = Field(description="Preset or path by which the backbone is loaded.")
-    sha256: str = Field(description="Hash of its weights; another backbone of that name is refused.")
+    name: str = Field(max_length=1024, description="Preset or path by which the backbone is loaded.")
+    sha256: str = Field(
+        max_length=128, description="Hash of its weights; another backbone of that name is refused."
+    )
 
 
 class Training(_Frozen):

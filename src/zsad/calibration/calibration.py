@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 import zsad
 from zsad.calibration.conformal import p_value, scores_needed, share_interval
@@ -28,6 +28,7 @@ from zsad.calibration.thresholds import (
 )
 from zsad.errors import CalibrationError
 from zsad.files import parse_document, write_text
+from zsad.predict.prediction import as_written
 from zsad.predict.roi import RegionOfInterest
 
 if TYPE_CHECKING:
@@ -83,8 +84,19 @@ class Calibration(Frozen):
         description="Date and time, UTC.",
     )
 
+    @field_validator("scores", "peaks")
+    @classmethod
+    def _written(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(map(as_written, values))
+
     @model_validator(mode="after")
     def _consistent(self) -> Calibration:
+        if self.image.rule not in ("normals", "f1", "recall") or self.pixel.rule not in ("maxima", "pixels"):
+            raise ValueError(
+                f"rules {self.image.rule} and {self.pixel.rule} do not go with images and pixels"
+            )
+        if (self.labelled is None) is not (self.image.rule == "normals"):
+            raise ValueError(f"labelled is {self.labelled}, which does not go with rule {self.image.rule}")
         for name in ("scores", "peaks"):
             values = getattr(self, name)
             if any(later < earlier for earlier, later in pairwise(values)):

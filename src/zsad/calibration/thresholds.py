@@ -14,10 +14,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from zsad.calibration.conformal import check_confidence, check_rate, check_scores, promised_rate, upper_limit
 from zsad.errors import CalibrationError
+from zsad.predict.prediction import as_written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +31,7 @@ BINS = 8192
 """Histogram bins of map values in [0, 1]; thresholds by the rule "pixels" are rounded up to bin edges."""
 
 PixelRule = Literal["maxima", "pixels"]
+_SMALLEST, _EQUAL, _MANY = 1e-9, 1e-9, 10**9
 
 
 class Frozen(BaseModel):
@@ -77,10 +79,28 @@ class CalibrationTarget(Frozen):
         return self
 
 
+def threshold_as_written(value: float) -> float:
+    """Return the number of nine digits that parts all scores as `value` does; see `as_written`.
+
+    Scores are float32 in that form. A value between two of them becomes the lower one, so that a threshold just below a
+    score stays below it.
+
+    Example:
+        >>> threshold_as_written(0.174158454), threshold_as_written(0.17415846), threshold_as_written(0.17415845999)
+        (0.174158454, 0.174158454, 0.174158454)
+    """
+    nearest = np.float32(value)
+    written = as_written(float(nearest))
+    just_below = float(np.nextafter(value, np.inf)) == float(nearest)
+    if float(nearest) == value or (written <= value and not just_below):
+        return written
+    return as_written(float(np.nextafter(nearest, np.float32(-np.inf))))
+
+
 class Threshold(Frozen):
     """A threshold and its guarantee."""
 
-    value: float = Field(description="Above it is anomalous.")
+    value: float = Field(allow_inf_nan=False, description="Above it is anomalous.")
     rule: Literal["normals", "maxima", "pixels", "f1", "recall"] = Field(description="How it was chosen.")
     target: float | None = Field(description="False alarm rate or recall wished for; None for F1.")
     promised: float | None = Field(
@@ -89,24 +109,51 @@ class Threshold(Frozen):
     )
     met: bool = Field(description="Whether there were images enough to promise the target.")
 
+    @field_validator("value")
+    @classmethod
+    def _written(cls, value: float) -> float:
+        return threshold_as_written(value)
+
     @model_validator(mode="after")
-    def _rated(self) -> Threshold:
-        if self.rule in ("normals", "maxima", "pixels") and not 0 < (self.target or 0) < 1:
+    def _agrees(self) -> Threshold:
+        """Refuse a target, a guarantee and a word on whether the one is met by the other that contradict each other."""
+        if self.rule == "f1":
+            if self.target is not None or self.promised is not None:
+                raise ValueError("rule f1 has no target and guarantees nothing, expected null for both")
+            return self
+        if self.target is None or not _SMALLEST <= self.target <= 1 - _SMALLEST:
             raise ValueError(f"target is {self.target}, expected a share above 0 and below 1")
+        if self.promised is None or not 0 <= self.promised <= 1:
+            raise ValueError(f"promised is {self.promised}, expected a share for rule {self.rule}")
+        margin = self.promised - self.target if self.rule == "recall" else self.target - self.promised
+        if margin < -_EQUAL if self.met else margin > _EQUAL:
+            raise ValueError(
+                f"met is {self.met}, but rule {self.rule} guarantees {self.promised} for a target of {self.target}"
+            )
         return self
 
 
 class Labelled(Frozen):
     """Results of an image threshold on the labelled images it was chosen from."""
 
-    normal: int
-    anomalous: int
-    false_alarms: int = Field(description="Normal images above the threshold.")
+    normal: int = Field(ge=1, le=_MANY, description="Normal images.")
+    anomalous: int = Field(ge=1, le=_MANY, description="Anomalous images.")
+    false_alarms: int = Field(ge=0, description="Normal images above the threshold.")
     detected: int = Field(
+        ge=0,
         validation_alias="found",
         serialization_alias="found",
         description="Anomalous images above the threshold.",
     )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Labelled:
+        if self.false_alarms > self.normal or self.detected > self.anomalous:
+            raise ValueError(
+                f"{self.false_alarms} of {self.normal} normal and {self.detected} of {self.anomalous} anomalous images "
+                "cannot lie above the threshold"
+            )
+        return self
 
 
 class NormalScores:
@@ -123,7 +170,7 @@ class NormalScores:
         inside = prediction.inside(values.shape)
         selected = values if inside is None else values[inside]
         self.scores.append(prediction.score)
-        self.peaks.append(float(selected.max()))
+        self.peaks.append(as_written(float(selected.max())))
         bins = np.clip((selected.ravel() * np.float32(BINS)).astype(np.int64), 0, BINS - 1)
         self._shares += np.bincount(bins, minlength=BINS) / selected.size
 

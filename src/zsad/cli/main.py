@@ -1,13 +1,15 @@
 """The command `zsad`: a table of verbs, each imported when it is called, and one place where errors end.
 
 Exit codes: 0 all went well; 2 one clear error, nothing done; 3 done, but some images failed; 4 `monitor` warns of
-drift or `explain --alive` of a dead module; 1 a bug of zsad; 130 interrupted, what was finished is valid.
+drift or `explain --alive` of a dead module; 1 a bug of zsad; 130 interrupted and 143
+terminated, what was finished is valid.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -43,7 +45,8 @@ VERBS = {
 }
 EPILOGUE = (
     "Start with `zsad demo`, then `zsad predict FOLDER`. Exit codes: 0 all well, 2 one clear error and nothing done, "
-    "3 done but some images failed, 4 drift found or a dead module, 130 interrupted with finished results valid."
+    "3 done but some images failed, 4 drift found or a dead module, 130 interrupted and 143 terminated, with finished "
+    "results valid."
 )
 
 # What PyTorch, C++ and the operating system say where memory ends.
@@ -79,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_streams()
     # What is wrong with an image is said once, by zsad; Pillow's remarks on headers would come on top.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _terminate)
     warnings.showwarning = partial(_show_warning, warnings.showwarning)
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -88,6 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return result if isinstance(result, int) else 0
     except KeyboardInterrupt as stop:
         reason = printable(stop) or "finished results are valid, the same command goes on where it stopped"
+        if isinstance(stop, Terminated):
+            note(f"zsad: terminated; {reason}")
+            return 128 + signal.SIGTERM
         note(f"zsad: interrupted; {reason}")
         return 130
     except BrokenPipeError:
@@ -105,6 +113,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with suppress(OSError):
             _flush()  # a full disk is reported once, not again at the end of the process
         return code
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM): it ends as after Ctrl+C, with another exit code."""
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
+    raise Terminated
 
 
 def _show_warning(default: Callable[..., None], message: Any, category: type, *where: Any) -> None:

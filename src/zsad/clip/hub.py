@@ -17,8 +17,13 @@ WEIGHT_FILES = ("open_clip_model.safetensors", "model.safetensors", "model.safet
 SIDE_FILES = ("open_clip_config.json", "config.json", "preprocessor_config.json", "tokenizer.json")
 
 
-def fetch(repository: str) -> Path:
+def fetch(repository: str, *, token: bool | None = None) -> Path:
     """The local folder of a repository's CLIP weights and configs, downloaded unless cached.
+
+    Args:
+        repository: "owner/name".
+        token: False sends none; None sends that of the user's login, which only a repository that the user named may
+            get.
 
     Raises:
         HubError: the package is not installed, the hub cannot be reached, or the repository has no weights.
@@ -26,7 +31,7 @@ def fetch(repository: str) -> Path:
     hub = _package(repository)
     try:
         # Unlike a download, this call does not retry for half a minute when there is no network.
-        siblings = hub.HfApi().model_info(repository, timeout=10).siblings or ()
+        siblings = hub.HfApi().model_info(repository, timeout=10, token=token).siblings or ()
     except (hub.errors.RepositoryNotFoundError, hub.errors.HFValidationError):
         raise HubError(
             f"the hub has no public repository {repository!r}; check the name, or give a local file with "
@@ -34,7 +39,7 @@ def fetch(repository: str) -> Path:
         ) from None
     except Exception as error:  # whatever the HTTP client of the day raises: then only the cache is left
         return _cached(hub, repository, error)
-    return _download(hub, repository, [sibling.rfilename for sibling in siblings])
+    return _download(hub, repository, [sibling.rfilename for sibling in siblings], token=token)
 
 
 def _package(repository: str) -> Any:
@@ -49,7 +54,7 @@ def _package(repository: str) -> Any:
     return huggingface_hub
 
 
-def _download(hub: Any, repository: str, present: Sequence[str]) -> Path:
+def _download(hub: Any, repository: str, present: Sequence[str], *, token: bool | None) -> Path:
     name = next((name for name in WEIGHT_FILES if name in present), None)
     if name is None:
         raise HubError(
@@ -57,9 +62,9 @@ def _download(hub: Any, repository: str, present: Sequence[str]) -> Path:
             f"weights once with torch and safetensors and pass `--weights PATH`"
         )
     try:
-        path = Path(hub.hf_hub_download(repository, name))
+        path = Path(hub.hf_hub_download(repository, name, token=token))
         for other in (*_shards(path), *(side for side in SIDE_FILES if side in present)):
-            hub.hf_hub_download(repository, other)
+            hub.hf_hub_download(repository, other, token=token)
     except Exception as error:
         raise HubError(
             f"the download of {repository} broke off ({type(error).__name__}); try again, it resumes, or "

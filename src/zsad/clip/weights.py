@@ -147,7 +147,7 @@ def _fetch(named: Preset | None, name: str) -> Path:
     failures: list[HubError] = []
     for repository in named.hub_ids:
         try:
-            return hub.fetch(repository)
+            return hub.fetch(repository, token=False)
         except HubError as error:
             failures.append(error)
     if failures:

@@ -66,6 +66,9 @@ Score = Annotated[
 ]
 
 
+_LARGEST, _LONGEST = 4096, 256
+
+
 class MethodConfig(BaseModel):
     """The fields that all methods have: how the image tower is read and how grids become maps.
 
@@ -158,6 +161,19 @@ class MethodConfig(BaseModel):
         near = difflib.get_close_matches(field, cls.model_fields, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(cls.model_fields)}"
         return f"unknown setting {field!r} of {cls.__name__}; {hint}"
+
+    @model_validator(mode="after")
+    def _sizes_have_bounds(self) -> Self:
+        """Refuse numbers that no model has: a file that names them must not decide how much memory is taken."""
+        for name, value in self:
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, int) and abs(number) > _LARGEST for number in numbers):
+                raise ConfigError(f"{name} = {value!r} is no valid setting: expected at most {_LARGEST:,}")
+            if len(numbers) > _LONGEST or (isinstance(value, str) and len(value) > _LARGEST):
+                raise ConfigError(
+                    f"{name} is no valid setting: expected at most {_LONGEST} values, as short text"
+                )
+        return self
 
     @model_validator(mode="after")
     def _branch_begins_before_taps(self) -> Self:

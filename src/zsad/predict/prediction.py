@@ -27,6 +27,19 @@ if TYPE_CHECKING:
 Float32 = npt.NDArray[np.float32]
 
 
+def as_written(value: float) -> float:
+    """Return the number of nine digits that tells a float32 from all others.
+
+    Scores and thresholds are compared, stored and printed in this one form, so that no reader of a file finds another
+    order than the one that was judged by.
+
+    Example:
+        >>> as_written(0.17415845394134521)
+        0.174158454
+    """
+    return float(f"{value:.9g}")
+
+
 @dataclass(slots=True)
 class Prediction:
     """The result for one image. Only the small grid is stored: maps are rebuilt from it when asked for.
@@ -73,6 +86,9 @@ class Prediction:
     reading: Reading = field(default=PLAIN, repr=False, compare=False)
     time: float | None = None
 
+    def __post_init__(self) -> None:
+        self.score = as_written(self.score)
+
     @property
     def label(self) -> int | None:
         """0 normal, 1 anomalous, None where not known."""
@@ -107,7 +123,7 @@ class Prediction:
         region.mask(self.size, self.spec.size)  # may refuse, before anything is changed
         self.region, self.known_regions = region, None
         if math.isfinite(self.score):
-            self.score = float(self.canonical_map().max())
+            self.score = as_written(float(self.canonical_map().max()))
 
     def inside(self, size: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
         """(H, W) of `size`, true where anomalies count; None: everywhere."""
@@ -186,7 +202,7 @@ class Prediction:
         values: dict[str, Any] = {
             "source": self.source,
             "size": list(self.size),
-            "score": float(f"{self.score:.9g}"),  # all that a float32 holds
+            "score": self.score,
             "verdict": self.verdict,
             "ms": round(1000 * self.seconds, 2),
         }

@@ -152,4 +152,4 @@ def _region(
 
 
 def _short(value: float) -> float:
-    return float(f"{value:.7g}")
+    return float(f"{value:.9g}")  # as scores and thresholds: above the one, it is written above it

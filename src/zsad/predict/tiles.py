@@ -28,7 +28,7 @@ import numpy.typing as npt
 from zsad.errors import ConfigError
 from zsad.images.picture import Box
 from zsad.nn.maps import MapSpec, interpolation_matrix, render_map_numpy
-from zsad.predict.prediction import Prediction
+from zsad.predict.prediction import Prediction, as_written
 
 Float32 = npt.NDArray[np.float32]
 
@@ -259,9 +259,9 @@ def fuse_tiles(
     prediction.grid, prediction.spec = stitched, stitched_spec(stitcher.spec, layout)
     prediction.terms = {**(prediction.terms or {}), "whole": score, "tiles": highest}
     if rule is None:
-        prediction.score = max(score, highest)
+        prediction.score = as_written(max(score, highest))
         return
     share, smooth = rule
     before = float(render_map_numpy(whole_grid, whole_spec, smooth=smooth).max())
     after = float(render_map_numpy(stitched, prediction.spec, smooth=smooth).max())
-    prediction.score = float(np.clip(score + share * (after - before), 0, 1))
+    prediction.score = as_written(float(np.clip(score + share * (after - before), 0, 1)))

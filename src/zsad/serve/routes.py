@@ -194,6 +194,7 @@ async def models(service: ServiceOf) -> Response:
     return JSONResponse({"models": [describe(service)]})
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", response_model=Health, summary="Whether the process works")
 async def healthz(service: ServiceOf) -> Response:
     """Status 200 while the process works at all."""
@@ -202,6 +203,7 @@ async def healthz(service: ServiceOf) -> Response:
     )
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", response_model=Health, summary="Whether to send requests")
 async def readyz(service: ServiceOf) -> Response:
     """Status 200 while requests are welcome; 503 while the service stops."""

@@ -27,6 +27,8 @@ from zsad.serve.limits import ByteBudget, Refusal, RequestLimits
 _PIECE = 64 * 1024
 _MAX_AROUND = 2 * _PIECE  # bytes of boundaries and headers around one image
 _MAX_NAME = 200
+# What `curl --data-binary @photo.jpg` says of any file; a form of fields has no meaning here.
+_OF_CURL = "application/x-www-form-urlencoded"
 _OCTETS = "application/octet-stream"
 
 
@@ -75,7 +77,7 @@ async def read_uploads(
     """
     kind, options = parse_options_header(request.headers.get("content-type", _OCTETS))
     media = kind.decode("latin-1").lower()
-    if media == _OCTETS or media.startswith("image/"):
+    if media in (_OCTETS, _OF_CURL) or media.startswith("image/"):
         await handle(await read_body(request, limits, budget=budget))
         return
     _check_encoding(request)

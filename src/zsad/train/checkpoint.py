@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -246,6 +247,20 @@ def _in_folder(folder: Path) -> Path:
     )
 
 
+def _check_source(name: str, path: Path) -> None:
+    """Raise a CheckpointError for a backbone that only a repository named by the file could give.
+
+    What a file says decides no access to a network: repositories are asked that the user names, and those of presets.
+    """
+    from zsad.clip.config import preset_names
+
+    if name not in preset_names() and not os.path.lexists(name):
+        raise CheckpointError(
+            f"{path} was trained on backbone {name[:200]!r}, which is no preset and no file here; to fetch a repository "
+            "of that name, or another source, give it with --backbone (in Python: backbone=)"
+        )
+
+
 def build_method(
     spec: str | Path,
     *,
@@ -271,6 +286,8 @@ def build_method(
     path = resolve_model(spec)
     card = read_card(path)
     name = card.backbone.name if backbone is None else backbone
+    if backbone is None:
+        _check_source(card.backbone.name, path)
     try:
         loaded = name if isinstance(name, Backbone) else load_backbone(name, device=device, dtype=dtype)
     except ConfigError as error:
