@@ -20,16 +20,22 @@ from zsad.calibration.calibration import (
     read_calibration,
     write_calibration,
 )
-from zsad.calibration.thresholds import CalibrationTarget, NormalScores, labelled_threshold
+from zsad.calibration.thresholds import (
+    CalibrationTarget,
+    NormalScores,
+    labelled_threshold,
+    threshold_as_written,
+)
 from zsad.errors import CalibrationError, ConfigError, ImageError
 from zsad.nn.maps import MapSpec
 from zsad.predict.overlay import blend
-from zsad.predict.prediction import Prediction
+from zsad.predict.prediction import Prediction, as_written
 from zsad.predict.roi import Area, RegionOfInterest, read_region
 
 KEY = ModelKey(identity="0123456789abcdef", name="toy", method="promptmoe", backbone="tiny")
 SPEC = MapSpec(size=(12, 16), sigma=0)
-SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=30)
+SCORE = st.floats(0, 1, width=32).map(as_written)
+SCORES = st.lists(SCORE, min_size=1, max_size=30)
 
 
 def prediction(score: float, values: float | np.ndarray = 0.2) -> Prediction:
@@ -52,7 +58,7 @@ def made(scores: list[float], **wish: object) -> Calibration:
 
 
 @settings(max_examples=25)
-@given(SCORES, st.floats(0, 1), st.sampled_from([0.0, 0.9]))
+@given(SCORES, SCORE, st.sampled_from([0.0, 0.9]))
 def test_verdict_and_p_value_follow_the_stored_scores(scores: list[float], score: float, sure: float) -> None:
     calibration = made(scores, target_fpr=0.2, confidence=sure)
     judged = calibration.judge(prediction(score))
@@ -314,3 +320,61 @@ def test_a_threshold_that_promises_nothing_possible_is_refused_when_it_is_read(t
     values["image"]["target"] = target
     with pytest.raises(CalibrationError, match=r"image: .*expected a share above 0 and below 1"):
         parse_calibration(json.dumps(values))
+
+
+@settings(max_examples=100)
+@given(SCORE)
+def test_thresholds_part_scores_as_written(score: float) -> None:
+    exact = float(np.float32(score))
+    assert as_written(exact) == score and np.float32(score) == np.float32(exact)
+    assert threshold_as_written(score) == threshold_as_written(exact) == score
+    if score > 1e-30:
+        for just_below in (np.nextafter(score, -1.0), np.nextafter(exact, -1.0)):
+            assert threshold_as_written(float(just_below)) < score
+
+
+VALID = {"value": 0.5, "rule": "normals", "target": 0.1, "promised": 0.05, "met": True}
+CONTRADICTIONS = {
+    "promised missing": {"image": {**VALID, "promised": None}},
+    "promised above one": {"image": {**VALID, "promised": 5.0}},
+    "target above one": {"image": {**VALID, "target": 5.0}},
+    "recall of five": {"image": {**VALID, "rule": "recall", "target": 5.0}, "labelled": [3, 3, 1, 1]},
+    "tiny target": {"image": {**VALID, "target": 1e-300, "met": False}},
+    "met without being so": {"image": {**VALID, "promised": 0.2}},
+    "not met though it is": {"image": {**VALID, "met": False}},
+    "threshold not finite": {"image": {**VALID, "value": float("inf")}},
+    "f1 with a guarantee": {"image": {**VALID, "rule": "f1"}, "labelled": [3, 3, 1, 1]},
+    "rule of pixels for images": {"image": {**VALID, "rule": "maxima"}},
+    "rule of images for pixels": {"pixel": VALID},
+    "labelled without its rule": {"labelled": [3, 3, 1, 1]},
+    "recall without labelled": {"image": {**VALID, "rule": "recall", "target": 0.9, "promised": 0.95}},
+    "negative counts": {
+        "image": {**VALID, "rule": "recall", "target": 0.9, "promised": 0.95},
+        "labelled": [3, 3, -1, 1],
+    },
+    "more found than there were": {
+        "image": {**VALID, "rule": "recall", "target": 0.9, "promised": 0.95},
+        "labelled": [3, 3, 1, 4],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", CONTRADICTIONS)
+def test_calibrations_that_contradict_themselves_are_refused_in_one_line(kind: str) -> None:
+    content = json.loads(made([0.1, 0.2, 0.3], target_fpr=0.4, confidence=0.0).model_dump_json(by_alias=True))
+    parse_calibration(json.dumps(content)).summary()
+    for name, value in CONTRADICTIONS[kind].items():
+        names = ("normal", "anomalous", "false_alarms", "found")
+        content[name] = dict(zip(names, value, strict=True)) if isinstance(value, list) else value
+    with pytest.raises(CalibrationError) as error:
+        parse_calibration(json.dumps(content))
+    assert "\n" not in str(error.value) and "run zsad calibrate again" in str(error.value)
+
+
+def test_a_row_says_what_was_compared(tmp_path: Path) -> None:
+    scores = [as_written(float(s)) for s in np.random.default_rng(0).random(30).astype(np.float32)]
+    calibration = made(scores, target_fpr=0.1, confidence=0.5)
+    for score in scores:
+        row = json.loads(json.dumps(calibration.judge(prediction(float(np.float32(score)))).to_dict()))
+        assert (row["score"] > row["threshold"]) == (row["verdict"] == "anomalous")
+        assert row["score"] in calibration.scores

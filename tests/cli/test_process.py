@@ -50,7 +50,12 @@ def sources(out: Path) -> list[str]:
     return [json.loads(line)["source"] for line in (out / "predictions.jsonl").read_text().splitlines()]
 
 
-def test_interrupted_process_goes_on(toy, make_images, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize(
+    ("how", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")]
+)
+def test_interrupted_process_goes_on(
+    toy, make_images, tmp_path: Path, capsys, how: str, code: int, word: str
+) -> None:
     images = make_images(tmp_path / "in", MANY)
     out = tmp_path / "out"
     words = [*command(toy, out, "--batch-size", 1, "--no-report"), str(images)]
@@ -65,10 +70,11 @@ def test_interrupted_process_goes_on(toy, make_images, tmp_path: Path, capsys) -
     assert process.stdout is not None
     for _ in range(4):  # the headline and three images
         assert process.stdout.readline()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.Signals[how])
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert said.count("\n") == 1 and "interrupted" in said
+    assert process.returncode == code, said
+    assert said.count("\n") == 1 and word in said
+    assert (out / "scores.csv").stat().st_size > 0
     done = sources(out)
     assert 3 <= len(done) < MANY + 5
     assert main(words) == 0

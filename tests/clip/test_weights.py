@@ -435,25 +435,31 @@ class TestHub:
 
         present = ["README.md", "model.safetensors", "tokenizer.json"]
         fetched: list[str] = []
+        tokens: set[bool | None] = set()
 
         def info(self, repository, **kwargs):
             return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in present])
 
-        def download(repository, name):
+        def download(repository, name, *, token):
             fetched.append(name)
+            tokens.add(token)
             return str(folder / name)
 
         monkeypatch.setattr(package.HfApi, "model_info", info)
         monkeypatch.setattr(package, "hf_hub_download", download)
         write(folder / "model.safetensors", layouts(clip)["huggingface"])
         assert torch.equal(load_backbone("someone/some-clip").clip.visual.proj, clip.visual.proj)
-        assert fetched == ["model.safetensors", "tokenizer.json"]
+        assert fetched == ["model.safetensors", "tokenizer.json"] and tokens == {None}
+        tokens.clear()
+        with pytest.raises(BackboneError):  # a preset's repository is public: it gets no token
+            load_backbone("ViT-B/16")
+        assert tokens == {False}
         present.remove("model.safetensors")
         with pytest.raises(HubError, match="holds no safetensors weights"):
             hub.fetch("someone/some-clip")
         present.append("open_clip_model.safetensors")
 
-        def break_off(repository, name):
+        def break_off(repository, name, *, token):
             raise ConnectionResetError("reset")
 
         monkeypatch.setattr(package, "hf_hub_download", break_off)

@@ -263,7 +263,8 @@ def test_what_the_service_says_of_itself(client: TestClient) -> None:
 def test_it_is_not_ready_while_it_stops(client: TestClient) -> None:
     client.service.stopping = True  # type: ignore[attr-defined]
     assert client.get("/readyz").status_code == 503
-    assert client.get("/healthz").status_code == 200
+    assert client.get("/healthz").status_code == client.head("/healthz").status_code == 200
+    assert client.head("/readyz").content == b""
     assert predict(client, png(1)).status_code == 200  # what was accepted is finished
 
 

@@ -127,7 +127,16 @@ def test_mutated_forms_end_in_images_or_a_refusal(noise: bytes, data: st.DataObj
     assert budget.reserved == 0
 
 
-@pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "IMAGE/Anything; x=y", None])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "image/png",
+        "application/octet-stream",
+        "application/x-www-form-urlencoded",
+        "IMAGE/Anything; x=y",
+        None,
+    ],
+)
 def test_a_raw_body_is_one_image(kind: str | None) -> None:
     [found] = read([b"ab", b"", b"c"], kind=kind)
     assert (found.content, found.name) == (b"abc", "image")

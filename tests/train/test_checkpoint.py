@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from zsad import files
 from zsad.card import BackboneReference, Card, Training
-from zsad.errors import CheckpointError, StorageError
+from zsad.errors import CheckpointError, ConfigError, StorageError
 from zsad.methods.base import MapSpec
 from zsad.train import checkpoint
 from zsad.train.checkpoint import (
@@ -123,6 +123,10 @@ BROKEN = {
         lambda path: rewritten(path, lambda card: {k: v for k, v in card.items() if k != "backbone"}),
         "backbone",
     ),
+    "endless backbone name": (
+        lambda path: rewritten(path, lambda card: {**card, "backbone": {"name": "a" * 5000, "sha256": "0"}}),
+        "backbone",
+    ),
     "newer format": (lambda path: rewritten(path, lambda card: {**card, "format": 99, "new": 1}), "upgrade"),
 }
 
@@ -213,6 +217,7 @@ def test_build_method_takes_the_backbone_of_the_card(fake, saved, monkeypatch):
 
     monkeypatch.setattr(weights, "load_backbone", load_backbone)
     monkeypatch.setattr(registry, "build", lambda name, config, given: built)
+    monkeypatch.setattr("zsad.clip.config.preset_names", lambda: ["fake-clip"])
     method, card = build_method(saved.parent)
     assert asked == ["fake-clip"] and method is built and not method.training and card.method == "fake"
     assert torch.equal(method.inner.weight, fake.FakeMethod(seed=1).inner.weight)
@@ -291,3 +296,23 @@ def test_a_folder_of_results_does_not_hide_a_bundled_model(tmp_path, monkeypatch
     assert load("clip-tiny", device="cpu").card.method == "clip"
     (tmp_path / "promptmoe-tiny" / "model.safetensors").write_bytes(b"a run of this name")
     assert not resolve_model("promptmoe-tiny").is_absolute()
+
+
+def test_a_card_decides_no_network_access(saved, monkeypatch):
+    def ask(*_: object, **__: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("zsad.clip.hub.fetch", ask)
+    rewritten(saved, lambda card: {**card, "backbone": {"name": "stranger/tower", "sha256": "0" * 64}})
+    with pytest.raises(CheckpointError, match=r"'stranger/tower', which is no preset .* --backbone"):
+        build_method(saved)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"experts": 10**9}, {"layers": list(range(1, 1000))}, {"class_word": "a" * 10**5}]
+)
+def test_sizes_in_a_card_have_bounds(sizes):
+    from zsad.methods.promptmoe import PromptMoEConfig
+
+    with pytest.raises(ConfigError, match="no valid setting"):
+        PromptMoEConfig(**sizes)

@@ -256,8 +256,8 @@ def _check_source(name: str, path: Path) -> None:
 
     if name not in preset_names() and not os.path.lexists(name):
         raise CheckpointError(
-            f"{path} was trained on backbone {name[:200]!r}, which is no preset and no file here; to fetch a repository "
-            "of that name, or another source, give it with --backbone (in Python: backbone=)"
+            f"{path} was trained on backbone {name[:200]!r}, which is no preset and no file here; to fetch a "
+            "repository of that name, or another source, give it with --backbone (in Python: backbone=)"
         )
 
 
