@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from systems import FOLDS
-from zsad.clip.stem import MobileStem
+from zsad.clip.blocks import MobileStem
 from zsad.clip.weights import load_backbone
 from zsad.datasets.manifest import discover
-from zsad.images.decode import Preprocess
 from zsad.images.inputs import iter_batches
 from zsad.images.masks import load_mask
+from zsad.images.picture import Preprocess
 from zsad.metrics.functional import auroc
 from zsad.nn.oddness import oddness, top_mean
 from zsad.types import Sample

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from zsad.clip.vision import PatchTokens, VisionTower
 from zsad.files import content_hash
-from zsad.images.decode import Preprocess
 from zsad.images.inputs import iter_batches
+from zsad.images.picture import Preprocess
 from zsad.nn.oddness import oddness
 from zsad.types import Sample
 

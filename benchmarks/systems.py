@@ -35,7 +35,7 @@ from zsad.clip.weights import Backbone, load_backbone
 from zsad.datasets.catalog import domain_of
 from zsad.datasets.manifest import DataSet, discover
 from zsad.images import masks as image_masks
-from zsad.images.decode import Preprocess
+from zsad.images.picture import Preprocess
 from zsad.methods.base import ImageFeatures, Method
 from zsad.methods.registry import METHODS, build
 from zsad.metrics import evaluation

@@ -21,7 +21,7 @@ from zsad.card import BackboneReference, Card
 from zsad.clip.config import CLIPConfig, Preset, TextConfig, VisionConfig
 from zsad.clip.model import CLIP
 from zsad.clip.weights import load_backbone
-from zsad.images.decode import Preprocess
+from zsad.images.picture import Preprocess
 from zsad.methods.registry import build
 from zsad.train.checkpoint import save_checkpoint
 

@@ -59,7 +59,7 @@ class Card(_Frozen):
     provenance: str = Field(default="", description="What is to be known of the method's sources.")
     config: dict[str, Any] = Field(description="The method's configuration.")
     backbone: BackboneReference
-    preprocess: dict[str, Any] = Field(description="Fields of `zsad.images.decode.Preprocess`.")
+    preprocess: dict[str, Any] = Field(description="Fields of `zsad.images.picture.Preprocess`.")
     map_spec: MapSpec = Field(description="How grids become maps, with the colour scale.")
     training: Training | None = Field(default=None, description="None for a method without training.")
     metrics: dict[str, Any] | None = Field(default=None, description="Results measured with this model.")

@@ -13,7 +13,7 @@ from zsad.clip.model import CLIP
 from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
 from zsad.export.parity import ProofImages
-from zsad.images.decode import Preprocess
+from zsad.images.picture import Preprocess
 from zsad.methods.registry import build
 from zsad.predict.view import Model
 from zsad.train.training_card import CardParts, card_of

@@ -13,8 +13,9 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageFile
 
 from zsad.errors import ConfigError, DataError, ImageError, TooManyPixelsError, ZsadError
-from zsad.images.decode import CLIP_MEAN, CLIP_STD, Preprocess, image_size, load_image, read_image
+from zsad.images.decode import image_size, load_image, read_image
 from zsad.images.masks import load_mask
+from zsad.images.picture import CLIP_MEAN, CLIP_STD, Preprocess
 from zsad.images.pixels import Reading
 
 

@@ -13,8 +13,9 @@ from PIL import Image
 
 from zsad.errors import ConfigError, DataError, ImageError
 from zsad.images import inputs
-from zsad.images.decode import Preprocess, load_image
+from zsad.images.decode import load_image
 from zsad.images.inputs import Batch, expand_inputs, iter_batches
+from zsad.images.picture import Preprocess
 from zsad.images.pixels import Reading
 from zsad.types import Sample
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from zsad.card import BackboneReference, Card
 from zsad.clip.model import CLIP, TextTower
 from zsad.errors import CheckpointError, ConfigError
-from zsad.images.decode import Preprocess
+from zsad.images.picture import Preprocess
 from zsad.methods.base import ImageFeatures, Method
 from zsad.methods.registry import METHODS, build
 from zsad.nn.filters import render_map

@@ -19,7 +19,7 @@ from zsad.clip.tokenizer import Tokenizer
 from zsad.clip.weights import Backbone
 from zsad.datasets.manifest import DataSet
 from zsad.errors import ConfigError
-from zsad.images.decode import Preprocess
+from zsad.images.picture import Preprocess
 from zsad.methods import mpama
 from zsad.methods.anomalyclip import AnomalyCLIPConfig
 from zsad.methods.base import ImageFeatures

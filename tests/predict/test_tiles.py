@@ -15,8 +15,9 @@ from PIL import Image
 from zsad.backends.backend import Backend, BackendOutput
 from zsad.detector import Detector
 from zsad.errors import ConfigError, ImageError
-from zsad.images.decode import Preprocess, load_image
+from zsad.images.decode import load_image
 from zsad.images.open import open_picture
+from zsad.images.picture import Preprocess
 from zsad.images.pixels import Reading
 from zsad.loading import load
 from zsad.nn.maps import MapSpec, interpolation_matrix, render_map_numpy

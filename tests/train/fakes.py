@@ -16,7 +16,7 @@ from zsad.card import BackboneReference
 from zsad.clip.config import CLIPConfig, TextConfig, VisionConfig
 from zsad.clip.model import CLIP
 from zsad.datasets.manifest import DataSet
-from zsad.images.decode import Preprocess
+from zsad.images.picture import Preprocess
 from zsad.methods.base import ImageFeatures, Method, MethodConfig, Output
 from zsad.train.loop import train
 from zsad.train.train_config import TrainConfig

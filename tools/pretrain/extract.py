@@ -22,7 +22,7 @@ from corpus import Corpus, Item, token_shares
 from teacher import MEAN, STD, STEM, TeacherTail, load_state, warm_start
 from torch import Tensor
 
-from zsad.clip.stem import MobileStem
+from zsad.clip.blocks import MobileStem
 
 SHARD = 500
 BATCH = 10

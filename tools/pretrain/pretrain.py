@@ -39,9 +39,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zsad import synth
+from zsad.clip.blocks import MobileStem
 from zsad.clip.config import CLIPConfig, TextConfig, VisionConfig
 from zsad.clip.model import CLIP
-from zsad.clip.stem import MobileStem
 from zsad.clip.tokenizer import Tokenizer
 
 WIDTH, DEPTH, HEADS = 192, 4, 3

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zsad.clip.blocks import InvertedResidual, MobileStem, SameConv
 from zsad.clip.config import MobileStage, MobileStemConfig
-from zsad.clip.stem import InvertedResidual, MobileStem, SameConv
 
 MEAN = (127 / 255,) * 3
 STD = (128 / 255,) * 3

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from zsad.errors import BackboneError, ConfigError
+from zsad.files import parse_json
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -240,3 +241,30 @@ def read_preset(path: Path) -> Preset:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "file"
         raise BackboneError(f"{path} is no backbone config of zsad: {where}: {first['msg']}") from None
+
+
+def activated(known: Preset, activation: Activation | None) -> Preset:
+    """The preset with another activation in both towers."""
+    return known.model_copy(update={"config": with_activation(known.config, activation)})
+
+
+def with_activation(config: CLIPConfig, activation: Activation | None) -> CLIPConfig:
+    """The config with another activation in both towers; None leaves it."""
+    if activation is None:
+        return config
+    towers = {
+        name: getattr(config, name).model_copy(update={"activation": activation})
+        for name in ("vision", "text")
+    }
+    return config.model_copy(update=towers)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object beside the weights; empty where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"cannot read {path} beside the weights ({error}); repair or remove it") from None
+    return content if isinstance(content, dict) else {}

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from zsad.clip.config import Activation, CLIPConfig, Preset, TextConfig, VisionConfig
-from zsad.clip.weight_files import read_json
-from zsad.errors import BackboneError
+from zsad.clip.config import (
+    PRESETS,
+    Activation,
+    CLIPConfig,
+    Preset,
+    TextConfig,
+    VisionConfig,
+    activated,
+    default_detection_size,
+    default_taps,
+    read_json,
+    with_activation,
+)
+from zsad.clip.convert import State, infer_config
+from zsad.clip.hub import WEIGHT_FILES
+from zsad.errors import BackboneError, InputWarning
 
 _ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
@@ -163,3 +177,56 @@ def _add_open_clip(found: SideConfig, values: dict[str, Any]) -> None:
         _add_sizes(found, tower, given)
     if isinstance(values.get("embed_dim"), int):
         found.sizes["embed_dim"] = values["embed_dim"]
+
+
+def infer_preset(
+    state: State,
+    file: Path,
+    *,
+    named: Preset | None,
+    activation: Activation | None,
+    huggingface: dict[str, Any] | None,
+) -> Preset:
+    """Return the preset of weights that are not zsad's own: the named one, a known shape's, or one made of the shapes.
+
+    Args:
+        state: the tensors, under zsad's names.
+        file: where they were read.
+        named: the preset that the user named.
+        activation: overrides what is found.
+        huggingface: the content of config.json beside the file; None where nothing beside it counts.
+
+    Raises:
+        BackboneError: shapes that make no CLIP, or files that do not go with them.
+    """
+    found = None if huggingface is None else read_side_config(file.parent, huggingface)
+    if named is not None:
+        return activated(named if found is None else found.applied_to(named, file), activation)
+    try:
+        config = infer_config(state, activation=activation or "quick_gelu")
+    except ValidationError as error:
+        raise BackboneError(f"weights in {file} make no CLIP: {error.errors()[0]['msg']}") from None
+    if found is not None:
+        config = with_activation(found.applied(config, file), activation)
+    elif activation is None:
+        warnings.warn(
+            f"no configuration lies beside {file}: activation quick_gelu (OpenAI's; LAION's weights need gelu), "
+            f"{config.vision.heads} and {config.text.heads} heads are inferred; put its configuration beside it",
+            InputWarning,
+            stacklevel=3,
+        )
+    colours: dict[str, Any] = {} if found is None else found.colours
+    for known in PRESETS.values():
+        if activated(known, config.vision.activation).config == config:
+            return known.model_copy(update={"config": config, **colours})
+    taps = default_taps(config.vision.layers)
+    return Preset(
+        name=file.parent.name if file.name in WEIGHT_FILES else file.stem,
+        clip=config,
+        detection_size=default_detection_size(config.vision.patch_size),
+        taps=taps,
+        value_value=True,
+        value_value_from=taps[0],
+        description=f"CLIP ViT read from {file.name}, its shape inferred from the tensors.",
+        **colours,
+    )

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zsad.clip.blocks import Block
+from zsad.clip.blocks import Block, MobileStem
 from zsad.clip.config import VisionConfig
-from zsad.clip.stem import MobileStem
 from zsad.errors import ConfigError
 
 Interpolation = Literal["bilinear", "bicubic"]

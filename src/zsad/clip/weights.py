@@ -1,39 +1,48 @@
-"""Loading a backbone: from a preset's name, a safetensors file, a folder, or the Hugging Face hub."""
+"""Loading a backbone: from a preset's name, a safetensors file, a folder, or the Hugging Face hub.
+
+Only safetensors are read: pickles (`.pt`, `.bin`, `.pth`) can run code when opened and are refused.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
-import warnings
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from zsad.clip import hub
 from zsad.clip.config import (
     ASSETS,
-    PRESETS,
     TINY,
     Activation,
     CLIPConfig,
     Preset,
-    default_detection_size,
-    default_taps,
+    activated,
     nearest,
     preset,
     preset_names,
+    read_json,
     read_preset,
 )
-from zsad.clip.convert import OWN_NAME, State, infer_config, to_zsad
+from zsad.clip.convert import OWN_NAME, State, to_zsad
 from zsad.clip.model import CLIP
-from zsad.clip.side_config import read_side_config
 from zsad.clip.tokenizer import Tokenizer
-from zsad.clip.weight_files import PICKLES, read_json, read_weights, weight_files, weights_sha256
-from zsad.errors import BackboneError, ConfigError, HubError, InputWarning
+from zsad.errors import BackboneError, ConfigError, HubError
+from zsad.files import file_sha256, parse_json
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+_CONVERT = (
+    'convert it once: python -c "import torch, safetensors.torch as s; m = {how}; '
+    "s.save_file({{k: v.clone().contiguous() for k, v in m.items()}}, 'model.safetensors')\""
+)
 
 
 @dataclass(slots=True)
@@ -56,7 +65,7 @@ class Backbone:
 
     def with_activation(self, activation: Activation) -> Backbone:
         """Return the same backbone, weights shared, with another activation in both towers."""
-        preset = _activated(self.preset, activation)
+        preset = activated(self.preset, activation)
         if preset.config == self.clip.config:
             return self
         with torch.no_grad():
@@ -97,7 +106,7 @@ def load_backbone(
             raise ConfigError(
                 f"random weights need a preset's name, got {str(name_or_path)!r}: {preset_names()}"
             )
-        named = _activated(named, activation)
+        named = activated(named, activation)
         return Backbone(
             clip=_random_clip(named.config, random_seed).to(device=device, dtype=dtype).freeze(),
             tokenizer=_tokenizer(named, None),
@@ -166,55 +175,12 @@ def _preset_of(
     side = read_json(config_file) if given else {}
     if "clip" in side:
         own = read_preset(config_file)
-        return _activated(
+        return activated(
             own if named is None else named.model_copy(update={"config": own.config}), activation
         )
-    found = read_side_config(file.parent, side) if given else None
-    if named is not None:
-        return _activated(named if found is None else found.applied_to(named, file), activation)
-    try:
-        config = infer_config(state, activation=activation or "quick_gelu")
-    except ValidationError as error:
-        raise BackboneError(f"weights in {file} make no CLIP: {error.errors()[0]['msg']}") from None
-    if found is not None:
-        config = _with_activation(found.applied(config, file), activation)
-    elif activation is None:
-        warnings.warn(
-            f"no configuration lies beside {file}: activation quick_gelu (OpenAI's; LAION's weights need gelu), "
-            f"{config.vision.heads} and {config.text.heads} heads are inferred; put its configuration beside it",
-            InputWarning,
-            stacklevel=3,
-        )
-    colours: dict[str, Any] = {} if found is None else found.colours
-    for known in PRESETS.values():
-        if _activated(known, config.vision.activation).config == config:
-            return known.model_copy(update={"config": config, **colours})
-    taps = default_taps(config.vision.layers)
-    return Preset(
-        name=file.parent.name if file.name in hub.WEIGHT_FILES else file.stem,
-        clip=config,
-        detection_size=default_detection_size(config.vision.patch_size),
-        taps=taps,
-        value_value=True,
-        value_value_from=taps[0],
-        description=f"CLIP ViT read from {file.name}, its shape inferred from the tensors.",
-        **colours,
-    )
+    from zsad.clip.side_config import infer_preset
 
-
-def _activated(known: Preset, activation: Activation | None) -> Preset:
-    """The preset with another activation in both towers."""
-    return known.model_copy(update={"config": _with_activation(known.config, activation)})
-
-
-def _with_activation(config: CLIPConfig, activation: Activation | None) -> CLIPConfig:
-    if activation is None:
-        return config
-    towers = {
-        name: getattr(config, name).model_copy(update={"activation": activation})
-        for name in ("vision", "text")
-    }
-    return config.model_copy(update=towers)
+    return infer_preset(state, file, named=named, activation=activation, huggingface=side if given else None)
 
 
 class _SkipRandom(TorchFunctionMode):
@@ -315,3 +281,91 @@ def _random_clip(config: CLIPConfig, seed: int) -> CLIP:
                 fan_in = parameter.shape[1:].numel() if name.endswith("weight") else parameter.shape[0]
                 parameter.normal_(std=fan_in**-0.5, generator=generator)
     return clip
+
+
+def weight_files(source: Path) -> list[Path]:
+    """The safetensors files of a file or folder, in a fixed order.
+
+    Raises:
+        BackboneError: nothing there, nothing to use there, or a pickle.
+    """
+    if source.is_dir():
+        for name in hub.WEIGHT_FILES:
+            if (source / name).is_file():
+                return weight_files(source / name)
+        pickles = sorted(path.name for path in source.iterdir() if path.suffix in PICKLES)
+        if pickles:
+            raise _refused(source / pickles[0])
+        raise BackboneError(
+            f"folder {source} holds none of {', '.join(hub.WEIGHT_FILES)}; name the weights' file"
+        )
+    if not source.exists():
+        raise BackboneError(
+            f"no weights at {source}; give a .safetensors file, a folder with one, or a backbone's name"
+        )
+    if source.name.endswith(".index.json"):
+        return _shards(source)
+    if source.suffix in PICKLES:
+        raise _refused(source)
+    if source.suffix != ".safetensors":
+        raise BackboneError(f"{source} is not a .safetensors file, the only kind of weights that zsad reads")
+    return [source]
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise BackboneError(f"{index} is no index of sharded weights; fetch it again") from None
+    # Only the name counts: an index must not reach outside its folder.
+    files = [index.parent / Path(str(name)).name for name in names]
+    missing = [path.name for path in files if not path.is_file()]
+    if missing or not files:
+        raise BackboneError(
+            f"{index} names {len(files)} shards, missing {missing[:3]}; fetch them into its folder"
+        )
+    return files
+
+
+def _refused(path: Path) -> BackboneError:
+    how = "torch.load(PATH, weights_only=True)"
+    if path.suffix == ".pt":
+        how = "torch.jit.load(PATH, 'cpu').state_dict()"
+    command = _CONVERT.format(how=how.replace("PATH", repr(str(path))))
+    return BackboneError(
+        f"{path} is a pickle or TorchScript archive, which can run code when opened, so zsad refuses it; "
+        f"if you trust it, {command}"
+    )
+
+
+def read_weights(files: list[Path]) -> State:
+    """All tensors of safetensors files, in the names they have there.
+
+    Raises:
+        BackboneError: a file is broken, cut off or not safetensors.
+    """
+    state: State = {}
+    for path in files:
+        try:
+            state.update(load_file(path))
+        except (SafetensorError, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            with path.open("rb") as file:
+                if file.read(40).startswith(b"version https://git-lfs"):
+                    reason = "it is a git-lfs pointer, not the weights"
+            raise BackboneError(
+                f"cannot read {path} of {path.stat().st_size} bytes as safetensors ({reason}); fetch it again"
+            ) from None
+    return state
+
+
+def weights_sha256(files: list[Path]) -> str:
+    """SHA-256 of a file's content; of several, that of their digests in order."""
+    digests = [_file_sha256(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _file_sha256(path: str, size: int, modified: int) -> str:
+    """Digest of a file; size and time are in the key of the cache alone."""
+    return file_sha256(Path(path))

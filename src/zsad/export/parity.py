@@ -14,7 +14,8 @@ from PIL import Image
 from zsad.backends.backend import Backend, BackendOutput, Float32
 from zsad.backends.graph_card import Proof
 from zsad.errors import CheckpointError, ConfigError, DataError, ZsadError
-from zsad.images.decode import Preprocess, load_image
+from zsad.images.decode import load_image
+from zsad.images.picture import Preprocess
 from zsad.nn.maps import render_map_numpy
 from zsad.types import Sample
 

@@ -19,7 +19,7 @@ from zsad.export.onnx_graph import TracedGraph, write_onnx
 from zsad.export.openvino_graph import write_openvino
 from zsad.export.parity import ProofImages, compare, require, require_alike
 from zsad.files import file_sha256, scratch_folder, storage_errors, write_text
-from zsad.images.decode import Preprocess
+from zsad.images.picture import Preprocess
 from zsad.predict.view import calibration_beside
 
 _SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from zsad.errors import ImageError
-from zsad.images.channels import Samples, depth_top
+from zsad.images.pixels import Samples, depth_top
 
 _BLANK = rb"(?:[ \t\r\n\v\f]|#[^\r\n]*[\r\n])+"
 _HEADER = re.compile(rb"P([1-6])" + _BLANK + rb"(\d{1,10})" + _BLANK + rb"(\d{1,10})")

@@ -16,8 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from zsad.errors import ConfigError, ImageError, TooManyPixelsError
-from zsad.images.channels import stretched
-from zsad.images.pixels import Reading, check_memory
+from zsad.images.pixels import Reading, check_memory, stretched
 from zsad.images.tiff_tags import MAX_PAGES
 
 _BLOCK = 4_000_000

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsad.errors import ConfigError, DataError, InputWarning, ZsadError
-from zsad.images.decode import Preprocess, read_image
+from zsad.images.decode import read_image
 from zsad.images.open import (
     HEIF_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -36,6 +36,7 @@ from zsad.images.open import (
     page_count,
     split_address,
 )
+from zsad.images.picture import Preprocess
 from zsad.images.pixels import PLAIN, Reading
 from zsad.types import Sample
 

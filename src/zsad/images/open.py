@@ -20,7 +20,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from zsad.errors import ConfigError, ImageError
-from zsad.images.channels import samples_of_array
 from zsad.images.picture import ImagePixels, Picture, SamplePixels, Stored
 from zsad.images.pixels import (
     PLAIN,
@@ -30,6 +29,7 @@ from zsad.images.pixels import (
     decoding,
     orientation,
     pillow_limit_lifted,
+    samples_of_array,
 )
 
 Source = str | Path | bytes | Image.Image | npt.NDArray[Any]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from zsad.errors import ImageError
-from zsad.images.channels import Alpha, Model, Samples, as_uint16
+from zsad.images.pixels import Alpha, Model, Samples, as_uint16
 from zsad.images.tiff_pieces import decoded, inflated, single_strip, unpacked_bits, unpacked_ycbcr
 from zsad.images.tiff_tags import Tags, TiffHeader, read_header, read_tags
 

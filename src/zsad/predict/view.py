@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from zsad.backends.backend import Backend
 from zsad.card import Card
 from zsad.errors import ConfigError
-from zsad.images.decode import Preprocess
+from zsad.images.picture import Preprocess
 from zsad.images.pixels import PLAIN, Reading
 
 if TYPE_CHECKING:

@@ -19,9 +19,10 @@ import numpy as np
 from PIL import Image
 
 from zsad.errors import DataError, ImageError, ZsadError
-from zsad.images.decode import Preprocess, read_image
+from zsad.images.decode import read_image
 from zsad.images.inputs import read_ahead
 from zsad.images.open import Source
+from zsad.images.picture import Preprocess
 from zsad.predict.pipeline import Decoded, Ready, judge, read, score
 from zsad.predict.prediction import Prediction
 from zsad.predict.roi import RegionOfInterest

@@ -23,7 +23,7 @@ from PIL import Image
 
 from zsad import errors
 from zsad.errors import ConfigError, EngineError, ImageError, ZsadError
-from zsad.images.decode import Preprocess
+from zsad.images.picture import Preprocess
 from zsad.nn.maps import MapSpec
 from zsad.predict.pipeline import Decoded
 from zsad.predict.prediction import Prediction

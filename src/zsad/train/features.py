@@ -12,8 +12,8 @@ from torch import Tensor
 
 from zsad.clip.vision import Pixels
 from zsad.errors import DataError
-from zsad.images.decode import Preprocess
 from zsad.images.inputs import iter_batches
+from zsad.images.picture import Preprocess
 from zsad.methods.base import ImageFeatures, Method
 from zsad.nn.oddness import CUES
 from zsad.train.augment import Augmenter

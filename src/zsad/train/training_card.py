@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from zsad.card import BackboneReference, Card, Training
 from zsad.datasets.overlap import names_of, pack_tags
-from zsad.images.decode import Preprocess
+from zsad.images.picture import Preprocess
 from zsad.methods.registry import find, names
 from zsad.train.train_config import RUN_FIELDS, TrainConfig
 

@@ -17,7 +17,8 @@ from zsad.clip.weights import load_backbone
 from zsad.datasets.manifest import discover
 from zsad.detector import Detector
 from zsad.errors import ConfigError, DataError
-from zsad.images.decode import Preprocess, read_image
+from zsad.images.decode import read_image
+from zsad.images.picture import Preprocess
 from zsad.methods.registry import METHODS, build
 from zsad.studies.explain import explain
 from zsad.studies.explain.collect import Usage, choose_pictures, patch_regions

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from zsad.clip.weights import Backbone
-from zsad.images.decode import Preprocess
+from zsad.images.picture import Preprocess
 from zsad.methods.base import Method, MethodConfig
 from zsad.methods.registry import build
 from zsad.predict.pipeline import OnError
