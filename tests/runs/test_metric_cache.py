@@ -35,7 +35,8 @@ def files(tmp_path: Path, pixels: PixelMetrics) -> dict[str, Path]:
     masks = MaskCache()
     masks.put(MASK, tmp_path / "mask.png", full=MASK.shape)
     masks.write(found["masks"])
-    counted = ClassPixels.of([("one", pixels)], group_starts(pixels))
+    uncut = np.empty(0, int)
+    counted = ClassPixels.of([("one", pixels)], group_starts(pixels, uncut), uncut)
     np.savez(found["pixels"], **counted.arrays("bolt"))
     return found
 

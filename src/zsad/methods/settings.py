@@ -66,7 +66,7 @@ Score = Annotated[
 ]
 
 
-_LARGEST, _LONGEST = 4096, 256
+_LARGEST, _LONGEST = 10_000, 256
 
 
 class MethodConfig(BaseModel):

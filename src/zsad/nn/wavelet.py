@@ -43,7 +43,10 @@ def frequency_fusion(x: Tensor, weight: Tensor, *, normalise: bool = False) -> T
 
 def _normalised(band: Tensor) -> Tensor:
     """A band (..., D, h, w) with mean 0 and deviation 1 over D; where it is nothing, nothing."""
-    return F.layer_norm(band.movedim(-3, -1), (int(band.shape[-3]),)).movedim(-1, -3)
+    # Not counted from the end: ONNX would record a permutation with negative numbers.
+    channels, last = band.ndim - 3, band.ndim - 1
+    normalised = F.layer_norm(band.movedim(channels, last), (int(band.shape[channels]),))
+    return normalised.movedim(last, channels)
 
 
 class FrequencyFusion(nn.Module):
