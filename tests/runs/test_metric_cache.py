@@ -58,7 +58,7 @@ def test_sound_files_give_back_what_was_put(files: dict[str, Path], pixels: Pixe
     check(files, pixels)
     assert StateCache(files["states"]).fill(ClassScores("set", "bolt"), "key", limit=0.3)
     assert not StateCache(files["states"]).fill(ClassScores("set", "bolt"), "other", limit=0.3)
-    assert list(MaskCache.of(files["masks"]).found) and list(read_pixels(files["pixels"])) == ["bolt"]
+    assert list(MaskCache.of(files["masks"]).packed) and list(read_pixels(files["pixels"])) == ["bolt"]
 
 
 def test_damaged_files_give_nothing(files: dict[str, Path], pixels: PixelMetrics) -> None:
