@@ -14,7 +14,7 @@ from zsad.datasets.manifest import DataSet
 from zsad.datasets.words import letters
 from zsad.errors import ZsadError
 from zsad.images.masks import load_mask
-from zsad.images.open import MASK_ENDINGS
+from zsad.images.open import split_mask_stem
 from zsad.types import Sample
 
 SIZE = (518, 518)
@@ -246,14 +246,10 @@ def misnamed(samples: Sequence[Sample]) -> Iterator[Sample]:
     for sample in samples:
         if sample.mask is None:
             continue
-        stem, folder = _without_ending(sample.mask.stem.lower()), sample.mask.parent.name
+        stem, folder = split_mask_stem(sample.mask.stem.lower())[0], sample.mask.parent.name
         swapped = stem != sample.image.stem.lower() and (sample.class_name, stem) in stems
         if swapped or (folder != sample.kind and (sample.class_name, folder) in kinds):
             yield sample
-
-
-def _without_ending(stem: str) -> str:
-    return next((stem.removesuffix(ending) for ending in MASK_ENDINGS if stem.endswith(ending)), stem)
 
 
 def _class_problems(dataset: DataSet, entry: CatalogEntry | None) -> Iterator[str]:

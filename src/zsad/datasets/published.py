@@ -15,7 +15,7 @@ from zsad.datasets.layouts import Finding, ParsedLayout, class_layout, split_fol
 from zsad.errors import DataError, ZsadError
 from zsad.images.inputs import entries, is_image, is_mask_folder, subfolders, walk_images
 from zsad.images.masks import is_labelme, load_mask
-from zsad.images.open import MASK_ENDINGS
+from zsad.images.open import split_mask_stem
 from zsad.types import Sample
 
 _SPLITS = ("train", "test", "val", "valid", "validation")
@@ -90,10 +90,9 @@ def _split_twins(paths: list[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
     masks: dict[str, list[Path]] = {}
     images = []
     for path in paths:
-        stem = path.stem.lower()
-        ending = next((ending for ending in MASK_ENDINGS if stem.endswith(ending)), "")
-        if ending and (stem.removesuffix(ending) in stems or ending.startswith("_")):
-            masks.setdefault(stem.removesuffix(ending), []).append(path)
+        owner, ending = split_mask_stem(path.stem.lower())
+        if ending and (owner in stems or ending.startswith("_")):
+            masks.setdefault(owner, []).append(path)
         else:
             images.append(path)
     return masks, images

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from zsad.errors import DataError, ImageError, ZsadError
 from zsad.files import parse_document
 from zsad.images.decode import image_size
-from zsad.images.open import LABELME_FOLDER, MASK_ENDINGS, open_picture
+from zsad.images.open import LABELME_FOLDER, open_picture, split_mask_stem
 from zsad.images.pixels import MAX_PIXELS, check_pixels
 
 _LOSSLESS = frozenset({".png", ".bmp", ".tif", ".tiff", ".gif", ".webp"})
@@ -192,8 +192,8 @@ def masks_beside(images: Sequence[Path]) -> dict[Path, Path]:
         stems.setdefault(path.stem.lower(), []).append(path)
     masks: dict[Path, Path] = {}
     for stem, paths in stems.items():
-        ending = next((ending for ending in MASK_ENDINGS if stem.endswith(ending)), "")
-        owners = stems.get(stem.removesuffix(ending), []) if ending else []
+        owner, ending = split_mask_stem(stem)
+        owners = stems.get(owner, []) if ending else []
         for path in paths:
             if len(owners) == 1 and looks_like_mask(path):
                 masks[owners[0]] = path

@@ -76,6 +76,17 @@ _QUARTER = 64  # of 256: below it the two highest bits are not used
 _DECODER_BYTES = {"WEBP": 13.0, "AVIF": 6.0, "JPEG2000": 16.0, "HEIF": 6.0}
 
 
+def split_mask_stem(stem: str) -> tuple[str, str]:
+    """Return the stem of the image that a mask of this stem belongs to, and the mask's ending; "" without one.
+
+    Example:
+        >>> split_mask_stem("000_mask"), split_mask_stem("000")
+        (('000', '_mask'), ('000', ''))
+    """
+    ending = next((ending for ending in MASK_ENDINGS if stem.endswith(ending)), "")
+    return stem.removesuffix(ending), ending
+
+
 def split_address(path: str | Path) -> tuple[Path, int | None]:
     """Return the file and the number, from 1, of the picture in it; None where the path names the file alone.
 
